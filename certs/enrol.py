@@ -1,0 +1,141 @@
+"""Enrolment over two machines: request, sign, install. The private key never moves, and both sides compare words.
+
+(1) The hospital makes its key and a request (`create_request`). (2) The coordinator's people hear the key's words and sign the
+request (`sign_request`), which copies the public key and nothing else. (3) The hospital hears the root's words and installs
+what came back (`install`). Neither (2) nor (3) can be done without the words.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certs import files
+from certs.authority import LEAF_DAYS, Leaf, load_authority, private_pem, record, sign_leaf
+from certs.identity import (
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    ROOT_FILE,
+    Identity,
+    check_issued,
+    key_fingerprint,
+    load_identity,
+    load_private_key,
+)
+from certs.party import (
+    MALFORMED,
+    CertificateError,
+    PartyName,
+    Purpose,
+    fingerprint_of,
+    leaf_key,
+    parse_certificate,
+    parse_certificates,
+    party_of_certificate,
+    public_key_der_of,
+    uri_of,
+)
+from certs.words import compare_words
+
+REQUEST_FILE = "node.csr"
+
+
+def create_request(folder: Path, uri: str) -> bytes:
+    """Make a key on the party's own machine and ask for a certificate: node.key (0600, stays there) and node.csr.
+
+    Returns the SHA-256 of the key, whose words the authority's people ask for.
+    """
+    PartyName.parse(uri)
+    files.make_folder(folder)
+    files.refuse_existing(folder, KEY_FILE, REQUEST_FILE)
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([]))
+        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    files.write_new(folder / KEY_FILE, private_pem(key), files.PRIVATE)
+    files.write_new(folder / REQUEST_FILE, request.public_bytes(Encoding.PEM), files.PUBLIC)
+    return key_fingerprint(key)
+
+
+def read_request(pem: bytes, source: str) -> Leaf:
+    """What a request asks for: a name and a P-256 key that its sender holds. Everything else in it is ignored."""
+    try:
+        request = x509.load_pem_x509_csr(pem)
+        names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except MALFORMED as error:
+        raise CertificateError(
+            f"{source} is not a certificate request with a party's URI: make one with secagg-certs request"
+        ) from error
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    if len(uris) != 1:
+        raise CertificateError(f"{source} asks for {len(uris)} names, expected one party")
+    key = leaf_key(request.public_key, source)
+    try:
+        proved = request.is_signature_valid
+    except MALFORMED:
+        proved = False
+    if not proved:
+        raise CertificateError(f"{source} is not signed by the key that it names: ask for the file again")
+    return Leaf(uris[0], key)
+
+
+def sign_request(
+    authority_folder: Path, request: Path, out: Path, spoken_words: str, *, days: int = LEAF_DAYS, now: datetime | None = None
+) -> Leaf:
+    """Sign the request of a hospital or evaluator whose key words were compared; writes certificate and root to `out`.
+
+    `spoken_words` are those that its people read from their own screen; the request is refused if they differ.
+    """
+    authority = load_authority(authority_folder)
+    at = now or datetime.now(UTC)
+    asked = read_request(files.read_bytes(request, "the request"), str(request))
+    if PartyName.parse(asked.uri).purpose is not Purpose.CLIENT:
+        raise CertificateError(
+            f"{asked.uri} is a coordinator: make its key and certificate on its own machine with secagg-certs issue"
+        )
+    compare_words(spoken_words, asked.fingerprint, asked.uri)
+    leaf = Leaf(asked.uri, asked.public_key, days=days)
+    pem = sign_leaf(authority, leaf, at)
+    files.refuse_existing(out.parent, out.name)
+    record(authority_folder, leaf, pem, at, words_compared=True)
+    files.write_new(out, pem + authority.certificate_pem, files.PUBLIC)
+    return leaf
+
+
+def install(folder: Path, signed: Path, spoken_root_words: str, now: datetime | None = None) -> Identity:
+    """Put a signed certificate beside its key, after comparing the root's words. An older one of the same key is replaced."""
+    at = now or datetime.now(UTC)
+    certificates = parse_certificates(files.read_bytes(signed, "the signed certificate"), str(signed))
+    if len(certificates) != 2:
+        raise CertificateError(
+            f"{signed} holds {len(certificates)} certificates, expected yours and the root: ask for the file again"
+        )
+    leaf, root = certificates
+    root_key = leaf_key(root.public_key, f"the root in {signed}")
+    compare_words(spoken_root_words, fingerprint_of(public_key_der_of(root_key)), "the root")
+    root_pem, source = root.public_bytes(Encoding.PEM), str(signed)
+    check_issued(leaf, root_pem, at, source)
+    party = party_of_certificate(leaf, at, source)
+    key = load_private_key(files.read_private(folder / KEY_FILE, "the private key"), str(folder / KEY_FILE))
+    if key_fingerprint(key) != party.fingerprint:
+        raise CertificateError(
+            f"{signed} was made for another key than {folder / KEY_FILE}: install it where its request was made"
+        )
+    _check_same_name(folder, party.uri)
+    files.replace(folder / ROOT_FILE, root_pem, files.PUBLIC)
+    files.replace(folder / CERTIFICATE_FILE, leaf.public_bytes(Encoding.PEM), files.PUBLIC)
+    return load_identity(folder, at)
+
+
+def _check_same_name(folder: Path, uri: str) -> None:
+    path = folder / CERTIFICATE_FILE
+    if path.exists() and uri_of(parse_certificate(files.read_bytes(path, "the certificate"), str(path)), str(path)) != uri:
+        raise CertificateError(f"{folder} belongs to another party than {uri}: give every party its own folder")

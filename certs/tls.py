@@ -1,0 +1,77 @@
+"""TLS credentials for both sides, and who is at the other end of a connection.
+
+Mutual TLS 1.3 always: there is no function here that makes an unauthenticated or plaintext connection. Identity is read from
+the TLS session only; nothing in a message can change it. Of this package only this file imports grpc.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+import certs
+
+if not certs.TLS_FLOOR_SET:
+    raise ImportError(
+        "grpc was imported before certs, so TLS 1.2 cannot be switched off any more: put `import certs` into the "
+        "__init__ of the package that uses grpc"
+    )
+
+import grpc
+
+from certs.identity import Identity, load_identity
+from certs.party import CertificateError, Party, Purpose, parse_certificate, party_of_certificate
+
+
+class TlsContext(Protocol):
+    """What both grpc.ServicerContext and grpc.aio.ServicerContext offer."""
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """Properties of the TLS session."""
+
+
+def server_credentials(identity_folder: Path, now: datetime | None = None) -> grpc.ServerCredentials:
+    """The coordinator's side: shows its certificate and requires one of the same root from every client."""
+    identity = _load_for(Purpose.SERVER, identity_folder, now)
+    return grpc.ssl_server_credentials(
+        [(identity.key_pem, identity.certificate_pem)], root_certificates=identity.ca_pem, require_client_auth=True
+    )
+
+
+def channel_credentials(identity_folder: Path, now: datetime | None = None) -> grpc.ChannelCredentials:
+    """A node's side: shows its certificate and accepts only a server certificate of the study's root for the dialled host."""
+    identity = _load_for(Purpose.CLIENT, identity_folder, now)
+    return grpc.ssl_channel_credentials(
+        root_certificates=identity.ca_pem, private_key=identity.key_pem, certificate_chain=identity.certificate_pem
+    )
+
+
+def party_of(context: TlsContext, now: datetime | None = None) -> Party:
+    """Who made this call, from the TLS session; CertificateError if that cannot be said.
+
+    (1) the connection is TLS; (2) it shows one client certificate; (3) that certificate is a valid leaf of a client, with an EC
+    P-256 key, at `now` (a connection can outlive a certificate). The handshake has checked the CA's signature. The caller still
+    checks the key against its allow list.
+    """
+    session = context.auth_context()
+    if list(session.get("transport_security_type", ())) != [b"ssl"]:  # (1)
+        raise CertificateError("the connection is not TLS: connect with the credentials of an enrolled party")
+    shown = list(session.get("x509_pem_cert", ()))
+    if len(shown) != 1:  # (2)
+        raise CertificateError("the connection shows no client certificate: connect with the credentials of an enrolled party")
+    source = "the certificate of the caller"
+    party = party_of_certificate(parse_certificate(shown[0], source), now or datetime.now(UTC), source)  # (3)
+    if party.name.purpose is not Purpose.CLIENT:
+        raise CertificateError(f"{party.uri} is not a party that may call: only hospitals and evaluators dial in")
+    return party
+
+
+def _load_for(purpose: Purpose, folder: Path, now: datetime | None) -> Identity:
+    identity = load_identity(folder, now)
+    if identity.name.purpose is not purpose:
+        raise CertificateError(
+            f"{folder} holds the identity of {identity.uri}, which cannot stand on the {purpose} side of a connection"
+        )
+    return identity

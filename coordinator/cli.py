@@ -1,0 +1,181 @@
+"""`secagg-coordinator`: run a study, look at it, check a plan. Only this file prints or exits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import structlog
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from certs.party import CertificateError
+from coordinator.config import ConfigError, CoordinatorConfig, load_config
+from coordinator.store import RoundRow, StoreError, StoreReader, open_store
+from proto.plan import PlanError, load_toml, short_name
+
+EXIT_USER = 2  # something that a person has to mend
+app = typer.Typer(
+    name="secagg-coordinator",
+    help="Coordinator of one study: offers rounds, relays masked updates, opens only their sum.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ConfigPath = Annotated[Path, typer.Option("--config", help="The coordinator's TOML file.")]
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    until_finished: Annotated[
+        bool, typer.Option("--until-finished", help="Exit once the run is over and every party knows it.")
+    ] = False,
+) -> None:
+    """Serve the study until SIGINT or SIGTERM. A restart goes on after the last finished round."""
+    _log_to_stderr()
+    settings = _settings(config)
+    try:
+        asyncio.run(_run(settings, until_finished=until_finished))
+    except (ConfigError, PlanError, StoreError, CertificateError) as error:
+        _fail(error)
+
+
+@app.command()
+def status(
+    config: ConfigPath,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Show rounds, members and what the run waits for; reads the store only."""
+    settings = _settings(config)
+    try:
+        with open_store(settings.database) as store:
+            if as_json:
+                typer.echo(json.dumps(_as_json(store), default=_plain, indent=2))
+            else:
+                _show(store)
+    except StoreError as error:
+        _fail(error)
+
+
+@app.command("check-plan")
+def check_plan(plan: Annotated[Path, typer.Argument(help="The study plan, TOML.")]) -> None:
+    """Check a plan and say what its masking sessions withstand."""
+    from coordinator.state import fits, smallest_cohort
+
+    try:
+        study = load_toml(plan)
+        smallest = smallest_cohort(study)
+    except PlanError as error:
+        _fail(error)
+    typer.echo(f"Study '{study.study}': {len(study.hospitals)} hospitals, {study.rounds} rounds, digest {study.digest().hex()}")
+    for size in range(smallest, len(study.hospitals) + 1):
+        threshold = study.threshold_of(size)
+        if fits(study, size):
+            typer.echo(f"{size} hospitals: any {threshold} open the sum, {size - max(threshold, smallest)} may drop out")
+        else:
+            typer.echo(f"{size} hospitals: no session opens, {threshold} do not fit {study.masking.max_colluders} colluders")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+async def _run(settings: CoordinatorConfig, *, until_finished: bool) -> None:
+    from certs.peers import load_peers
+    from coordinator.lock import FolderInUse, held
+    from coordinator.models import ModelError
+    from coordinator.run import Run
+    from coordinator.service import ListenError, serve
+
+    try:
+        settings.state.mkdir(parents=True, exist_ok=True)
+        allow = load_peers(settings.allow)
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        with held(settings.state):
+            await serve(Run(settings, os.urandom), settings, allow, stop, until_finished=until_finished)
+    except (ModelError, ListenError, FolderInUse) as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"cannot use the state folder {settings.state}: {error.strerror}") from error
+
+
+def _settings(path: Path) -> CoordinatorConfig:
+    try:
+        return load_config(path)
+    except ConfigError as error:
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    typer.echo(f"secagg-coordinator: {error}", err=True)
+    raise typer.Exit(EXIT_USER)
+
+
+def _log_to_stderr() -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0, pad_level=False),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=_stderr_logger,
+    )
+
+
+def _stderr_logger(*_: object) -> structlog.PrintLogger:
+    return structlog.PrintLogger(sys.stderr)  # looked up for every line: stderr may be replaced while a program runs
+
+
+def _as_json(store: StoreReader) -> dict[str, object]:
+    plan = store.plan()
+    return {
+        "study": plan.study,
+        "plan_digest": plan.digest().hex(),
+        "waiting": store.waiting(),
+        "finished": store.finished(),
+        "rounds": [asdict(row) for row in store.rounds()],
+        "members": [asdict(row) for row in store.members()],
+        "scores": [asdict(row) for row in store.scores()],
+    }
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no place in a status")
+
+
+def _show(store: StoreReader) -> None:
+    console = Console()
+    rounds = Table("round", "state", "survivors", "dropped", "seconds", "model")
+    for row in store.rounds():
+        rounds.add_row(*_round_cells(row))
+    console.print(rounds)
+    members = Table("party", "state", "phase", "last heard of", "why")
+    for member in store.members():
+        seen = "" if member.last_seen_at is None else member.last_seen_at.astimezone().strftime("%H:%M:%S")
+        members.add_row(short_name(member.uri), member.state, member.phase, seen, member.code)
+    console.print(members)
+    console.print(store.finished() or store.waiting() or "working")
+
+
+def _round_cells(row: RoundRow) -> tuple[str, ...]:
+    dropped = ", ".join(f"{short_name(uri)} ({phase})" for uri, phase in row.dropped.items())
+    survivors = f"{len(row.survivors)} of {len(row.cohort)}" if row.cohort else ""
+    seconds = f"{sum(row.phase_seconds.values()):.1f}"
+    return str(row.number), row.state, survivors, dropped or row.reason, seconds, (row.model_digest or "")[:12]

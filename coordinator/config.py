@@ -1,0 +1,69 @@
+"""The coordinator's own configuration: where things are on this machine and nothing that the study depends on.
+
+Whatever two parties must agree on stands in the plan (proto/plan.py). Paths are taken from the folder of the file that
+names them, so that a folder can be moved as a whole. This file decides nothing.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from pydantic import Field, ValidationError, field_validator
+
+from proto.plan import Frozen, explain
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; one sentence that names the file, the key and the remedy."""
+
+
+class CoordinatorConfig(Frozen):
+    """Everything that `secagg-coordinator` reads from its TOML file."""
+
+    listen: str = "127.0.0.1:0"  # host:port; port 0 takes a free one, written to state/address
+    identity: Path  # folder with node.key, node.crt, ca.crt
+    allow: Path  # peers.toml: parties that may connect, by key hash
+    plan: Path
+    start: Path  # safetensors of the public start
+    state: Path  # store.db, models/, spool/, address
+    store_url: str | None = None  # SQLAlchemy URL; None: SQLite in the state folder
+    drill_pause_s: float = Field(default=0.0, ge=0, le=600)  # pause between masking phases, for demonstrations and drills
+
+    @field_validator("listen")
+    @classmethod
+    def _check_listen(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65_535:
+            raise ValueError(f"'{value}' is not of the form host:port")
+        return value
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL of the store."""
+        return self.store_url or f"sqlite:///{self.state / 'store.db'}"
+
+    @property
+    def address_file(self) -> Path:
+        """Where a running coordinator writes the address that it listens on."""
+        return self.state / "address"
+
+
+def load_config(path: Path) -> CoordinatorConfig:
+    """Read the TOML file at `path`. Raises ConfigError with one sentence."""
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    try:
+        config = CoordinatorConfig.model_validate(fields)
+    except ValidationError as error:
+        raise ConfigError(explain(error, str(path))) from error
+    return _from_folder(config, path.resolve().parent)
+
+
+def _from_folder(config: CoordinatorConfig, folder: Path) -> CoordinatorConfig:
+    names = ("identity", "allow", "plan", "start", "state")
+    return config.model_copy(update={name: folder / getattr(config, name) for name in names})

@@ -1,0 +1,235 @@
+"""The masking session as the coordinator drives it: advertise, share, mask, confirm, reveal, open.
+
+A phase ends when everybody expected has answered, or nobody who is still heard of is missing, or at its deadline, and
+then only with enough answers. A session that cannot go on says so in `session.ended`; what follows for the round is
+decided in coordinator/rounds.py. A survivor is a member whose whole upload was accepted, and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import assert_never
+
+from coordinator.events import (
+    Advertised,
+    Answer,
+    CloseList,
+    CommitPoint,
+    Confirmed,
+    OpenSum,
+    Refused,
+    Revealed,
+    SavePhase,
+    SaveRound,
+    Shared,
+    UploadAccepted,
+)
+from coordinator.orders import Confirm, Mask, Open, Order, Reveal, Share
+from coordinator.state import MASKING, UNCOMMITTED, Phase, Session, Standing, enough, is_lost, seats_of, why_not
+from coordinator.turn import Turn
+from proto.plan import short_name
+
+DONE_WORDS = {
+    Phase.ADVERTISE: "keys advertised",
+    Phase.SHARE: "shares sealed",
+    Phase.MASK: "uploaded",
+    Phase.CONFIRM: "confirmed the list",
+    Phase.REVEAL: "revealed",
+}
+MAX_REFUSALS = 2  # a second refusal in one round leaves a hospital out of it
+
+
+def open_session(turn: Turn, session_id: bytes, roster: tuple[str, ...]) -> None:
+    """Begin a session under an id that is on disk already."""
+    state = turn.state
+    seats = seats_of(state, roster)
+    threshold = state.plan.threshold_of(len(seats))
+    session = Session(id=session_id, roster=seats, threshold=threshold, expected=frozenset(roster))
+    turn.change(session=session, forming=(), impossible=())
+    turn.emit(SaveRound(state.round, "masking", cohort=roster))
+    _enter(turn, Phase.ADVERTISE, session.expected)
+    names = ", ".join(short_name(uri) for uri in roster)
+    turn.record("cohort", f"cohort of {len(seats)}: {names} · any {threshold} of them open the sum")
+    order = Open(session_id, state.round, seats)
+    for uri in roster:
+        turn.instruct(uri, order)
+
+
+def on_answer(turn: Turn, event: Answer) -> None:
+    """Count one answer; anything late, repeated or out of place changes nothing."""
+    if why_not(turn.state, event.party, event.session, _phase_of(event)) is not None:
+        return
+    session = turn.session
+    if event.party in session.answered:
+        return
+    turn.change(session=replace(_with_message(session, event), answered=session.answered | {event.party}))
+    end_phase_if_over(turn)
+
+
+def on_refusal(turn: Turn, event: Refused) -> None:
+    """A member leaves the session, or, before anything was released, takes the member that it names out of the round."""
+    state = turn.state
+    if state.phase not in MASKING or why_not(state, event.party, event.session, state.phase) is not None:
+        return
+    by, culprit = short_name(event.party), event.culprit
+    if culprit in turn.session.uris and culprit != event.party:
+        turn.record("refused", f"{by} refused at {state.phase} ({event.code}) and named {short_name(culprit)}", event.party)
+        if state.phase in UNCOMMITTED:
+            exclude(turn, culprit, event.code)
+            turn.change_session(ended=f"{by} named {short_name(culprit)} ({event.code})")
+            return
+    else:
+        turn.record("refused", f"{by} refused at {state.phase} ({event.code})", event.party)
+    drop(turn, event.party)
+    _count_refusal(turn, event)
+    end_phase_if_over(turn)
+
+
+def exclude(turn: Turn, uri: str, code: str) -> None:
+    """Take a hospital out of the present round."""
+    turn.change_member(uri, standing=Standing.EXCLUDED, code=code)
+    turn.record("excluded", f"{short_name(uri)} is left out of this round ({code})", uri)
+
+
+def drop(turn: Turn, uri: str) -> None:
+    """Expect nothing more of a member in this session."""
+    session, phase = turn.session, turn.state.phase
+    turn.change_session(
+        expected=session.expected - {uri},
+        dropped={**session.dropped, uri: phase.value},
+    )
+
+
+def end_phase_if_over(turn: Turn) -> None:
+    """End the present phase where everybody answered, nobody heard of is missing, or time is up."""
+    state, session = turn.state, turn.session
+    if state.phase not in MASKING or session.ended is not None or session.closed_at_s is not None:
+        return
+    needed = _needed(turn)
+    if len(session.expected) < needed:
+        _end(turn, f"{len(session.expected)} of {len(session.roster)} members remain, {needed} are needed")
+        return
+    late = turn.now_s - state.phase_since_s >= state.plan.timing.phase_deadline_s
+    heard = [uri for uri in session.missing if not is_lost(state, state.members[uri], turn.now_s)]
+    if len(session.present) >= needed and (late or not heard):
+        _close_phase(turn)
+    elif late:
+        _end(turn, f"only {len(session.present)} of {len(session.expected)} answered in time, {needed} are needed")
+
+
+def on_tick(turn: Turn) -> None:
+    """Deadlines, lost members and the drill pause."""
+    session = turn.session
+    if session.closed_at_s is None:
+        end_phase_if_over(turn)
+    elif turn.now_s - session.closed_at_s >= turn.state.drill_pause_s:
+        _next_phase(turn)
+
+
+def _needed(turn: Turn) -> int:
+    """Answers without which the present phase cannot end well."""
+    before_list = turn.state.phase in {Phase.ADVERTISE, Phase.SHARE, Phase.MASK}
+    return enough(turn.state, turn.session) if before_list else turn.session.threshold
+
+
+def _end(turn: Turn, reason: str) -> None:
+    for uri in sorted(turn.session.missing):
+        drop(turn, uri)
+    turn.change_session(ended=f"{turn.state.phase}: {reason}")
+
+
+def _close_phase(turn: Turn) -> None:
+    """The answers of this phase are complete: say so, drop who is missing, go on after the drill pause."""
+    phase, session = turn.state.phase, turn.session
+    text = f"{len(session.answered)} of {len(session.expected | session.answered)} {DONE_WORDS[phase]}"
+    missing = sorted(session.missing)
+    turn.record("phase", f"{text} · without {', '.join(map(short_name, missing))}" if missing else text)
+    for uri in missing:
+        drop(turn, uri)
+        turn.record("dropped", f"{short_name(uri)} dropped out at {phase}; the round goes on without it", uri)
+    _save_time(turn)
+    turn.change_session(closed_at_s=turn.now_s)
+    if phase is Phase.MASK:
+        survivors = tuple(uri for uri in session.uris if uri in session.answered)
+        turn.change_session(survivors=survivors)
+        turn.emit(CloseList(session.id, survivors))
+    if turn.state.drill_pause_s == 0 or phase is Phase.REVEAL:
+        _next_phase(turn)
+
+
+def _next_phase(turn: Turn) -> None:
+    """Send the orders of the phase that follows to those who answered the last one."""
+    session = turn.session
+    turn.change_session(closed_at_s=None)
+    match turn.state.phase:
+        case Phase.ADVERTISE:
+            adverts = tuple(session.adverts[uri] for uri in session.uris if uri in session.answered)
+            _order(turn, Phase.SHARE, Share(session.id, adverts))
+        case Phase.SHARE:
+            sets = tuple(session.sets[uri] for uri in session.uris if uri in session.answered)
+            turn.emit(CommitPoint(session.id))
+            _order(turn, Phase.MASK, Mask(session.id, sets))
+        case Phase.MASK:
+            _order(turn, Phase.CONFIRM, Confirm(session.id, session.survivors))
+        case Phase.CONFIRM:
+            signed = tuple(session.confirmations[uri] for uri in session.uris if uri in session.answered)
+            _order(turn, Phase.REVEAL, Reveal(session.id, signed))
+        case _:
+            turn.change(phase=Phase.OPENING, phase_since_s=turn.now_s)
+            turn.emit(OpenSum(session.id, session.survivors))
+
+
+def _order(turn: Turn, phase: Phase, order: Order) -> None:
+    present = turn.session.present
+    _enter(turn, phase, present)
+    for uri in turn.session.uris:
+        if uri in present:
+            turn.instruct(uri, order)
+
+
+def _enter(turn: Turn, phase: Phase, expected: frozenset[str]) -> None:
+    turn.change(phase=phase, phase_since_s=turn.now_s)
+    turn.change_session(expected=expected, answered=frozenset())
+
+
+def _save_time(turn: Turn) -> None:
+    state = turn.state
+    turn.emit(SavePhase(state.round, state.phase.value, turn.now_s - state.phase_since_s))
+
+
+def _count_refusal(turn: Turn, event: Refused) -> None:
+    """Before anything was released a hospital may come back once into the same round; then it sits it out."""
+    if turn.state.phase not in UNCOMMITTED:
+        return
+    refusals = turn.state.members[event.party].refusals + 1
+    turn.change_member(event.party, refusals=refusals, standing=Standing.IDLE)
+    if refusals >= MAX_REFUSALS:
+        exclude(turn, event.party, event.code)
+
+
+def _phase_of(event: Answer) -> Phase:
+    match event:
+        case Advertised():
+            return Phase.ADVERTISE
+        case Shared():
+            return Phase.SHARE
+        case UploadAccepted():
+            return Phase.MASK
+        case Confirmed():
+            return Phase.CONFIRM
+        case Revealed():
+            return Phase.REVEAL
+        case _:
+            assert_never(event)
+
+
+def _with_message(session: Session, event: Answer) -> Session:
+    match event:
+        case Advertised():
+            return replace(session, adverts={**session.adverts, event.party: event.advert})
+        case Shared():
+            return replace(session, sets={**session.sets, event.party: event.share_set})
+        case Confirmed():
+            return replace(session, confirmations={**session.confirmations, event.party: event.confirmation})
+        case _:
+            return session

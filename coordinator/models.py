@@ -1,0 +1,117 @@
+"""Model vectors on disk, by digest: written whole or not at all, never changed.
+
+`<digest>.f32` holds little-endian float32 values in the order of the layout, which is also what FetchModel streams, so a
+model is never loaded to be sent. `<digest>.velocity.f32` is the optimizer's memory at that model. `latest.safetensors`
+is the newest model for people and other tools. The coordinator knows names and shapes, never a network.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from proto.layout import Layout, Vector, model_digest
+from proto.modelfile import Model, ModelFileError, encode_model, read_model
+
+
+class ModelError(RuntimeError):
+    """A model file that is missing, damaged or cannot be written; one sentence that names it and the remedy."""
+
+
+def read_start(path: Path) -> Model:
+    """The public start. Raises ModelError."""
+    try:
+        return read_model(path)
+    except ModelFileError as error:
+        raise ModelError(f"the start cannot be used: {error}") from error
+
+
+class ModelFolder:
+    """The models of one run."""
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self._folder = folder
+        self._layout = layout
+        folder.mkdir(parents=True, exist_ok=True)
+        for stray in folder.glob("*.part"):  # left by a crash in mid-write
+            stray.unlink()
+
+    def path_of(self, digest: str) -> Path:
+        """File of a model."""
+        return self._folder / f"{digest}.f32"
+
+    def write(self, vector: Vector, velocity: Vector | None = None) -> bytes:
+        """Store a model and the optimizer's memory, durable on return. Returns its digest."""
+        digest = model_digest(vector)
+        if velocity is not None:
+            write_atomically(self._velocity_path(digest.hex()), np.ascontiguousarray(velocity, dtype="<f4").data)
+        write_atomically(self.path_of(digest.hex()), np.ascontiguousarray(vector, dtype="<f4").data)
+        return digest
+
+    def read(self, digest: str) -> Vector:
+        """A model by digest, checked. Raises ModelError."""
+        vector = self._read_values(self.path_of(digest))
+        if model_digest(vector).hex() != digest:
+            raise ModelError(f"{self.path_of(digest)} is damaged: restore it from a copy, or begin with a new state folder")
+        return vector
+
+    def read_velocity(self, digest: str) -> Vector | None:
+        """The optimizer's memory at a model; None where it has none."""
+        path = self._velocity_path(digest)
+        return self._read_values(path) if path.exists() else None
+
+    def drop_velocity(self, digest: str) -> None:
+        """Forget the optimizer's memory at a model that is no longer the base."""
+        self._velocity_path(digest).unlink(missing_ok=True)
+
+    def export(self, vector: Vector, number: int) -> None:
+        """Replace `latest.safetensors`."""
+        provenance = {"round": str(number), "digest": model_digest(vector).hex()}
+        write_atomically(self._folder / "latest.safetensors", encode_model(Model(self._layout, vector, provenance)))
+
+    def _velocity_path(self, digest: str) -> Path:
+        return self._folder / f"{digest}.velocity.f32"
+
+    def _read_values(self, path: Path) -> Vector:
+        try:
+            values = np.fromfile(path, dtype="<f4")
+        except OSError as error:
+            raise ModelError(f"cannot read the model {path}: {error.strerror}") from error
+        if len(values) != self._layout.length:
+            raise ModelError(f"{path} holds {len(values)} values, the layout needs {self._layout.length}")
+        return values.astype(np.float32, copy=False)
+
+
+def pieces(path: Path, size: int) -> Iterator[bytes]:
+    """A file in order, in pieces of at most `size` bytes."""
+    with path.open("rb") as file:
+        while piece := file.read(size):
+            yield piece
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file so that a reader or a crash sees the old content or the whole new one. Raises ModelError."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            sync(file)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ModelError(f"cannot write {path}: {error.strerror}: free some space, then start the coordinator again") from error
+    descriptor = os.open(path.parent, os.O_RDONLY)  # the rename itself must survive a power cut
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync(file: IO[bytes]) -> None:
+    """Hand a file's content to the disk."""
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,119 @@
+"""Uploads and measurements as they arrive: bounded, checked to the last byte, then taken whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+
+from coordinator import events as ev
+from coordinator.run import Run
+from coordinator.sessions import Refusal
+from coordinator.spool import Try, UploadError
+from coordinator.state import Phase, why_not
+from proto import federation_pb2 as pb
+from proto.plan import short_name
+from proto.wire import CHUNK_BYTES
+from secagg import RemoteError, UploadSeal
+from secagg.coordinate import SessionView, verify_upload_seal
+
+MAX_RECEIPT_BYTES = 64
+MAX_CASES = 100_000  # per label; a public test set is far smaller
+SILENT_AFTER_S = 60.0  # an upload without a word for so long is given up; the node begins it again
+
+
+class Receiver:
+    """Takes what parties send in bulk. A newer upload of a party ends an older one, which a dead connection left."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._turns: dict[str, object] = {}
+
+    async def receive(self, uri: str, messages: AsyncIterator[pb.UploadChunk]) -> None:
+        """One upload. Returns when it is accepted; raises Refusal, UploadError, SpoolError, StoreError."""
+        header = await _header(messages)
+        if self._taken(uri, header.session):
+            return
+        view = self._view(uri, header)
+        turn = self._turns[uri] = object()
+        with self._run.spool.begin(header.session, uri, header.total_bytes) as spooled:
+            trailer = await self._words(uri, messages, spooled, turn)
+            digest = spooled.digest()
+            _check_seal(view, uri, digest, trailer)
+            await asyncio.to_thread(spooled.sync)
+            if self._taken(uri, header.session):
+                return
+            self._view(uri, header)  # the list may have closed meanwhile; nothing below waits
+            spooled.accept()
+            self._run.note("upload", f"{short_name(uri)} sent {header.total_bytes / 1000:,.0f} kB", uri)
+            self._run.feed(ev.UploadAccepted(uri, header.session))
+
+    def check_measurement(self, request: pb.Measurement, scores: list[tuple[str, tuple[float, ...]]]) -> None:
+        """Raise Refusal unless the model is one of this study and every number can be a Dice."""
+        models = {(model.round, model.digest) for model in self._run.store.models()}
+        if (request.round, request.model_digest.hex()) not in models:
+            raise Refusal("late", "this study published no such model in that round")
+        labels = [label for label, _ in scores]
+        if tuple(labels) != self._run.plan.network.labels:
+            raise Refusal(
+                "invalid", f"a measurement has one row for each label, in order: {', '.join(self._run.plan.network.labels)}"
+            )
+        for label, values in scores:
+            if not 0 < len(values) <= MAX_CASES or not all(math.isfinite(value) and 0 <= value <= 1 for value in values):
+                raise Refusal("invalid", f"the Dice of '{label}' must be 1 to {MAX_CASES} numbers between 0 and 1")
+
+    def _taken(self, uri: str, session: bytes) -> bool:
+        """Whether this party's upload counts already: its acknowledgement was lost, and this is a repetition."""
+        present = self._run.state.session
+        if present is None or present.id != session:
+            return False
+        uploaded = present.survivors or (tuple(present.answered) if self._run.state.phase is Phase.MASK else ())
+        return uri in uploaded
+
+    def _view(self, uri: str, header: pb.UploadHeader) -> SessionView:
+        reason = why_not(self._run.state, uri, header.session, Phase.MASK)
+        view = self._run.views.get(header.session)
+        if reason is not None or view is None:
+            raise Refusal("late", reason or "this masking session is over: poll for the next instruction")
+        if header.total_bytes != view.params.upload_bytes:
+            raise UploadError(
+                f"an upload of this session has {view.params.upload_bytes} bytes, {header.total_bytes} are announced"
+            )
+        return view
+
+    async def _words(self, uri: str, messages: AsyncIterator[pb.UploadChunk], spooled: Try, turn: object) -> pb.UploadTrailer:
+        while True:
+            message = await _next(messages)
+            if self._turns.get(uri) is not turn:
+                raise Refusal("late", "a newer upload of this party has begun")
+            self._run.heard(uri)
+            match message.WhichOneof("part"):
+                case "words" if 0 < len(message.words) <= CHUNK_BYTES:
+                    spooled.write(message.words)
+                case "trailer":
+                    return message.trailer
+                case _:
+                    raise UploadError(f"an upload is a header, chunks of 1 to {CHUNK_BYTES} bytes, and a trailer")
+
+
+async def _header(messages: AsyncIterator[pb.UploadChunk]) -> pb.UploadHeader:
+    message = await _next(messages)
+    if message.WhichOneof("part") != "header" or len(message.header.receipt) > MAX_RECEIPT_BYTES:
+        raise UploadError("an upload begins with a header")
+    return message.header
+
+
+async def _next(messages: AsyncIterator[pb.UploadChunk]) -> pb.UploadChunk:
+    try:
+        return await asyncio.wait_for(anext(messages), SILENT_AFTER_S)
+    except StopAsyncIteration:
+        raise UploadError("the upload ended before its trailer") from None
+    except TimeoutError:
+        raise UploadError(f"the upload was silent for {SILENT_AFTER_S:g} s") from None
+
+
+def _check_seal(view: SessionView, uri: str, digest: bytes, trailer: pb.UploadTrailer) -> None:
+    try:
+        verify_upload_seal(view.params, uri, digest, UploadSeal(trailer.digest, trailer.signature))
+    except RemoteError as error:
+        raise UploadError(error.text) from error

@@ -1,0 +1,356 @@
+"""The round engine: `step(state, event, now_s) -> (state, effects)`, a pure function.
+
+Rules it keeps (architecture.md, "One round, as a walk"; protocol.md):
+(1) train first, mask after: a cohort forms from hospitals that have an update;
+(2) nobody waits for a hospital that was not heard of for `lost_after_s`, nor, past the deadline, for any other;
+(3) a session never has fewer members than the plan and its collusion bound allow;
+(4) once members may have released updates (CommitPoint) a failed session ends the round: the next one has a new number
+    and the same base, and nobody is asked for the same update again;
+(5) before that a failed session costs nothing: the same round forms another, under another id.
+
+An event that does not fit the state changes nothing and decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import assert_never
+
+from coordinator import masking
+from coordinator.events import (
+    AbortSession,
+    Advertised,
+    Confirmed,
+    Effect,
+    Event,
+    Finish,
+    Joined,
+    NewSession,
+    Opened,
+    Publish,
+    Refused,
+    Report,
+    Reported,
+    Revealed,
+    SavePhase,
+    SaveRound,
+    Seen,
+    SessionBroken,
+    SessionImpossible,
+    SessionNamed,
+    Shared,
+    Tick,
+    UploadAccepted,
+)
+from coordinator.orders import Evaluate, Finished, RoundResult, Train, Wait
+from coordinator.state import OUT, UNCOMMITTED, Member, Phase, Standing, State, fits, is_lost, smallest_cohort
+from coordinator.turn import Turn
+from proto.plan import DECLINE_CODES, short_name
+
+
+def step(state: State, event: Event, now_s: float) -> tuple[State, tuple[Effect, ...]]:
+    """One event: the state after it and what has to be done, in order. Never raises for what parties send."""
+    turn = Turn(state, now_s)
+    if state.phase is not Phase.FINISHED:
+        _dispatch(turn, event)
+        _settle(turn)
+    return turn.state, tuple(turn.effects)
+
+
+def _dispatch(turn: Turn, event: Event) -> None:
+    match event:
+        case Tick():
+            _on_tick(turn)
+        case Joined():
+            _on_joined(turn, event)
+        case Seen():
+            _heard(turn, event.party)
+        case Reported():
+            _on_reported(turn, event)
+        case SessionNamed():
+            if turn.state.forming == event.roster:
+                masking.open_session(turn, event.session, event.roster)
+        case SessionImpossible():
+            _on_impossible(turn, event)
+        case Advertised() | Shared() | UploadAccepted() | Confirmed() | Revealed():
+            _heard(turn, event.party)
+            masking.on_answer(turn, event)
+        case Refused():
+            _heard(turn, event.party)
+            masking.on_refusal(turn, event)
+        case Opened():
+            _on_opened(turn, event)
+        case SessionBroken():
+            _on_broken(turn, event)
+        case _:
+            assert_never(event)
+
+
+def _settle(turn: Turn) -> None:
+    """What follows from the state whatever the event was: a session's end, a cohort, the end of the run."""
+    if turn.state.session is not None and turn.state.session.ended is not None:
+        _session_failed(turn, turn.state.session.ended)
+    if turn.state.phase is Phase.TRAIN and not _finish_if_too_few(turn):
+        _form_cohort(turn)
+
+
+# ---- who is there ----
+
+
+def _on_joined(turn: Turn, event: Joined) -> None:
+    member = _heard(turn, event.party)
+    if member is None:
+        return
+    fresh = member.standing is Standing.ABSENT
+    if fresh:
+        turn.record("joined", f"{short_name(event.party)} joined", event.party)
+    again = fresh or member.standing is Standing.DECLINED  # its people may have lifted the reason
+    turn.change_member(event.party, public_key=event.public_key, standing=Standing.IDLE if again else member.standing)
+    if again and turn.state.phase is Phase.TRAIN:
+        _offer(turn, event.party)
+
+
+def _heard(turn: Turn, party: str) -> Member | None:
+    member = turn.state.members.get(party)
+    if member is None:
+        return None
+    if member.lost:
+        turn.record("returned", f"{short_name(party)} is back", party)
+    return turn.change_member(party, last_seen_s=turn.now_s, lost=False)
+
+
+def _notice_lost(turn: Turn) -> None:
+    for member in turn.state.members.values():
+        gone = is_lost(turn.state, member, turn.now_s)
+        if gone and not member.lost and not member.definitive:
+            turn.change_member(member.uri, lost=True)
+            after = f"{turn.state.plan.timing.lost_after_s:g} s"
+            turn.record("lost", f"{short_name(member.uri)} has not been heard of for {after}; nobody waits for it", member.uri)
+
+
+def _on_reported(turn: Turn, event: Reported) -> None:
+    member = _heard(turn, event.party)
+    state = turn.state
+    if member is None or event.round != state.round or member.standing is Standing.EXCLUDED:
+        return
+    match event.report:
+        case Report.READY:
+            _on_ready(turn, member, event)
+        case Report.TRAINING:
+            if member.standing is not Standing.READY:
+                turn.change_member(event.party, standing=Standing.TRAINING, code="")
+        case Report.DECLINED | Report.FAILED:
+            _on_out(turn, event)
+
+
+def _on_ready(turn: Turn, member: Member, event: Reported) -> None:
+    if event.base_digest != turn.state.base_digest:
+        turn.record("wrong-base", f"{short_name(event.party)} trained on another model and cannot take part", event.party)
+        turn.change_member(event.party, standing=Standing.FAILED, code="wrong-base")
+        return
+    if member.standing is not Standing.READY:
+        turn.change_member(event.party, standing=Standing.READY, code="")
+        turn.record("ready", f"{short_name(event.party)} has an update", event.party)
+
+
+def _on_out(turn: Turn, event: Reported) -> None:
+    standing = Standing.DECLINED if event.report is Report.DECLINED else Standing.FAILED
+    if turn.state.members[event.party].standing is not standing:
+        why = DECLINE_CODES.get(event.code, "no reason known here")
+        turn.record(standing.value, f"{short_name(event.party)} {standing}: {why}", event.party)
+    turn.change_member(event.party, standing=standing, code=event.code)
+    if turn.state.session is not None and event.party in turn.state.session.expected:
+        masking.drop(turn, event.party)
+        masking.end_phase_if_over(turn)
+
+
+# ---- training phase and cohort ----
+
+
+def _on_tick(turn: Turn) -> None:
+    if turn.state.phase is Phase.START:
+        _start(turn)
+    _notice_lost(turn)
+    if turn.state.phase is Phase.TRAIN and turn.now_s >= turn.state.deadline_s:
+        _another_try(turn)
+    elif turn.state.session is not None and turn.state.phase is not Phase.OPENING:
+        masking.on_tick(turn)
+
+
+def _start(turn: Turn) -> None:
+    for number, digest in turn.state.due:
+        _evaluate(turn, number, digest)
+    if turn.state.round > turn.state.plan.rounds:
+        _finish(turn, f"all {turn.state.plan.rounds} rounds are done")
+    else:
+        _begin_round(turn)
+
+
+def _begin_round(turn: Turn) -> None:
+    """Offer the round to every hospital that joined and has not declined for good."""
+    turn.emit(SaveRound(turn.state.round, "training"))
+    _enter_training(turn)
+    turn.record("round", f"offered to {', '.join(map(short_name, _willing(turn.state)))}")
+    for member in tuple(turn.state.members.values()):
+        if member.standing is not Standing.ABSENT and not member.definitive:
+            turn.change_member(member.uri, standing=Standing.IDLE, code="", refusals=0)
+            _offer(turn, member.uri)
+
+
+def _enter_training(turn: Turn) -> None:
+    deadline_s = turn.now_s + turn.state.plan.timing.training_deadline_s
+    turn.change(phase=Phase.TRAIN, phase_since_s=turn.now_s, deadline_s=deadline_s, session=None, forming=(), impossible=())
+
+
+def _offer(turn: Turn, uri: str) -> None:
+    turn.instruct(uri, Train(turn.state.round, turn.state.base_digest))
+
+
+def _form_cohort(turn: Turn) -> None:
+    """Begin a session where everybody that anybody waits for is ready, or time is up (rules 1 to 3)."""
+    state = turn.state
+    live = [m for m in state.members.values() if not is_lost(state, m, turn.now_s)]
+    ready = tuple(m.uri for m in live if m.standing is Standing.READY)
+    behind = [m for m in live if m.standing is not Standing.READY and m.standing not in OUT]
+    if state.forming or ready == state.impossible or (behind and turn.now_s < state.deadline_s):
+        return
+    if len(ready) < smallest_cohort(state.plan):
+        return
+    if not fits(state.plan, len(ready)):
+        bound = f"the plan's threshold does not fit {len(ready)} members with {state.plan.masking.max_colluders} colluders"
+        turn.record("cohort-refused", f"{bound}: no session opens until the cohort changes")
+        turn.change(impossible=ready)
+        return
+    turn.emit(SavePhase(state.round, Phase.TRAIN.value, turn.now_s - state.phase_since_s))
+    turn.change(forming=ready)
+    turn.emit(NewSession(state.round, ready))
+
+
+def _on_impossible(turn: Turn, event: SessionImpossible) -> None:
+    if turn.state.forming == event.roster:
+        turn.change(forming=(), impossible=event.roster)
+        turn.record("cohort-refused", f"{event.reason}: no session opens until the cohort changes")
+
+
+def _another_try(turn: Turn) -> None:
+    """The deadline passed and no cohort could form: whoever failed or was left out is asked once more."""
+    _form_cohort(turn)
+    if turn.state.forming:
+        return
+    turn.change(deadline_s=turn.now_s + turn.state.plan.timing.training_deadline_s)
+    turn.record("waiting", "the training deadline passed with too few updates; the round stays open")
+    for member in tuple(turn.state.members.values()):
+        if member.standing in OUT and not member.definitive:
+            turn.change_member(member.uri, standing=Standing.IDLE, code="", refusals=0)
+            _offer(turn, member.uri)
+
+
+# ---- how a session ends ----
+
+
+def _session_failed(turn: Turn, reason: str) -> None:
+    session, phase = turn.session, turn.state.phase
+    turn.emit(AbortSession(session.id, reason))
+    if phase in UNCOMMITTED:
+        turn.record("session-aborted", f"masking session ended ({reason}); nothing was released, another one forms")
+        _back_to_training(turn)
+        return
+    turn.record("round-aborted", f"ended without a sum ({reason}); its updates are gone, the model stays")
+    dropped = tuple(sorted(session.dropped.items()))
+    turn.emit(SaveRound(turn.state.round, "aborted", session.uris, session.survivors, dropped, reason=reason))
+    result = RoundResult(
+        turn.state.round, session.id, session.survivors, b"", turn.state.base_digest, opened=False, reason=reason
+    )
+    _tell_all(turn, result)
+    _next_round(turn)
+
+
+def _back_to_training(turn: Turn) -> None:
+    """Members that dropped out lose their place until they report again; the others keep their updates (rule 5)."""
+    session = turn.session
+    turn.emit(SaveRound(turn.state.round, "training"))
+    _enter_training(turn)
+    for member in tuple(turn.state.members.values()):
+        keeps = member.standing is Standing.READY and member.uri not in session.dropped
+        if keeps and member.uri in session.uris:
+            turn.instruct(member.uri, Wait("the masking session ended before anything was released: keep the update"))
+        elif not keeps and member.standing in {Standing.READY, Standing.IDLE}:
+            turn.change_member(member.uri, standing=Standing.IDLE)
+            _offer(turn, member.uri)
+
+
+def _on_opened(turn: Turn, event: Opened) -> None:
+    session = turn.state.session
+    if turn.state.phase is not Phase.OPENING or session is None or session.id != event.session:
+        return
+    state = turn.state
+    turn.emit(SavePhase(state.round, "result", turn.now_s - state.phase_since_s))
+    turn.emit(Publish(state.round, session.id, session.survivors, event.sum_digest, event.model_digest))
+    dropped = tuple(sorted(session.dropped.items()))
+    turn.emit(SaveRound(state.round, "opened", session.uris, session.survivors, dropped, event.model_digest))
+    turn.record("opened", f"{len(session.survivors)} of {len(session.roster)} in the sum · sum opened")
+    turn.change(base_digest=event.model_digest, base_round=state.round)
+    _tell_all(turn, RoundResult(state.round, session.id, session.survivors, event.sum_digest, event.model_digest, opened=True))
+    if state.round % state.plan.evaluate_every == 0:
+        _evaluate(turn, state.round, event.model_digest)
+    _next_round(turn)
+
+
+def _on_broken(turn: Turn, event: SessionBroken) -> None:
+    session = turn.state.session
+    if session is not None and session.id == event.session:
+        turn.change_session(ended=f"{turn.state.phase}: {event.reason}")
+
+
+def _next_round(turn: Turn) -> None:
+    turn.change(session=None)
+    if turn.state.round >= turn.state.plan.rounds:
+        _finish(turn, f"all {turn.state.plan.rounds} rounds are done")
+        return
+    turn.change(round=turn.state.round + 1)
+    if len(_willing(turn.state)) < smallest_cohort(turn.state.plan):
+        _finish_if_too_few(turn)
+    else:
+        _begin_round(turn)
+
+
+# ---- the end, and everybody ----
+
+
+def _finish_if_too_few(turn: Turn) -> bool:
+    willing, needed = _willing(turn.state), smallest_cohort(turn.state.plan)
+    if len(willing) >= needed:
+        return False
+    gone = [m for m in turn.state.members.values() if m.definitive]
+    names = ", ".join(f"{short_name(m.uri)}: {DECLINE_CODES[m.code]}" for m in gone)
+    _finish(turn, f"{len(willing)} hospitals remain and {needed} are needed ({names})")
+    return True
+
+
+def _finish(turn: Turn, reason: str) -> None:
+    if turn.state.evaluated_round < turn.state.base_round:
+        _evaluate(turn, turn.state.base_round, turn.state.base_digest)
+    turn.change(phase=Phase.FINISHED, finished=reason, session=None, forming=())
+    turn.record("finished", f"the run is over: {reason}")
+    for uri in (*turn.state.members, *turn.state.plan.evaluators):
+        turn.instruct(uri, Finished(reason))
+    turn.emit(Finish(reason))
+
+
+def _evaluate(turn: Turn, number: int, digest: bytes) -> None:
+    turn.change(evaluated_round=number)
+    for uri in turn.state.plan.evaluators:
+        turn.instruct(uri, Evaluate(number, digest))
+
+
+def _tell_all(turn: Turn, result: RoundResult) -> None:
+    for uri in _joined(turn.state.members.values()):
+        turn.instruct(uri, result)
+
+
+def _joined(members: Iterable[Member]) -> list[str]:
+    return [m.uri for m in members if m.standing is not Standing.ABSENT]
+
+
+def _willing(state: State) -> list[str]:
+    return [m.uri for m in state.members.values() if not m.definitive]

@@ -1,0 +1,386 @@
+"""A run under way: the engine's state, and everything that its effects need. No sockets: the service calls in.
+
+The rule of every step: what it decided is stored in one transaction before any party hears of it. If the store fails the
+state stays as it was, the caller's request is refused as one to repeat, and nothing has been promised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from coordinator import events as ev
+from coordinator import optimizer, orders
+from coordinator.config import CoordinatorConfig
+from coordinator.mailbox import Mailbox, first_id
+from coordinator.meter import Meter
+from coordinator.models import ModelError, ModelFolder, read_start
+from coordinator.rounds import step
+from coordinator.spool import Spool, SpoolError
+from coordinator.state import State, begin, member_view, seats_of, smallest_cohort, waiting_for
+from coordinator.store import StoreError
+from coordinator.store_write import Batch, StoreWriter
+from coordinator.wire_orders import to_open
+from proto.layout import Layout, Vector, model_digest
+from proto.plan import Plan, PlanError, load_toml, short_name
+from proto.wire import WireError, open_params
+from secagg import LocalError, SecaggError, TooFewSurvivors
+from secagg.coordinate import SessionView, add_upload, open_sum
+from secagg.params import RoundParams
+from secagg.policy import check_cohort, policy_of
+
+log = structlog.get_logger()
+
+Rand = Callable[[int], bytes]
+SESSION_BYTES = 16
+STORE_RETRY_S = 1.0
+SEEN_RESOLUTION_S = 2.0  # how often the store learns when parties were last heard of
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A session id that was drawn for a roster, and the view of the session that it names."""
+
+    session: bytes
+    roster: tuple[str, ...]
+    view: SessionView
+
+
+@dataclass(slots=True)
+class Evaluator:
+    """What is known of an evaluator."""
+
+    state: str = "absent"
+    last_seen_at: float | None = None
+
+
+class Run:
+    """One study's run. One owner, one event loop; only opening a sum happens in another thread."""
+
+    def __init__(self, config: CoordinatorConfig, rand: Rand, now_s: Callable[[], float] = time.monotonic) -> None:
+        self.plan, self.layout, start = _read_study(config)
+        self.now_s = now_s
+        self.store = StoreWriter.create(config.database, self.plan, self.layout)
+        self.models = ModelFolder(config.state / "models", self.layout)
+        self.spool = Spool(config.state / "spool")
+        self.meter = Meter()
+        self.views: dict[bytes, SessionView] = {}
+        self.bells: dict[str, asyncio.Event] = {}
+        self.evaluators = {uri: Evaluator() for uri in self.plan.evaluators}
+        self.state = self._begin(config, start)
+        self.mail = self._mailboxes()
+        self.told: set[str] = set()  # parties that know that the run is over
+        self._rand = rand
+        self._events: deque[ev.Event] = deque()
+        self._shown: dict[str, tuple[str, str, str]] = {}
+        self._status = ("", "")
+        self._stored_seen_s = -SEEN_RESOLUTION_S
+        self._opening: set[asyncio.Task[None]] = set()
+
+    def _begin(self, config: CoordinatorConfig, start: Vector) -> State:
+        now = time.time()
+        if not self.store.models():
+            digest = self.models.write(start)
+            with self.store.batch() as changes:
+                changes.model(0, digest.hex(), len(start), now)
+        resume = self.store.resume(now)
+        for number in resume.interrupted:
+            log.warning("masking session ended by a restart", session=number)
+        due = self._due()
+        scored = [row.round for row in self.store.scores()]
+        return begin(
+            self.plan,
+            round=resume.round,
+            base_digest=bytes.fromhex(resume.model_digest),
+            base_round=resume.model_round,
+            due=due,
+            evaluated_round=max([*scored, *(number for number, _ in due)], default=-1),
+            now_s=self.now_s(),
+            drill_pause_s=config.drill_pause_s,
+        )
+
+    def _mailboxes(self) -> dict[str, Mailbox]:
+        start = first_id(self.store.next_epoch())
+        uris = (*self.state.members, *self.plan.evaluators)
+        return {uri: Mailbox(start) for uri in uris}
+
+    def _due(self) -> tuple[tuple[int, bytes], ...]:
+        """Models that some evaluator has not measured yet and that the plan wants measured."""
+        scored = {(row.round, row.evaluator) for row in self.store.scores()}
+        return tuple(
+            (model.round, bytes.fromhex(model.digest))
+            for model in self.store.models()
+            if model.round % self.plan.evaluate_every == 0
+            and any((model.round, uri) not in scored for uri in self.plan.evaluators)
+        )
+
+    # ---- the step ----
+
+    def feed(self, event: ev.Event) -> None:
+        """One event through the engine and its effects into the world. Raises StoreError; then nothing has changed."""
+        self._follow_up()
+        self._step(event)
+        try:
+            self._follow_up()
+        except StoreError as error:  # the event itself is stored; what follows from it is tried again with the next one
+            log.warning("the store could not be written", reason=str(error))
+
+    def _follow_up(self) -> None:
+        """Events that effects gave rise to."""
+        while self._events:
+            self._step(self._events[0])
+            self._events.popleft()
+
+    def _step(self, event: ev.Event) -> None:
+        state, effects = step(self.state, event, self.now_s())
+        drawn, impossible = self._draw(state, effects)
+        self._persist(state, effects, drawn)
+        self.state = state
+        for item in drawn:
+            self.views[item.session] = item.view
+            self._events.append(ev.SessionNamed(item.session, item.roster))
+        self._events.extend(impossible)
+        for effect in effects:
+            self._act(effect)
+
+    def _draw(self, state: State, effects: Iterable[ev.Effect]) -> tuple[list[Drawn], list[ev.Event]]:
+        """Session ids for the rosters that the engine chose, where their parameters hold."""
+        drawn: list[Drawn] = []
+        impossible: list[ev.Event] = []
+        for effect in effects:
+            if isinstance(effect, ev.NewSession):
+                session = self._rand(SESSION_BYTES)
+                try:
+                    params = self._params(state, session, effect.roster)
+                    drawn.append(Drawn(session, effect.roster, SessionView(params)))
+                except (WireError, SecaggError) as error:
+                    impossible.append(ev.SessionImpossible(effect.roster, str(error)))
+        return drawn, impossible
+
+    def _params(self, state: State, session: bytes, roster: tuple[str, ...]) -> RoundParams:
+        order = orders.Open(session, state.round, seats_of(state, roster))
+        params = open_params(self.plan, to_open(order), self.layout)
+        check_cohort(params, roster, None, policy_of(params), phase="advertise")
+        return params
+
+    def _persist(self, state: State, effects: tuple[ev.Effect, ...], drawn: list[Drawn]) -> None:
+        stored = [effect for effect in effects if isinstance(effect, STORED)]
+        if not stored and not drawn:
+            return
+        at = time.time()
+        try:
+            with self.store.batch() as changes:
+                for effect in stored:
+                    _store(changes, effect, self.layout.length, at)
+                for item in drawn:
+                    changes.new_session(item.session, state.round, item.roster, at)
+                self._store_views(changes, state)
+        except StoreError:
+            self._shown.clear()
+            raise
+
+    def _store_views(self, changes: Batch, state: State) -> None:
+        """Members and status as they are now, where they changed."""
+        for uri in state.members:
+            view = member_view(state, uri)
+            if self._shown.get(uri) != view:
+                changes.member(uri, view[0], self._wall(state.members[uri].last_seen_s, view[0]), view[1], view[2])
+                self._shown[uri] = view
+        status = (waiting_for(state, self.now_s()), state.finished)
+        if status != self._status:
+            changes.status(*status)
+            self._status = status
+
+    def _wall(self, seen_s: float, state: str) -> float | None:
+        return None if state == "absent" else time.time() - (self.now_s() - seen_s)
+
+    def _act(self, effect: ev.Effect) -> None:
+        match effect:
+            case ev.Instruct(party, order):
+                self.mail[party].put(order)
+                if party in self.bells:
+                    self.bells[party].set()
+            case ev.Record():
+                _say(effect.text)
+            case ev.CloseList(session, survivors):
+                self._close(session, survivors)
+            case ev.OpenSum(session, survivors):
+                task = asyncio.get_running_loop().create_task(self._open(session, survivors))
+                self._opening.add(task)
+                task.add_done_callback(self._opening.discard)
+            case ev.AbortSession(session) | ev.Publish(_, session):
+                self.views.pop(session, None)
+                self.spool.clear(session)
+            case _:
+                pass
+
+    # ---- opening a sum ----
+
+    def _close(self, session: bytes, survivors: tuple[str, ...]) -> None:
+        try:
+            self.views[session].close(survivors)
+        except (TooFewSurvivors, LocalError) as error:
+            self._events.append(ev.SessionBroken(session, str(error)))
+
+    async def _open(self, session: bytes, survivors: tuple[str, ...]) -> None:
+        view, base = self.views[session], self.state.base_digest.hex()
+        try:
+            event: ev.Event = await asyncio.to_thread(self._opened, view, session, survivors, base)
+        except (SecaggError, SpoolError, ModelError, ValueError) as error:
+            event = ev.SessionBroken(session, str(error))
+        while True:
+            try:
+                self.feed(event)
+            except StoreError as error:
+                log.warning("the opened sum waits for the store", reason=str(error))
+                await asyncio.sleep(STORE_RETRY_S)
+            else:
+                return
+
+    def _opened(self, view: SessionView, session: bytes, survivors: tuple[str, ...], base: str) -> ev.Opened:
+        total = np.zeros(view.params.words, dtype=np.uint64)
+        self.spool.add_all(session, survivors, partial(add_upload, total))
+        opened = open_sum(view, total)
+        for uri in opened.wrong_shares:
+            log.warning("wrong shares were corrected", party=short_name(uri))
+        velocity = self.models.read_velocity(base)
+        model, velocity = optimizer.apply(self.plan.aggregation, self.models.read(base), opened.mean, velocity)
+        digest = self.models.write(model, velocity)
+        self.models.export(model, view.params.round)
+        return ev.Opened(session, opened.sum_digest, digest)
+
+    # ---- what is not the engine's: evaluators, bytes, notes ----
+
+    def heard(self, uri: str, *, joined: bool = False) -> None:
+        """A party was heard of."""
+        if uri not in self.evaluators:
+            if not joined:
+                self.feed(ev.Seen(uri))
+            return
+        evaluator = self.evaluators[uri]
+        evaluator.last_seen_at = time.time()
+        if joined and evaluator.state == "absent":
+            evaluator.state = "joined"
+            self.note("joined", f"{short_name(uri)} joined", uri)
+
+    def known(self, uri: str) -> bool:
+        """Whether a party has joined since this start."""
+        if uri in self.evaluators:
+            return self.evaluators[uri].state != "absent"
+        return self.state.members[uri].public_key != b""
+
+    def note(self, kind: str, text: str, party: str = "") -> None:
+        """Record an event that the engine does not know of."""
+        number = self.state.round
+        sentence = f"Round {number} · {text}"
+        with self.store.batch() as changes:
+            changes.event(time.time(), number, kind, sentence, party=party, phase=self.state.phase.value)
+        _say(sentence)
+
+    def measured(self, uri: str, number: int, scores: list[tuple[str, tuple[float, ...]]]) -> None:
+        """Store an evaluator's measurement."""
+        with self.store.batch() as changes:
+            changes.scores(number, uri, scores)
+        means = ", ".join(f"{label} {np.mean(values):.3f}" for label, values in scores)
+        self.note("measured", f"model of round {number}: mean Dice {means}", uri)
+
+    def flush(self) -> None:
+        """Bring bytes and last-seen times into the store."""
+        now_s, counts = self.now_s(), self.meter.drain()
+        late = now_s - self._stored_seen_s >= SEEN_RESOLUTION_S
+        if not counts and not late:
+            return
+        try:
+            with self.store.batch() as changes:
+                for lane, size in counts.items():
+                    changes.traffic(lane.round, lane.party, lane.direction, lane.phase, size)
+                if late:
+                    self._store_seen(changes)
+        except StoreError:
+            self.meter.give_back(counts)
+            raise
+        self._stored_seen_s = now_s if late else self._stored_seen_s
+
+    def _store_seen(self, changes: Batch) -> None:
+        self._shown.clear()
+        self._store_views(changes, self.state)
+        for uri, evaluator in self.evaluators.items():
+            changes.member(uri, evaluator.state, evaluator.last_seen_at)
+
+    def over(self) -> bool:
+        """Whether the run ended and every party heard of lately knows it and has done its last orders."""
+        if not self.state.finished:
+            return False
+        lost_after_s = self.plan.timing.lost_after_s
+        here = {m.uri for m in self.state.members.values() if self.now_s() - m.last_seen_s < lost_after_s and m.public_key}
+        here |= {uri for uri, e in self.evaluators.items() if e.last_seen_at and time.time() - e.last_seen_at < lost_after_s}
+        return here <= self.told
+
+    async def close(self) -> None:
+        """End cleanly: an opening under way is waited for, the last bytes are stored."""
+        if self._opening:
+            await asyncio.gather(*self._opening, return_exceptions=True)
+        self.flush()
+        self.store.close()
+
+
+STORED = (ev.CommitPoint, ev.AbortSession, ev.Publish, ev.SaveRound, ev.SavePhase, ev.Record, ev.Finish)
+
+
+def _say(sentence: str) -> None:
+    with suppress(OSError, ValueError):  # a closed terminal must not stop a run; the store has the event
+        log.info(sentence)
+
+
+def _store(changes: Batch, effect: ev.Effect, length: int, at: float) -> None:
+    match effect:
+        case ev.CommitPoint(session):
+            changes.session_state(session, "masking")
+        case ev.AbortSession(session, reason):
+            changes.session_state(session, "aborted", reason=reason)
+        case ev.Publish(number, session, survivors, sum_digest, model_digest):
+            changes.session_state(session, "opened", survivors, sum_digest.hex())
+            changes.model(number, model_digest.hex(), length, at)
+        case ev.SaveRound():
+            changes.round_state(
+                effect.number,
+                effect.state,
+                at,
+                cohort=effect.cohort,
+                survivors=effect.survivors,
+                dropped=dict(effect.dropped),
+                model_digest=None if effect.model_digest is None else effect.model_digest.hex(),
+                reason=effect.reason,
+            )
+        case ev.SavePhase(number, phase, seconds):
+            changes.phase_seconds(number, phase, seconds)
+        case ev.Record(number, kind, text, party, phase):
+            changes.event(at, number, kind, text, party=party, phase=phase)
+        case _:
+            pass
+
+
+def _read_study(config: CoordinatorConfig) -> tuple[Plan, Layout, Vector]:
+    """Plan and start, checked against each other. Raises PlanError or ModelError."""
+    plan = load_toml(config.plan)
+    smallest_cohort(plan)
+    start = read_start(config.start)
+    _check_start(plan, start.vector, config.start)
+    return plan, start.layout, start.vector
+
+
+def _check_start(plan: Plan, start: Vector, path: Path) -> None:
+    digest = model_digest(start).hex()
+    if plan.start_digest is not None and plan.start_digest != digest:
+        raise PlanError(
+            f"the start {path} has digest {digest[:12]}, the plan names {plan.start_digest[:12]}: use the plan's start"
+        )

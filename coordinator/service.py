@@ -1,0 +1,388 @@
+"""The gRPC service: who calls, what they may, and the bytes of every call. All decisions are the engine's.
+
+Identity comes from the TLS session alone (certs.tls.party_of) and admission from the key's hash; no message names its
+sender. A refused request gets one sentence and a status; anything unforeseen is logged here and told to nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import grpc
+import structlog
+
+from certs.party import CertificateError
+from certs.peers import AllowList
+from certs.tls import party_of, server_credentials
+from coordinator import events as ev
+from coordinator.config import CoordinatorConfig
+from coordinator.meter import Direction, Lane
+from coordinator.models import pieces, write_atomically
+from coordinator.orders import Evaluate, Finished, Order, RoundResult, Train, Wait
+from coordinator.receive import Receiver
+from coordinator.run import Run
+from coordinator.sessions import Refusal, forget, take
+from coordinator.spool import SpoolError, UploadError
+from coordinator.state import MASKING
+from coordinator.store import StoreError
+from coordinator.wire_orders import phase_of, to_instruction
+from proto import federation_pb2 as pb
+from proto import federation_pb2_grpc as rpc
+from proto.plan import DECLINE_CODES, PROTOCOL_VERSION, role_of
+from proto.wire import CHUNK_BYTES, MAX_MESSAGE_BYTES, Sized, WireError
+
+log = structlog.get_logger()
+
+LONG_POLL_S = 15.0  # below the idle limits of common proxies and firewalls (60 s and more)
+TICK_S = 0.2
+STOP_GRACE_S = 2.0
+REPORTS = {
+    pb.NodeReport.TRAINING: ev.Report.TRAINING,
+    pb.NodeReport.READY: ev.Report.READY,
+    pb.NodeReport.DECLINED: ev.Report.DECLINED,
+    pb.NodeReport.FAILED: ev.Report.FAILED,
+}
+STATUS = {
+    "late": grpc.StatusCode.FAILED_PRECONDITION,
+    "invalid": grpc.StatusCode.INVALID_ARGUMENT,
+    "denied": grpc.StatusCode.PERMISSION_DENIED,
+    "version": grpc.StatusCode.UNIMPLEMENTED,
+    "busy": grpc.StatusCode.UNAVAILABLE,
+}
+ANSWER_PHASE = {"advert": "advertise", "shares": "share", "confirmation": "confirm", "revealed": "reveal"}
+Reply = TypeVar("Reply")
+
+
+class ListenError(RuntimeError):
+    """The address cannot be listened on; one sentence that names it and the remedy."""
+
+
+class CallContext(Protocol):
+    """What this file uses of grpc.aio.ServicerContext."""
+
+    def auth_context(self) -> Any:
+        """Properties of the TLS session."""
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
+        """End the call with a status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An admitted party, from the TLS session."""
+
+    uri: str
+    role: str
+    public_key: bytes
+
+
+class Federation(rpc.FederationServicer):
+    """One method for each call of federation.proto."""
+
+    def __init__(self, run: Run, allow: AllowList) -> None:
+        self._run = run
+        self._allow = allow
+        self._receiver = Receiver(run)
+        self._polls: dict[str, object] = {}  # the newest poll of each party; an older one of a dead connection yields
+
+    async def Join(self, request: pb.JoinRequest, context: CallContext) -> pb.JoinReply:  # noqa: N802
+        """Compare versions, hand out the plan."""
+        return await self._guarded(context, lambda caller: self._join(caller, request), joining=True)
+
+    async def Poll(self, request: pb.PollRequest, context: CallContext) -> pb.Instruction:  # noqa: N802
+        """The instruction after `done`, or `wait` after a while."""
+        return await self._guarded(context, lambda caller: self._poll(caller, request))
+
+    async def Report(self, request: pb.NodeReport, context: CallContext) -> pb.Ack:  # noqa: N802
+        """Training state of a hospital."""
+        return await self._guarded(context, lambda caller: self._report(caller, request))
+
+    async def Answer(self, request: pb.PhaseAnswer, context: CallContext) -> pb.Ack:  # noqa: N802
+        """One answer to one masking phase."""
+        return await self._guarded(context, lambda caller: self._answer(caller, request))
+
+    async def Upload(self, request_iterator: AsyncIterator[pb.UploadChunk], context: CallContext) -> pb.Ack:  # noqa: N802
+        """One whole masked vector."""
+        return await self._guarded(context, lambda caller: self._upload(caller, request_iterator))
+
+    async def Measure(self, request: pb.Measurement, context: CallContext) -> pb.Ack:  # noqa: N802
+        """Accuracy on public data."""
+        return await self._guarded(context, lambda caller: self._measure(caller, request))
+
+    async def FetchModel(self, request: pb.ModelRequest, context: CallContext) -> AsyncIterator[pb.Chunk]:  # noqa: N802
+        """A model by digest, in chunks."""
+        stream = await self._guarded(context, lambda caller: self._model(caller, request))
+        try:
+            async for chunk in stream:
+                yield chunk
+        except (OSError, StoreError) as error:
+            log.warning("a model could not be sent", reason=type(error).__name__)
+            await context.abort(STATUS["busy"], "the coordinator cannot read this model now: try again")
+
+    # ---- the edge: identity, errors ----
+
+    async def _guarded(
+        self, context: CallContext, handle: Callable[[Caller], Awaitable[Reply]], *, joining: bool = False
+    ) -> Reply:
+        """Admit the caller, run the handler, turn what it raises into a status."""
+        try:
+            return await handle(self._caller(context, joining=joining))
+        except Refusal as refusal:
+            code, text = STATUS[refusal.kind], refusal.text
+        except (StoreError, SpoolError) as error:
+            log.warning("a request could not be stored", reason=str(error))
+            code, text = STATUS["busy"], "the coordinator cannot write to its disk: its operator has to free space; try again"
+        except Exception as error:  # noqa: BLE001  the one at the process edge: logged, and told to nobody
+            log.error("a request failed", kind=type(error).__name__, where=_place(error))  # noqa: TRY400
+            code, text = grpc.StatusCode.INTERNAL, "the coordinator failed on this request; its log says where"
+        return await context.abort(code, text)
+
+    def _caller(self, context: CallContext, *, joining: bool) -> Caller:
+        try:
+            party = party_of(context)
+            self._allow.check(party)
+        except CertificateError as error:
+            raise Refusal("denied", str(error)) from error
+        if party.uri not in self._run.mail:
+            raise Refusal("denied", f"{party.uri} is not named in the plan of study '{self._run.plan.study}'")
+        if not joining:
+            if not self._run.known(party.uri):
+                raise Refusal("busy", "the coordinator was restarted: join again")
+            self._run.heard(party.uri)
+        return Caller(party.uri, role_of(party.uri), party.public_key_der)
+
+    # ---- handlers ----
+
+    async def _join(self, caller: Caller, request: pb.JoinRequest) -> pb.JoinReply:
+        if request.protocol_version != PROTOCOL_VERSION:
+            raise Refusal(
+                "version",
+                f"this coordinator speaks protocol version {PROTOCOL_VERSION}, the caller {request.protocol_version}: "
+                "install the same software version on both sides",
+            )
+        if caller.role == "hospital":
+            self._run.feed(ev.Joined(caller.uri, caller.public_key))
+        self._run.heard(caller.uri, joined=True)
+        reply = pb.JoinReply(
+            protocol_version=PROTOCOL_VERSION,
+            software_version=version("hospital-secagg"),
+            identity=caller.uri,
+            plan=self._run.plan.canonical(),
+            rounds_done=self._run.state.round - 1,
+        )
+        self._count(caller, "up", "join", request)
+        self._count(caller, "down", "join", reply)
+        return reply
+
+    async def _poll(self, caller: Caller, request: pb.PollRequest) -> pb.Instruction:
+        turn = self._polls[caller.uri] = object()
+        try:
+            number, order = await self._next_order(caller.uri, request.done, turn)
+        finally:
+            if self._polls.get(caller.uri) is turn:
+                del self._polls[caller.uri]
+        reply = to_instruction(number, order, caller.uri, self._run.layout.length)
+        phase, about = phase_of(order) or self._phase_now(caller), _round_of(order)
+        self._count(caller, "up", phase, request, about)
+        self._count(caller, "down", phase, reply, about)
+        if isinstance(order, Finished):
+            self._run.told.add(caller.uri)
+        return reply
+
+    async def _next_order(self, uri: str, done: int, turn: object) -> tuple[int, Order]:
+        loop = asyncio.get_running_loop()
+        bell = self._run.bells.setdefault(uri, asyncio.Event())
+        until = loop.time() + LONG_POLL_S
+        while True:
+            item = self._run.mail[uri].after(done)
+            if item is not None:
+                return item
+            bell.clear()
+            try:
+                await asyncio.wait_for(bell.wait(), until - loop.time())
+            except TimeoutError:
+                return done, Wait(f"round {self._run.state.round} is in its {self._run.state.phase} phase")
+            if self._polls.get(uri) is not turn:
+                bell.set()  # for the newer poll
+                return done, Wait("another poll of this party is open")
+
+    async def _report(self, caller: Caller, request: pb.NodeReport) -> pb.Ack:
+        self._only("hospital", caller, "reports training")
+        report = REPORTS.get(request.state)
+        if report is None:
+            raise Refusal("invalid", "the report names no training state")
+        code = request.code
+        if report in {ev.Report.DECLINED, ev.Report.FAILED} and code not in DECLINE_CODES:
+            raise Refusal("invalid", f"a report of '{report}' needs one of the codes {', '.join(DECLINE_CODES)}")
+        about = self._run.state.round
+        self._run.feed(ev.Reported(caller.uri, request.round, report, request.base_digest, code))
+        return self._acknowledged(caller, "train", request, about)
+
+    async def _answer(self, caller: Caller, request: pb.PhaseAnswer) -> pb.Ack:
+        self._only("hospital", caller, "takes part in masking")
+        view = self._run.views.get(request.session)
+        phase = ANSWER_PHASE.get(request.WhichOneof("answer") or "", self._phase_now(caller))
+        about = self._run.state.round
+        taken = take(self._run.state, view, caller.uri, request)
+        if taken.event is not None:
+            try:
+                self._run.feed(taken.event)
+            except StoreError:
+                if view is not None:
+                    forget(view, caller.uri, taken.event)
+                raise
+        return self._acknowledged(caller, phase, request, about)
+
+    async def _upload(self, caller: Caller, messages: AsyncIterator[pb.UploadChunk]) -> pb.Ack:
+        self._only("hospital", caller, "uploads")
+        about = self._run.state.round
+
+        async def counted() -> AsyncIterator[pb.UploadChunk]:
+            async for message in messages:
+                self._count(caller, "up", "mask", message, about)
+                yield message
+
+        try:
+            await self._receiver.receive(caller.uri, counted())
+        except (UploadError, WireError) as error:
+            raise Refusal("invalid", str(error)) from error
+        ack = pb.Ack()
+        self._count(caller, "down", "mask", ack, about)
+        return ack
+
+    async def _measure(self, caller: Caller, request: pb.Measurement) -> pb.Ack:
+        self._only("evaluator", caller, "measures")
+        scores = [(score.label, tuple(score.per_case)) for score in request.scores]
+        self._receiver.check_measurement(request, scores)
+        self._run.measured(caller.uri, request.round, scores)
+        return self._acknowledged(caller, "evaluate", request, request.round)
+
+    async def _model(self, caller: Caller, request: pb.ModelRequest) -> AsyncIterator[pb.Chunk]:
+        digest = request.digest.hex()
+        known = {model.digest: model.round for model in self._run.store.models()}
+        if digest not in known:
+            raise Refusal("invalid", "there is no model of this digest in this study")
+        evaluating = caller.role == "evaluator"
+        phase, about = ("evaluate", known[digest]) if evaluating else ("broadcast", self._run.state.round)
+        self._count(caller, "up", phase, request, about)
+        return self._chunks(caller, digest, phase, about)
+
+    async def _chunks(self, caller: Caller, digest: str, phase: str, about: int) -> AsyncIterator[pb.Chunk]:
+        for piece in pieces(self._run.models.path_of(digest), CHUNK_BYTES):
+            chunk = pb.Chunk(data=piece)
+            self._count(caller, "down", phase, chunk, about)
+            self._run.heard(caller.uri)
+            yield chunk
+
+    # ---- small things ----
+
+    def seen_in_polls(self) -> None:
+        """A party whose poll is open is there: a dead connection ends its poll (keepalive)."""
+        for uri in tuple(self._polls):
+            self._run.heard(uri)
+
+    def _only(self, role: str, caller: Caller, does: str) -> None:
+        if caller.role != role:
+            raise Refusal("denied", f"{caller.uri} is no {role}: only a {role} {does}")
+
+    def _phase_now(self, caller: Caller) -> str:
+        if caller.role == "evaluator":
+            return "evaluate"
+        phase = self._run.state.phase
+        return phase.value if phase in MASKING else "train"
+
+    def _acknowledged(self, caller: Caller, phase: str, request: Sized, about: int | None = None) -> pb.Ack:
+        ack = pb.Ack()
+        self._count(caller, "up", phase, request, about)
+        self._count(caller, "down", phase, ack, about)
+        return ack
+
+    def _count(self, caller: Caller, direction: Direction, phase: str, message: Sized, about: int | None = None) -> None:
+        number = self._run.state.round if about is None else about
+        self._run.meter.add(Lane(number, caller.uri, direction, phase), message)
+
+
+async def serve(
+    run: Run, config: CoordinatorConfig, allow: AllowList, stop: asyncio.Event, *, until_finished: bool = False
+) -> None:
+    """Listen until `stop` is set (or the run is over). Raises ListenError, CertificateError."""
+    federation = Federation(run, allow)
+    server = grpc.aio.server(options=_options())
+    rpc.add_FederationServicer_to_server(federation, server)  # type: ignore[no-untyped-call]
+    port = _bind(server, config)
+    await server.start()
+    address = f"{config.listen.rpartition(':')[0]}:{port}"
+    write_atomically(config.address_file, f"{address}\n".encode())
+    log.info("Listening", address=address)
+    try:
+        while not stop.is_set() and not (until_finished and run.over()):
+            _tick(run, federation)
+            await _sleep_or(stop)
+    finally:
+        config.address_file.unlink(missing_ok=True)
+        await server.stop(STOP_GRACE_S)
+        await run.close()
+
+
+def _tick(run: Run, federation: Federation) -> None:
+    try:
+        federation.seen_in_polls()
+        run.feed(ev.Tick())
+        run.flush()
+    except StoreError as error:
+        log.warning("the store could not be written; trying again", reason=str(error))
+
+
+async def _sleep_or(stop: asyncio.Event) -> None:
+    try:
+        await asyncio.wait_for(stop.wait(), TICK_S)
+    except TimeoutError:
+        return
+
+
+def _bind(server: grpc.aio.Server, config: CoordinatorConfig) -> int:
+    credentials = server_credentials(config.identity)
+    refused = (
+        f"cannot listen on {config.listen}: the port is busy or not this machine's; stop the other program or choose another"
+    )
+    try:
+        port = server.add_secure_port(config.listen, credentials)
+    except RuntimeError as error:
+        raise ListenError(refused) from error
+    if port == 0:
+        raise ListenError(refused)
+    return port
+
+
+def _options() -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.so_reuseport", 0),  # a second coordinator on the same port must fail, not share it
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 5_000),  # a dead connection is noticed within 15 s
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # nodes may ping as often
+        ("grpc.max_concurrent_streams", 32),  # per connection: a node needs about three
+    ]
+
+
+def _round_of(order: Order) -> int | None:
+    match order:
+        case Train() | RoundResult() | Evaluate():
+            return order.round
+        case _:
+            return None
+
+
+def _place(error: BaseException) -> str:
+    """File and line of an error: no values, which could be anything."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f"{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"

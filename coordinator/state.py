@@ -1,0 +1,245 @@
+"""The round engine's state: frozen values, and the questions that can be asked of them.
+
+Nothing here changes anything; transitions live in coordinator/rounds.py and coordinator/masking.py. Times are seconds of
+one monotonic clock that the caller reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from coordinator.orders import Seat
+from proto.plan import Plan, PlanError, short_name
+from secagg.messages import Advert, Confirmation, ShareSet
+
+# A decline that people at the hospital cannot lift while the run lasts: the run ends when too few others remain.
+DEFINITIVE_DECLINES = frozenset({"budget-exhausted"})
+
+
+class Phase(StrEnum):
+    """Where a round stands. The five masking phases have the names of protocol.md."""
+
+    START = "start"
+    TRAIN = "train"
+    ADVERTISE = "advertise"
+    SHARE = "share"
+    MASK = "mask"
+    CONFIRM = "confirm"
+    REVEAL = "reveal"
+    OPENING = "opening"
+    FINISHED = "finished"
+
+
+MASKING = (Phase.ADVERTISE, Phase.SHARE, Phase.MASK, Phase.CONFIRM, Phase.REVEAL)
+UNCOMMITTED = (Phase.ADVERTISE, Phase.SHARE)  # no update has been released yet: they may join another session
+
+
+class Standing(StrEnum):
+    """What a hospital does in the present round."""
+
+    ABSENT = "absent"  # has not joined since this coordinator started
+    IDLE = "idle"  # was offered the round
+    TRAINING = "training"
+    READY = "ready"
+    DECLINED = "declined"
+    FAILED = "failed"
+    EXCLUDED = "excluded"  # named by another member, or refused twice
+
+
+OUT = frozenset({Standing.DECLINED, Standing.FAILED, Standing.EXCLUDED})
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One admitted hospital."""
+
+    uri: str
+    weight: int
+    last_seen_s: float  # a hospital that never came counts as seen when the coordinator started
+    public_key: bytes = b""
+    standing: Standing = Standing.ABSENT
+    code: str = ""
+    refusals: int = 0  # in this round
+    lost: bool = False
+
+    @property
+    def definitive(self) -> bool:
+        """Whether it will not take part again in this run."""
+        return self.standing is Standing.DECLINED and self.code in DEFINITIVE_DECLINES
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One masking session.
+
+    `expected` are the members whose answer to the present phase counts towards going on; `answered` those whose message
+    was taken, also where they left afterwards: what was advertised, shared or uploaded stays part of the session.
+    """
+
+    id: bytes
+    roster: tuple[Seat, ...]
+    threshold: int
+    expected: frozenset[str]
+    answered: frozenset[str] = frozenset()
+    adverts: Mapping[str, Advert] = field(default_factory=dict)
+    sets: Mapping[str, ShareSet] = field(default_factory=dict)
+    confirmations: Mapping[str, Confirmation] = field(default_factory=dict)
+    survivors: tuple[str, ...] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    closed_at_s: float | None = None  # the phase is over; the next orders wait for the drill pause
+    ended: str | None = None  # why the session cannot go on
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """Members in the order of the roster."""
+        return tuple(seat.uri for seat in self.roster)
+
+    @property
+    def present(self) -> frozenset[str]:
+        """Members that have answered the present phase and are still there."""
+        return self.answered & self.expected
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """Members that have not answered the present phase."""
+        return self.expected - self.answered
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that the engine knows. Build the first one with `begin`."""
+
+    plan: Plan
+    members: Mapping[str, Member]
+    round: int
+    base_digest: bytes
+    due: tuple[tuple[int, bytes], ...]  # models that evaluators still have to measure when the run starts
+    drill_pause_s: float = 0.0
+    phase: Phase = Phase.START
+    phase_since_s: float = 0.0
+    deadline_s: float = 0.0  # of the training phase
+    base_round: int = 0  # the round that published the base
+    evaluated_round: int = -1  # newest model that evaluators were sent
+    session: Session | None = None
+    forming: tuple[str, ...] = ()  # roster whose session id is being drawn
+    impossible: tuple[str, ...] = ()  # roster that was found not to hold
+    finished: str = ""
+
+
+def begin(
+    plan: Plan,
+    *,
+    round: int,  # noqa: A002
+    base_digest: bytes,
+    base_round: int,
+    due: tuple[tuple[int, bytes], ...],
+    evaluated_round: int = -1,
+    now_s: float,
+    drill_pause_s: float = 0.0,
+) -> State:
+    """State of a coordinator that has just started and will offer `round` on the model `base_digest`."""
+    members = {h.uri: Member(h.uri, h.weight, last_seen_s=now_s) for h in plan.hospitals}
+    return State(
+        plan=plan,
+        members=dict(sorted(members.items())),
+        round=round,
+        base_digest=base_digest,
+        base_round=base_round,
+        due=due,
+        evaluated_round=evaluated_round,
+        drill_pause_s=drill_pause_s,
+        phase_since_s=now_s,
+    )
+
+
+def fits(plan: Plan, roster_size: int) -> bool:
+    """Whether a session of this size is secret against the plan's colluders: c < 2t - n and t - c >= 2 (protocol.md)."""
+    threshold, colluders = plan.threshold_of(roster_size), plan.masking.max_colluders
+    return (
+        roster_size >= plan.masking.minimum_cohort
+        and threshold <= roster_size
+        and colluders < 2 * threshold - roster_size
+        and threshold - colluders >= 2
+    )
+
+
+def smallest_cohort(plan: Plan) -> int:
+    """Fewest members with which a session may open. PlanError where no roster of the plan's hospitals fits."""
+    for size in range(plan.masking.minimum_cohort, len(plan.hospitals) + 1):
+        if fits(plan, size):
+            return size
+    raise PlanError(
+        f"no cohort of study '{plan.study}' is safe against {plan.masking.max_colluders} colluders: c < 2t - n and t - c >= 2 "
+        f"hold for no n up to {len(plan.hospitals)}; admit more hospitals, or lower masking.max_colluders"
+    )
+
+
+def enough(state: State, session: Session) -> int:
+    """Members that must stay until the upload: the threshold, and never fewer than the plan's minimum cohort."""
+    return max(session.threshold, state.plan.masking.minimum_cohort)
+
+
+def seats_of(state: State, roster: tuple[str, ...]) -> tuple[Seat, ...]:
+    """The members of a session as its context binds them."""
+    members = [state.members[uri] for uri in roster]
+    return tuple(Seat(m.uri, m.public_key, m.weight, state.base_digest) for m in members)
+
+
+def is_lost(state: State, member: Member, now_s: float) -> bool:
+    """Whether a hospital has not been heard of for so long that nobody waits for it."""
+    return now_s - member.last_seen_s >= state.plan.timing.lost_after_s
+
+
+def why_not(state: State, party: str, session_id: bytes, phase: Phase) -> str | None:
+    """Why an answer to `phase` cannot be taken now, as a sentence for its sender; None where it can."""
+    session = state.session
+    if session is None or session.id != session_id or session.ended is not None:
+        return "this masking session is over: drop its state and poll for the next instruction"
+    if party not in session.uris:
+        return "this party is not a member of the masking session"
+    if phase is not state.phase or session.closed_at_s is not None:
+        return f"the session is not in its {phase} phase: poll for the next instruction"
+    if party not in session.expected:
+        return f"no {phase} answer is expected from this party: it was left out at an earlier phase"
+    return None
+
+
+def member_view(state: State, uri: str) -> tuple[str, str, str]:
+    """(state, phase, code) of a hospital as the store's MemberRow shows them."""
+    member, session = state.members[uri], state.session
+    if session is not None and uri in session.expected:
+        return "masking", state.phase.value, ""
+    word = "joined" if member.standing is Standing.IDLE else member.standing.value
+    phase = Phase.TRAIN.value if state.phase is Phase.TRAIN and member.standing not in OUT else ""
+    return word, phase, member.code if member.standing in OUT else ""
+
+
+def waiting_for(state: State, now_s: float) -> str:
+    """What the run waits for, in plain words; empty where it works or is over."""
+    if state.session is not None and state.session.closed_at_s is None and state.session.missing:
+        names = _names(sorted(state.session.missing))
+        return f"Round {state.round} · {state.phase} · waiting for {names}"
+    if state.phase is not Phase.TRAIN:
+        return ""
+    needed = smallest_cohort(state.plan)
+    ready = sum(member.standing is Standing.READY for member in state.members.values())
+    behind = [_described(state, m, now_s) for m in state.members.values() if m.standing is not Standing.READY]
+    if not behind:
+        return ""
+    return f"Round {state.round} · {ready} ready, {needed} needed · waiting for {', '.join(behind)}"
+
+
+def _described(state: State, member: Member, now_s: float) -> str:
+    if member.standing in OUT:
+        why = f"{member.standing}: {member.code}" if member.code else member.standing.value
+    elif is_lost(state, member, now_s):
+        why = "not heard of"
+    else:
+        why = {Standing.ABSENT: "to join", Standing.IDLE: "to begin"}.get(member.standing, member.standing.value)
+    return f"{short_name(member.uri)} ({why})"
+
+
+def _names(uris: list[str]) -> str:
+    return ", ".join(short_name(uri) for uri in uris)

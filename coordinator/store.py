@@ -1,0 +1,276 @@
+"""The read side of the coordinator's store: what the app, `status` and the study may see of a run.
+
+Opened read-only: nothing here can change a run. Rows are frozen values; times are aware (UTC); parties are certificate
+URIs. Writing lives in coordinator/store_write.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+from sqlalchemy import Connection, Engine, Select, create_engine, event, func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from coordinator import tables
+from proto.layout import Layout
+from proto.plan import Plan, from_canonical
+
+PHASES = ("join", "broadcast", "train", "advertise", "share", "mask", "confirm", "reveal", "result", "evaluate")
+FLOAT32_BYTES = 4
+BUSY_S = 10.0  # a reader waits so long for a writer's checkpoint before it gives up
+
+
+class StoreError(RuntimeError):
+    """The store cannot be read or written; one sentence that names it and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRow:
+    """One round. `state`: training, masking, opened, aborted. `dropped`: member -> phase in which it was lost."""
+
+    number: int
+    state: str
+    started_at: datetime
+    ended_at: datetime | None = None
+    cohort: tuple[str, ...] = ()
+    survivors: tuple[str, ...] = ()
+    dropped: dict[str, str] = field(default_factory=dict)
+    model_digest: str | None = None  # hexadecimal; None until opened
+    phase_seconds: dict[str, float] = field(default_factory=dict)
+    reason: str = ""  # why, where aborted
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficRow:
+    """Bytes on the connection of one party; `direction`: up = from the party, down = to it."""
+
+    round: int
+    party: str
+    direction: str
+    phase: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """Dice of one label on an evaluator's public cases; round 0 is the start."""
+
+    round: int
+    label: str
+    per_case: tuple[float, ...]
+    evaluator: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """One thing that happened, in plain words. `party` is empty where the whole federation is meant."""
+
+    seq: int
+    at: datetime
+    round: int
+    party: str
+    kind: str
+    phase: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRow:
+    """State of one admitted party.
+
+    `state`: absent, joined, training, ready, masking, declined, failed, excluded, evaluating. `code`: why, where declined
+    or failed (proto.plan.DECLINE_CODES).
+    """
+
+    uri: str
+    state: str
+    last_seen_at: datetime | None
+    phase: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """One published model; round 0 is the public start. Its vector is models/<digest>.f32 of the state folder."""
+
+    round: int
+    digest: str
+    length: int
+
+
+def open_store(where: Path | str, readonly: bool = True) -> StoreReader:
+    """Open the store at a file path or SQLAlchemy URL for reading. Raises StoreError where there is none."""
+    if not readonly:
+        raise StoreError("the store is written by the coordinator alone: use coordinator.store_write.StoreWriter")
+    return StoreReader(_read_engine(str(where)))
+
+
+class StoreReader:
+    """Questions to one store. Every answer is read in one short transaction of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        with self._reading() as connection:
+            version = connection.scalar(select(tables.counters.c.number).where(tables.counters.c.name == "schema"))
+        if version != tables.SCHEMA_VERSION:
+            raise StoreError(f"the store {shown(engine)} has schema {version}, this software reads {tables.SCHEMA_VERSION}")
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def plan(self) -> Plan:
+        """The study plan of this run."""
+        return from_canonical(self._document("plan"))
+
+    def layout(self) -> Layout:
+        """Names and shapes of the model's tensors."""
+        return Layout.from_json(self._document("layout").decode())
+
+    def float32_bytes(self) -> int:
+        """Size of one update as plain float32: the line that upload sizes are compared with."""
+        return FLOAT32_BYTES * self.layout().length
+
+    def waiting(self) -> str:
+        """What the run waits for, in plain words; empty where it waits for nobody."""
+        return json.loads(self._document("status"))["waiting"]  # type: ignore[no-any-return]
+
+    def finished(self) -> str:
+        """Why the run ended; empty while it goes on."""
+        return json.loads(self._document("status"))["finished"]  # type: ignore[no-any-return]
+
+    def revision(self) -> int:
+        """A number that grows whenever anything in the store has changed."""
+        table = tables.counters
+        with self._reading() as connection:
+            return int(connection.scalar(select(table.c.number).where(table.c.name == "revision")) or 0)
+
+    def rounds(self) -> list[RoundRow]:
+        """All rounds begun so far, in order."""
+        times: dict[int, dict[str, float]] = {}
+        with self._reading() as connection:
+            for row in connection.execute(select(tables.phase_times)):
+                times.setdefault(row.round, {})[row.phase] = row.seconds
+            rows = connection.execute(select(tables.rounds).order_by(tables.rounds.c.number)).all()
+        return [_round_row(row, times.get(row.number, {})) for row in rows]
+
+    def traffic(self) -> list[TrafficRow]:
+        """Bytes by round, party, direction and phase."""
+        table = tables.traffic
+        query = select(table).order_by(table.c.round, table.c.party, table.c.direction, table.c.phase)
+        return [TrafficRow(row.round, row.party, row.direction, row.phase, row.bytes) for row in self._all(query)]
+
+    def scores(self) -> list[ScoreRow]:
+        """Dice per case, by round, evaluator and label."""
+        table = tables.scores
+        query = select(table).order_by(table.c.round, table.c.evaluator, table.c.position)
+        return [ScoreRow(row.round, row.label, tuple(row.per_case), row.evaluator) for row in self._all(query)]
+
+    def events(self, after_seq: int = 0) -> list[EventRow]:
+        """What happened after event `after_seq`, oldest first."""
+        table = tables.events
+        query = select(table).where(table.c.seq > after_seq).order_by(table.c.seq)
+        return [
+            EventRow(row.seq, _time(row.at), row.round, row.party, row.kind, row.phase, row.text) for row in self._all(query)
+        ]
+
+    def members(self) -> list[MemberRow]:
+        """Every party that the plan admits, by URI."""
+        query = select(tables.members).order_by(tables.members.c.uri)
+        return [
+            MemberRow(row.uri, row.state, None if row.last_seen_at is None else _time(row.last_seen_at), row.phase, row.code)
+            for row in self._all(query)
+        ]
+
+    def models(self) -> list[ModelRow]:
+        """Published models by round, the start first."""
+        query = select(tables.models).order_by(tables.models.c.round)
+        return [ModelRow(row.round, row.digest, row.length) for row in self._all(query)]
+
+    def sessions_used(self) -> int:
+        """How many masking sessions this run has begun."""
+        with self._reading() as connection:
+            return int(connection.scalar(select(func.count()).select_from(tables.sessions)) or 0)
+
+    def _all(self, query: Select[Any]) -> list[Any]:
+        with self._reading() as connection:
+            return list(connection.execute(query).all())
+
+    def _document(self, name: str) -> bytes:
+        table = tables.documents
+        with self._reading() as connection:
+            body = connection.scalar(select(table.c.body).where(table.c.name == name))
+        if body is None:
+            raise StoreError(f"the store {shown(self._engine)} holds no {name} yet: start the coordinator once")
+        return bytes(body)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreError(f"cannot read the store {shown(self._engine)}: {cause(error)}") from error
+
+
+def _read_engine(where: str) -> Engine:
+    """Engine that cannot write: SQLite by mode=ro, others by a read-only transaction."""
+    path = where.removeprefix("sqlite:///")
+    if "://" in path:
+        return create_engine(where, execution_options={"postgresql_readonly": True})
+    if not Path(path).is_file():
+        raise StoreError(f"there is no store at {path}: start the coordinator, or name the state folder's store.db")
+    return sqlite_engine(f"file:{quote(str(Path(path).resolve()))}?mode=ro&uri=true")
+
+
+def sqlite_engine(name: str) -> Engine:
+    """SQLite engine on a path or file: URI whose connections wait for each other."""
+    engine = create_engine(f"sqlite:///{name}", connect_args={"timeout": BUSY_S})
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: object) -> None:
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    return engine
+
+
+def _round_row(row: Any, seconds: dict[str, float]) -> RoundRow:
+    return RoundRow(
+        number=row.number,
+        state=row.state,
+        started_at=_time(row.started_at),
+        ended_at=None if row.ended_at is None else _time(row.ended_at),
+        cohort=tuple(row.cohort),
+        survivors=tuple(row.survivors),
+        dropped=dict(row.dropped),
+        model_digest=row.model_digest,
+        phase_seconds={phase: seconds[phase] for phase in PHASES if phase in seconds},
+        reason=row.reason,
+    )
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def shown(engine: Engine) -> str:
+    """The store's URL for a sentence, without its password."""
+    return engine.url.render_as_string(hide_password=True)
+
+
+def cause(error: SQLAlchemyError) -> str:
+    """What the database said, in its first line."""
+    return str(getattr(error, "orig", None) or error).splitlines()[0]

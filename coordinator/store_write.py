@@ -1,0 +1,238 @@
+"""The write side of the coordinator's store: one writer, one transaction for everything that one step decided.
+
+What a step decided is durable before any party hears of it: the service commits a batch first and delivers orders
+afterwards. A session id is a primary key, so that a second use of one fails here at the latest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from coordinator import tables
+from coordinator.store import StoreError, StoreReader, cause, shown, sqlite_engine
+from proto.layout import Layout
+from proto.plan import Plan, short_name
+
+DONE_STATES = ("opened", "aborted")
+RESTARTED = "the coordinator was restarted in this round"
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Where a restarted coordinator goes on."""
+
+    round: int  # the round to work on next
+    model_round: int  # round whose model is the base; 0: the start
+    model_digest: str
+    interrupted: tuple[str, ...]  # session ids (hexadecimal) that were open and are now aborted
+
+
+class Batch:
+    """Changes of one transaction. Made by `StoreWriter.batch` alone."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def event(self, at: float, round: int, kind: str, text: str, *, party: str = "", phase: str = "") -> None:  # noqa: A002
+        """Append one event."""
+        row = {"at": at, "round": round, "party": party, "kind": kind, "phase": phase, "text": text}
+        self._connection.execute(insert(tables.events).values(row))
+
+    def round_state(
+        self,
+        number: int,
+        state: str,
+        at: float,
+        *,
+        cohort: Sequence[str] = (),
+        survivors: Sequence[str] = (),
+        dropped: Mapping[str, str] | None = None,
+        model_digest: str | None = None,
+        reason: str = "",
+    ) -> None:
+        """Insert or replace what is known of a round; the first call sets its start, a final state its end."""
+        values: dict[str, Any] = {
+            "state": state,
+            "ended_at": at if state in DONE_STATES else None,
+            "cohort": list(cohort),
+            "survivors": list(survivors),
+            "dropped": dict(dropped or {}),
+            "model_digest": model_digest,
+            "reason": reason,
+        }
+        self._upsert(tables.rounds, {"number": number}, values, {"started_at": at})
+
+    def new_session(self, session: bytes, round: int, roster: Sequence[str], at: float) -> None:  # noqa: A002
+        """Record a session before its first order; a used id raises StoreError through its key."""
+        self._connection.execute(
+            insert(tables.sessions).values(
+                session=session.hex(), round=round, state="open", roster=list(roster), survivors=[], reason="", created_at=at
+            )
+        )
+
+    def session_state(
+        self, session: bytes, state: str, survivors: Sequence[str] = (), sum_digest: str | None = None, reason: str = ""
+    ) -> None:
+        """Move a session on: open -> masking -> opened or aborted."""
+        table = tables.sessions
+        values = {"state": state, "survivors": list(survivors), "sum_digest": sum_digest, "reason": reason}
+        self._connection.execute(update(table).where(table.c.session == session.hex()).values(values))
+
+    def phase_seconds(self, round: int, phase: str, seconds: float) -> None:  # noqa: A002
+        """Add to the time that a round spent in a phase (a restarted session enters one twice)."""
+        self._add(tables.phase_times, {"round": round, "phase": phase}, "seconds", seconds)
+
+    def traffic(self, round: int, party: str, direction: str, phase: str, count: int) -> None:  # noqa: A002
+        """Add to the bytes of one party, direction and phase of a round."""
+        key = {"round": round, "party": party, "direction": direction, "phase": phase}
+        self._add(tables.traffic, key, "bytes", count)
+
+    def member(self, uri: str, state: str, last_seen_at: float | None, phase: str = "", code: str = "") -> None:
+        """Replace what is known of a party."""
+        values = {"state": state, "last_seen_at": last_seen_at, "phase": phase, "code": code}
+        self._upsert(tables.members, {"uri": uri}, values)
+
+    def model(self, round: int, digest: str, length: int, at: float) -> None:  # noqa: A002
+        """Name the model that a round published."""
+        self._upsert(tables.models, {"round": round}, {"digest": digest, "length": length, "created_at": at})
+
+    def scores(self, round: int, evaluator: str, per_case: Sequence[tuple[str, Sequence[float]]]) -> None:  # noqa: A002
+        """Replace an evaluator's measurement of a round."""
+        for position, (label, values) in enumerate(per_case):
+            key = {"round": round, "evaluator": evaluator, "label": label}
+            self._upsert(tables.scores, key, {"position": position, "per_case": [float(value) for value in values]})
+
+    def status(self, waiting: str, finished: str) -> None:
+        """Say what the run waits for, or why it ended."""
+        self.document("status", json.dumps({"waiting": waiting, "finished": finished}).encode())
+
+    def document(self, name: str, body: bytes) -> None:
+        """Replace a named document."""
+        self._upsert(tables.documents, {"name": name}, {"body": body})
+
+    def count(self, name: str, by: int = 1) -> int:
+        """Add to a counter and return it."""
+        self._add(tables.counters, {"name": name}, "number", by)
+        table = tables.counters
+        return int(self._connection.scalar(select(table.c.number).where(table.c.name == name)) or 0)
+
+    def _upsert(
+        self, table: Table, key: Mapping[str, Any], values: Mapping[str, Any], at_first: Mapping[str, Any] | None = None
+    ) -> None:
+        changed = self._connection.execute(update(table).where(*_same(table, key)).values(dict(values)))
+        if changed.rowcount == 0:
+            self._connection.execute(insert(table).values({**key, **values, **(at_first or {})}))
+
+    def _add(self, table: Table, key: Mapping[str, Any], column: str, amount: float) -> None:
+        more = {column: table.c[column] + amount}
+        changed = self._connection.execute(update(table).where(*_same(table, key)).values(more))
+        if changed.rowcount == 0:
+            self._connection.execute(insert(table).values({**key, column: amount}))
+
+
+class StoreWriter(StoreReader):
+    """The one writer of a store. A store belongs to one plan for ever."""
+
+    @classmethod
+    def create(cls, url: str, plan: Plan, layout: Layout) -> StoreWriter:
+        """Open the store at `url`, making its tables where needed. StoreError if it belongs to another plan."""
+        engine = _write_engine(url)
+        try:
+            tables.metadata.create_all(engine)
+            with engine.begin() as connection:
+                _claim(Batch(connection), connection, plan, layout, engine)
+        except SQLAlchemyError as error:
+            raise StoreError(f"cannot write the store {shown(engine)}: {cause(error)}") from error
+        return cls(engine)
+
+    @contextmanager
+    def batch(self) -> Iterator[Batch]:
+        """One transaction: all of it durable on leaving, or none of it. Raises StoreError."""
+        try:
+            with self._engine.begin() as connection:
+                changes = Batch(connection)
+                yield changes
+                changes.count("revision")
+        except SQLAlchemyError as error:
+            raise StoreError(f"cannot write the store {shown(self._engine)}: {cause(error)}") from error
+
+    def next_epoch(self) -> int:
+        """Count this start of the coordinator; instruction ids of later starts are larger than all earlier ones."""
+        with self.batch() as changes:
+            return changes.count("epoch")
+
+    def resume(self, at: float) -> Resume:
+        """Close what a crash left open and say where to go on.
+
+        A session whose mask phase had begun has consumed its updates: its round ends aborted. Before that nothing was
+        released and the same round is offered again.
+        """
+        models = self.models()
+        interrupted = self._open_sessions()
+        next_round = self._next_round()
+        with self.batch() as changes:
+            for row in interrupted:
+                changes.session_state(bytes.fromhex(row.session), "aborted", reason=RESTARTED)
+                changes.event(at, row.round, "session-aborted", f"Round {row.round} · {RESTARTED}: its masking session is over")
+            consumed = any(row.state == "masking" and row.round == next_round for row in interrupted)
+            if consumed:
+                roster = next(row.roster for row in interrupted if row.state == "masking")
+                changes.round_state(next_round, "aborted", at, cohort=roster, reason=RESTARTED)
+        return Resume(
+            round=next_round + consumed,
+            model_round=models[-1].round,
+            model_digest=models[-1].digest,
+            interrupted=tuple(row.session for row in interrupted),
+        )
+
+    def _next_round(self) -> int:
+        done = [row.number for row in self.rounds() if row.state in DONE_STATES]
+        return max(done, default=0) + 1
+
+    def _open_sessions(self) -> list[Any]:
+        table = tables.sessions
+        return self._all(select(table).where(table.c.state.in_(("open", "masking"))))
+
+
+def _write_engine(url: str) -> Engine:
+    path = url.removeprefix("sqlite:///")
+    if "://" in path:
+        return create_engine(url)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = sqlite_engine(path)
+
+    @event.listens_for(engine, "connect")
+    def _durable(connection: Any, _record: object) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")  # a session id must outlive a power cut (protocol.md)
+
+    return engine
+
+
+def _claim(changes: Batch, connection: Connection, plan: Plan, layout: Layout, engine: Engine) -> None:
+    """Write plan, layout and members into a new store, or check that an old one has the same plan."""
+    table = tables.documents
+    stored = connection.scalar(select(table.c.body).where(table.c.name == "plan"))
+    if stored is not None:
+        if bytes(stored) != plan.canonical():
+            raise StoreError(f"the store {shown(engine)} belongs to another plan: name another state folder")
+        return
+    changes.count("schema", tables.SCHEMA_VERSION)
+    changes.document("plan", plan.canonical())
+    changes.document("layout", layout.to_json().encode())
+    waiting = ", ".join(short_name(hospital.uri) for hospital in plan.hospitals)
+    changes.status(f"Waiting for {waiting} to join", "")
+    for uri in (*(hospital.uri for hospital in plan.hospitals), *plan.evaluators):
+        changes.member(uri, "absent", None)
+
+
+def _same(table: Table, key: Mapping[str, Any]) -> list[Any]:
+    return [table.c[name] == value for name, value in key.items()]

@@ -1,0 +1,113 @@
+"""Tables of the coordinator's store, for SQLite and PostgreSQL alike.
+
+Facts only: what happened, when, and how many bytes. Epsilon, means and charts are computed from them elsewhere. Times
+are seconds since 1970 (UTC); names of parties are certificate URIs; digests are hexadecimal.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import JSON, BigInteger, Column, Float, Integer, LargeBinary, MetaData, String, Table, Text
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+documents = Table(  # plan, layout, resolved configuration, what the run waits for
+    "documents",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+)
+
+counters = Table(  # schema, revision (bumped by every transaction), epoch (bumped by every start)
+    "counters",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+)
+
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("ended_at", Float),
+    Column("cohort", JSON, nullable=False),
+    Column("survivors", JSON, nullable=False),
+    Column("dropped", JSON, nullable=False),
+    Column("model_digest", String(64)),
+    Column("reason", Text, nullable=False),
+)
+
+sessions = Table(  # one row for each masking session, written before its first order is sent
+    "sessions",
+    metadata,
+    Column("session", String(32), primary_key=True),  # the key makes a second use fail
+    Column("round", Integer, nullable=False),
+    Column("state", String(16), nullable=False),  # open, masking, opened, aborted
+    Column("roster", JSON, nullable=False),
+    Column("survivors", JSON, nullable=False),
+    Column("sum_digest", String(64)),
+    Column("reason", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+phase_times = Table(
+    "phase_times",
+    metadata,
+    Column("round", Integer, primary_key=True),
+    Column("phase", String(16), primary_key=True),
+    Column("seconds", Float, nullable=False),
+)
+
+traffic = Table(
+    "traffic",
+    metadata,
+    Column("round", Integer, primary_key=True),
+    Column("party", String(512), primary_key=True),
+    Column("direction", String(4), primary_key=True),
+    Column("phase", String(16), primary_key=True),
+    Column("bytes", BigInteger, nullable=False),
+)
+
+scores = Table(
+    "scores",
+    metadata,
+    Column("round", Integer, primary_key=True),
+    Column("evaluator", String(512), primary_key=True),
+    Column("label", String(128), primary_key=True),
+    Column("position", Integer, nullable=False),  # order of the labels as measured
+    Column("per_case", JSON, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("party", String(512), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("phase", String(16), nullable=False),
+    Column("text", Text, nullable=False),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("uri", String(512), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("last_seen_at", Float),
+    Column("phase", String(16), nullable=False),
+    Column("code", String(64), nullable=False),
+)
+
+models = Table(  # round 0 is the public start
+    "models",
+    metadata,
+    Column("round", Integer, primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("length", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+)

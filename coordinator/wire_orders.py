@@ -1,0 +1,89 @@
+"""The engine's orders as protobuf instructions, each as its reader may see it. This file decides nothing."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from coordinator import orders
+from proto import federation_pb2 as pb
+from proto.wire import to_advert, to_confirmation, to_share_set
+
+FLOAT32_BYTES = 4
+
+
+def to_open(order: orders.Open) -> pb.Open:
+    """The Open order, from which both sides build the same session parameters (proto.wire.open_params)."""
+    members = [
+        pb.Member(uri=seat.uri, public_key=seat.public_key, weight=seat.weight, base_digest=seat.base_digest)
+        for seat in order.members
+    ]
+    return pb.Open(session=order.session, round=order.round, members=members)
+
+
+def to_instruction(number: int, order: orders.Order, reader: str, length: int) -> pb.Instruction:
+    """One instruction for `reader`; `length` is that of the model's vector."""
+    message = pb.Instruction(id=number)
+    model_bytes = FLOAT32_BYTES * length
+    match order:
+        case orders.Wait(reason):
+            message.wait.CopyFrom(pb.Wait(reason=reason))
+        case orders.Train(round_number, digest):
+            message.train.CopyFrom(pb.Train(round=round_number, base_digest=digest, base_bytes=model_bytes))
+        case orders.Open():
+            message.open.CopyFrom(to_open(order))
+        case orders.Share(session, adverts):
+            message.share.CopyFrom(pb.Share(session=session, adverts=[to_advert(advert) for advert in adverts]))
+        case orders.Mask(session, sets):
+            mine = [to_share_set(share_set.for_receiver(reader)) for share_set in sets]
+            message.mask.CopyFrom(pb.Mask(session=session, sets=mine))
+        case orders.Confirm(session, survivors):
+            message.confirm.CopyFrom(pb.Confirm(session=session, survivors=survivors))
+        case orders.Reveal(session, confirmations):
+            signed = [to_confirmation(confirmation) for confirmation in confirmations]
+            message.reveal.CopyFrom(pb.Reveal(session=session, confirmations=signed))
+        case orders.RoundResult():
+            message.result.CopyFrom(_to_result(order))
+        case orders.Evaluate(round_number, digest):
+            message.evaluate.CopyFrom(pb.Evaluate(round=round_number, model_digest=digest, model_bytes=model_bytes))
+        case orders.Finished(reason):
+            message.finished.CopyFrom(pb.Finished(reason=reason))
+        case _:
+            assert_never(order)
+    return message
+
+
+def phase_of(order: orders.Order) -> str:
+    """Phase (coordinator.store.PHASES) whose bytes an order counts among; "" for Wait, which belongs to the present one."""
+    match order:
+        case orders.Train():
+            return "train"
+        case orders.Open():
+            return "advertise"
+        case orders.Share():
+            return "share"
+        case orders.Mask():
+            return "mask"
+        case orders.Confirm():
+            return "confirm"
+        case orders.Reveal():
+            return "reveal"
+        case orders.RoundResult() | orders.Finished():
+            return "result"
+        case orders.Evaluate():
+            return "evaluate"
+        case orders.Wait():
+            return ""
+        case _:
+            assert_never(order)
+
+
+def _to_result(order: orders.RoundResult) -> pb.RoundResult:
+    return pb.RoundResult(
+        round=order.round,
+        session=order.session,
+        survivors=order.survivors,
+        sum_digest=order.sum_digest,
+        model_digest=order.model_digest,
+        opened=order.opened,
+        reason=order.reason,
+    )

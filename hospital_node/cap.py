@@ -1,0 +1,86 @@
+"""The cap of a hospital's ledger, and the privacy filter that enforces it.
+
+A cap (epsilon, delta) is a promise about a stopping time that people choose after seeing results, so the reading that decides
+must be valid there:
+
+* While every charge of the ledger's life has one (noise multiplier, rate), only the number of steps is chosen as one goes.
+  Stopping early is post-processing of the longest run that fits, so the privacy loss distribution decides.
+* Once charges differ, their parameters may have been chosen after seeing outputs. The privacy loss distribution is then no
+  valid filter (arXiv 2602.06756); the sum of Renyi divergences at one order, fixed before the first charge, is one
+  (Feldman and Zrnic 2021, arXiv 2008.11193).
+
+People decide *which* case arises, possibly from what they saw. Outcomes that stay uniform are bounded by the first rule and
+outcomes that become mixed by the second; the two sets are disjoint, so their deltas add. Each rule therefore gets its own
+share of the cap's delta, and together they never exceed it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final, Literal, TypeAlias
+
+from pydantic import Field
+
+from hospital_node.accounting import Mechanism, epsilon, merged, renyi_epsilon
+from proto.plan import Frozen
+
+ReadingKind: TypeAlias = Literal["pld", "renyi"]
+
+UNIFORM_SHARE: Final = 0.99  # of delta; costs the usual case 0.005 of epsilon
+MIXED_SHARE: Final = 0.01
+ORDERS: Final = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)  # integers: their series always converges
+MAX_RENYI_ORDER: Final = 256
+
+
+def plain(value: float) -> str:
+    """A delta as people write it: 1e-5, not 1e-05."""
+    return f"{value:g}".replace("e-0", "e-")
+
+
+class Cap(Frozen):
+    """The most that all releases of one hospital's life together may cost one patient."""
+
+    epsilon: float = Field(gt=0, allow_inf_nan=False)
+    delta: float = Field(gt=0, lt=1, allow_inf_nan=False)
+
+    def at_most(self, other: Cap) -> bool:
+        """Whether this cap is no looser than `other` in either figure."""
+        return self.epsilon <= other.epsilon and self.delta <= other.delta
+
+    def __str__(self) -> str:
+        return f"epsilon {self.epsilon:g} at delta {plain(self.delta)}"
+
+
+class CapFilter(Frozen):
+    """The reading that decides for one ledger. `order` is the ledger's own, for life."""
+
+    delta: float = Field(gt=0, lt=1)
+    order: int = Field(ge=2, le=MAX_RENYI_ORDER)
+
+    def kind(self, mechanisms: Sequence[Mechanism]) -> ReadingKind:
+        """Which of the two rules holds for this history."""
+        return "pld" if len(merged(mechanisms)) <= 1 else "renyi"
+
+    def spent(self, mechanisms: Sequence[Mechanism], kind: ReadingKind | None = None) -> float:
+        """Epsilon of this history against the cap; `kind` asks for one rule's reading of it, for curves in one measure."""
+        if (kind or self.kind(mechanisms)) == "pld":
+            return epsilon(mechanisms, UNIFORM_SHARE * self.delta)
+        return renyi_epsilon(mechanisms, MIXED_SHARE * self.delta, (self.order,))
+
+    def admits(self, cap: Cap, mechanisms: Sequence[Mechanism]) -> bool:
+        """Whether the whole history, the round asked for included, stays within the cap."""
+        reached = self.spent(mechanisms)
+        return math.isfinite(reached) and reached <= cap.epsilon
+
+
+def best_order(cap: Cap, one_round: Mechanism) -> int:
+    """The Renyi order at which the most rounds of this mechanism fit the cap; to be chosen before the first charge."""
+    many = 10_000  # rounds: there a reading grows by the same amount with each further step, unclipped at 0
+
+    def rounds_that_fit(order: int) -> float:
+        far, farther = (renyi_epsilon([one_round.times(n)], MIXED_SHARE * cap.delta, (order,)) for n in (many, 2 * many))
+        each = (farther - far) / many
+        return (cap.epsilon - (far - many * each)) / each
+
+    return max(ORDERS, key=rounds_that_fit)

@@ -1,0 +1,221 @@
+"""`secagg-node`: the command line of a hospital or an evaluator. Every mistake is one sentence and exit status 2.
+
+Nothing is decided here: each command reads its arguments, calls one function and prints what came of it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import gc
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from certs.party import CertificateError
+from hospital_node import officer
+from hospital_node.checks import Check, all_checks
+from hospital_node.cohort import SKIP_CODES, CohortError
+from hospital_node.config import ConfigError, NodeConfig, load_config
+from hospital_node.durable import write_whole
+from hospital_node.ledger import LedgerError
+from hospital_node.link import LinkLost, LinkRefused, dial
+from hospital_node.logs import configure
+from hospital_node.modelfile import Model, ModelFileError, read_model, write_model
+from hospital_node.officer import ConfigFile, read_plan
+from hospital_node.reach import reason_of_loss
+from hospital_node.state import StateError, StateFolder
+from hospital_node.study import plan_offered
+from hospital_node.terminal import counted
+from hospital_node.traffic import ByteMeter
+from hospital_node.work import WorkFailed
+from proto.plan import Plan, PlanError, load_toml
+
+EXIT_USER_ERROR = 2
+EXIT_NOT_READY = 1
+SIGNAL_CHECK_S = 0.5
+USER_ERRORS = (
+    CertificateError,
+    CohortError,
+    ConfigError,
+    LedgerError,
+    LinkLost,
+    LinkRefused,
+    ModelFileError,
+    PlanError,
+    StateError,
+    WorkFailed,
+)
+
+app = typer.Typer(
+    help="One hospital's (or evaluator's) node: it dials out, trains locally, and releases only what its ledger allows.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at this node's own studies. Nothing is sent.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(officer.app)
+app.add_typer(officer.cap_app, name="cap")
+
+PlanFile = Annotated[Path, typer.Option("--plan", help="The study plan, .toml or .json.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: app(words, standalone_mode=False, prog_name="secagg-node"))
+
+
+def guarded(command: Callable[[], object]) -> int:
+    """Run `command`; what people can mend becomes one line on standard error and exit status 2."""
+    try:
+        status = command()
+    except typer.TyperException as error:
+        text = error.format_message() if hasattr(error, "format_message") else str(error)
+    except USER_ERRORS as error:
+        text = str(error)
+    except typer.Abort:
+        text = "interrupted"
+    else:
+        return status if isinstance(status, int) else 0
+    if text:
+        typer.echo(f"secagg-node: {' '.join(text.split())}", err=True)
+    return EXIT_USER_ERROR
+
+
+@app.command()
+def run(config: ConfigFile) -> None:
+    """Run a hospital's node until the study is finished or it is told to stop (Ctrl-C, SIGTERM). Opens no port."""
+    node = load_config(config)
+    configure()
+    from hospital_node import runner
+
+    _until_signalled(lambda stop: runner.run(node, stop=stop))
+
+
+@app.command()
+def evaluate(config: ConfigFile) -> None:
+    """Run an evaluator's node: measures every published model on public data and reports the numbers in clear."""
+    node = load_config(config)
+    configure()
+    from hospital_node import evaluator
+
+    _until_signalled(lambda stop: evaluator.evaluate(node, stop=stop))
+
+
+@app.command()
+def check(config: ConfigFile, *, as_json: AsJson = False) -> None:
+    """Look at everything that must be right before this node can take part; exit status 1 if something is not."""
+    lines = all_checks(load_config(config), datetime.now(UTC))
+    if as_json:
+        typer.echo(json.dumps([{"name": line.name, "ok": line.ok, "sentence": line.sentence} for line in lines], indent=1))
+    else:
+        Console().print(_check_table(lines))
+    if not all(line.ok for line in lines):
+        raise typer.Exit(EXIT_NOT_READY)
+
+
+@app.command("fetch-plan")
+def fetch_plan(
+    config: ConfigFile,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write it here (canonical JSON).")] = None,
+) -> None:
+    """Get the plan that the coordinator offers, to read it before it is approved. Nothing is agreed to."""
+    node = load_config(config)
+    plan = _fetch_plan(node)
+    folder = StateFolder(node.state)
+    folder.create()
+    folder.write_plan(plan)
+    if out is not None:
+        write_whole(out, plan.canonical())
+    typer.echo(json.dumps(plan.model_dump(mode="json"), indent=1))
+    typer.echo(f"digest {plan.digest().hex()}", err=True)
+
+
+@app.command("init-model")
+def init_model(
+    plan: PlanFile,
+    out: Annotated[Path, typer.Option("--out", help="The model file to write (safetensors).")],
+    start: Annotated[Path | None, typer.Option("--from", help="Take these public weights; random ones where left out.")] = None,
+) -> None:
+    """Make the start of a study and print its digest, for `start_digest` in the plan. Needs no patient and no connection."""
+    from hospital_node.workshop import random_model
+
+    fresh = random_model(load_toml(plan))
+    model = fresh if start is None else _same_layout(read_model(start), fresh, start)
+    write_model(out, model)
+    typer.echo(f"{out}: {model.layout.length} values in {len(model.layout.tensors)} tensors")
+    typer.echo(f'start_digest = "{model.digest.hex()}"')
+
+
+@data_app.command("check")
+def check_data(
+    config: ConfigFile,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="The plan; the one that the coordinator offered last if left out.")
+    ] = None,
+) -> None:
+    """Read and prepare every study of this node as training would; count what cannot be used, by reason."""
+    node = load_config(config).require_folders()
+    chosen = read_plan(node, plan)
+    from hospital_node.workshop import prepare_studies
+
+    StateFolder(node.state).create()
+    with counted("reading studies") as count:
+        cohort = prepare_studies(node, chosen, count)
+    typer.echo(f"{cohort.cases} studies of {len(cohort.patients)} patients are ready for study '{chosen.study}'.")
+    for code, number in sorted(cohort.skipped.items()):
+        typer.echo(f"{number} left out ({code}): {SKIP_CODES[code]}")
+
+
+def _fetch_plan(node: NodeConfig) -> Plan:
+    from certs.identity import load_identity
+
+    me = load_identity(node.identity).uri
+    link = dial(node, ByteMeter())
+    try:
+        return plan_offered(link.join(), me)
+    except LinkLost as error:
+        raise LinkRefused(reason_of_loss(node, str(error))) from error
+    finally:
+        link.close()
+
+
+def _same_layout(model: Model, wanted: Model, source: Path) -> Model:
+    if model.layout != wanted.layout:
+        raise ModelFileError(f"{source} holds another network than the plan's: choose a file made for this plan")
+    return model
+
+
+def _check_table(lines: Sequence[Check]) -> Table:
+    table = Table(show_header=False, box=None)
+    for line in lines:
+        table.add_row("✓" if line.ok else "✗", line.name, line.sentence)
+    return table
+
+
+def _until_signalled(work: Callable[[threading.Event], None]) -> None:
+    """Run `work` in a thread; SIGINT and SIGTERM ask it to stop. The main thread only waits, so handlers run at once."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="node") as pool:
+        future = pool.submit(work, stop)
+        while not future.done():
+            concurrent.futures.wait([future], timeout=SIGNAL_CHECK_S)
+        gc.freeze()  # the process ends: collecting torch's million objects once more would take a second
+        future.result()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The configuration of one node: a TOML file, read once, frozen, every mistake named with its remedy.
+
+Paths are relative to the folder that holds the file, so that a node's folder can be moved as a whole. What a study fixes
+for everybody is in the plan, never here; what is here never changes the mechanism, except [policy], which can only refuse.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
+
+from proto.plan import MIN_COHORT, Frozen, explain
+
+MAX_PORT = 65_535
+PATH_KEYS = ("identity", "state", "data", "peers")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the text names the file, the key and the remedy."""
+
+
+def _host_and_port(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) <= MAX_PORT:
+        raise ValueError(f"'{text}' is not of the form host:port, for example coordinator.example.org:8443")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_host_and_port)]
+
+
+class NodePolicy(Frozen):
+    """What this node demands of every masking session, whatever the plan says."""
+
+    minimum_cohort: int = Field(default=MIN_COHORT, ge=MIN_COHORT)
+    max_colluders: int = Field(default=1, ge=0)  # peers that may work with the coordinator, of all that the plan admits
+
+
+class CapSetting(Frozen):
+    """The privacy cap that `approve` proposes where the officer names none."""
+
+    epsilon: float = Field(gt=0, allow_inf_nan=False)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+
+
+class NodeConfig(Frozen):
+    """One node, hospital or evaluator. Build it with `load_config`."""
+
+    coordinator: Address
+    identity: Path  # folder with node.key, node.crt and ca.crt
+    state: Path  # folder of the ledger, the cache and what the app reads
+    data: Path  # folder of the studies
+    peers: Path | None = None  # list of pinned keys; a hospital needs one, an evaluator does not
+    site: str | None = None  # selection inside a folder that holds several sites
+    fold: str | None = None  # selection inside a folder that holds several folds
+    threads: int = Field(default=1, ge=1)
+    policy: NodePolicy = NodePolicy()
+    cap: CapSetting | None = None
+
+    @field_validator(*PATH_KEYS)
+    @classmethod
+    def _beside_the_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        folder: Path | None = (info.context or {}).get("folder")
+        return path if path is None or folder is None else (folder / path).resolve()
+
+    def require_peers(self) -> Path:
+        """The peer list; ConfigError where none is named."""
+        if self.peers is None:
+            raise ConfigError("the node's configuration has no key 'peers': name the list of keys that your people confirmed")
+        return self.peers
+
+    def require_folders(self) -> Self:
+        """ConfigError where identity or data do not exist; the state folder is made by the node itself."""
+        for key, folder in (("identity", self.identity), ("data", self.data)):
+            if not folder.is_dir():
+                raise ConfigError(f"the folder {folder} of key '{key}' does not exist: create it or correct the key")
+        return self
+
+
+def load_config(path: Path) -> NodeConfig:
+    """Read and check one file. Raises ConfigError with one sentence."""
+    fields = _read_toml(path)
+    try:
+        return NodeConfig.model_validate(fields, context={"folder": path.resolve().parent})
+    except ValidationError as error:
+        raise ConfigError(explain(error, str(path))) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; name it with --config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error

@@ -1,0 +1,86 @@
+"""Keeps progress.json and leaves.json current: what the hospital's own app shows of a running node.
+
+This file decides nothing. Steps are written at most twice a second, because each write is synced to disk.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from hospital_node.progress import Leaves, LocalProgress, NodePhase, read_leaves, write_leaves, write_progress
+from hospital_node.state import StateFolder
+from hospital_node.traffic import ByteMeter
+
+STEP_WRITE_S = 0.5
+
+Clock = Callable[[], float]  # seconds since 1970
+
+
+class Display:
+    """One node's files for the app. Safe to call from the training thread and the conversation."""
+
+    def __init__(self, folder: StateFolder, study: str, clock: Clock) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._written_s = 0.0
+        now = self._now()
+        self._shown = LocalProgress(
+            study=study,
+            round=0,
+            rounds=0,
+            phase="connecting",
+            since=now,
+            sentence="connecting to the coordinator",
+            updated_at=now,
+        )
+
+    @property
+    def shown(self) -> LocalProgress:
+        """What the file says now."""
+        return self._shown
+
+    def rounds(self, rounds: int) -> None:
+        """The plan's number of rounds."""
+        with self._lock:
+            self._shown = self._shown.model_copy(update={"rounds": rounds})
+
+    def show(self, phase: NodePhase, sentence: str, *, round_number: int | None = None) -> None:
+        """A new phase, or another sentence for the same one."""
+        with self._lock:
+            now = self._now()
+            same = phase == self._shown.phase and round_number in (None, self._shown.round)
+            fields = {
+                "phase": phase,
+                "sentence": sentence,
+                "round": self._shown.round if round_number is None else round_number,
+                "since": self._shown.since if same else now,
+                "step": 0,
+                "steps": 0,
+            }
+            self._write(fields, now)
+
+    def steps(self, phase: NodePhase, step: int, steps: int) -> None:
+        """How far the phase is; ignored where the node has gone on to another phase."""
+        with self._lock:
+            due = step >= steps or self._clock() - self._written_s >= STEP_WRITE_S
+            if phase == self._shown.phase and due:
+                self._write({"step": step, "steps": steps}, self._now())
+
+    def count(self, meter: ByteMeter, round_number: int) -> int:
+        """Add what the meter holds to leaves.json; returns the bytes sent."""
+        now = self._now()
+        sent = meter.take()
+        before = read_leaves(self._folder.leaves) or Leaves(study=self._shown.study, updated_at=now)
+        write_leaves(self._folder.leaves, before.sent(round_number, sent, now))
+        return sum(sent.values())
+
+    def _write(self, fields: dict[str, object], now: datetime) -> None:
+        self._shown = self._shown.model_copy(update={**fields, "updated_at": now})
+        self._written_s = self._clock()
+        write_progress(self._folder.progress, self._shown)
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)

@@ -1,0 +1,103 @@
+"""One DP-SGD step, one patient at a time, on Opacus' DPOptimizer.
+
+Forward and backward all patches of one patient: `p.grad` then is that patient's gradient. `clip_and_accumulate` clips it
+over all parameters together and adds it to `p.summed_grad`; no per-sample tensor is ever made. `step` adds the noise to
+the sum, divides by a public number and steps. Opacus keeps the order of the step and the accountant's hook.
+
+Stock Opacus takes the number of backward passes since the last step for a number of batches: fed unit by unit it would divide
+by the secret draw, record q times the draw, and fail on an empty one. Hence `accumulated_iterations`, `pre_step` and
+`scale_grad` are overridden. Algorithm: Abadi et al. 2016 (arXiv 1607.00133), algorithm 1, with Poisson sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from opacus.optimizers import DPOptimizer
+from torch.optim import Optimizer
+
+from hospital_node.noise import NormalStream
+
+# Clip a hair below the norm: rounding the scaled gradient to float32 moves its norm by less than 2**-22 of itself.
+ROUNDING_MARGIN = 1 - 2.0**-20
+
+
+class PatientOptimizer(DPOptimizer):
+    """DPOptimizer fed one patient at a time.
+
+    `expected_batch_size` is public: the declared size of the hospital over k, whole or not. `noise_multiplier` is the
+    standard deviation of the noise over `max_grad_norm`; 0 clips but adds nothing and guarantees nothing.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        noise_multiplier: float,
+        max_grad_norm: float,
+        expected_batch_size: float,
+        normals: NormalStream,
+    ) -> None:
+        super().__init__(
+            optimizer,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=max_grad_norm,
+            expected_batch_size=expected_batch_size,
+        )
+        self.nonfinite = 0  # patients whose gradient was not finite and counted as zero; stays inside the hospital
+        self._normals = normals
+
+    @property
+    def accumulated_iterations(self) -> int:
+        """Always one batch a step, however many patients were drawn."""
+        return 1
+
+    def clip_and_accumulate(self) -> None:
+        """Take `p.grad` as one patient's gradient: clip it, add it to the sum, clear it."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
+        norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients])
+        norm = float(torch.linalg.vector_norm(norms))
+        self._zero_sums()
+        if norm < float("inf"):  # false for NaN as well
+            factor = min(1.0, self.max_grad_norm * ROUNDING_MARGIN / max(norm, 1e-300))
+            for p, gradient in zip(self.params, gradients, strict=True):
+                p.summed_grad.add_(gradient, alpha=factor)
+        else:
+            self.nonfinite += 1
+        for p in self.params:
+            p.grad = None
+
+    def add_noise(self) -> None:
+        """Noise on the sum into `p.grad`; the sum is spent, so that it cannot be noised twice."""
+        totals = [p.summed_grad for p in self.params]
+        if self.noise_multiplier > 0:
+            totals = self._noised(totals)
+        for p, total in zip(self.params, totals, strict=True):
+            p.grad, p.summed_grad = total, None
+
+    def scale_grad(self) -> None:
+        """Divide by the public expected number of patients, never by how many were drawn."""
+        for p in self.params:
+            p.grad /= self.expected_batch_size
+
+    def pre_step(self, closure: Callable[[], float] | None = None) -> bool:  # noqa: ARG002  Opacus' signature
+        """Noise, scale, record. A draw of nobody is a real step: the sum is zero and only noise remains."""
+        self._zero_sums()
+        self.add_noise()
+        self.scale_grad()
+        if self.step_hook:
+            self.step_hook(self)
+        return True
+
+    def _noised(self, sums: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Added in float64, so that the sum is rounded once."""
+        noise = torch.from_numpy(self._normals.draw(sum(one.numel() for one in sums)))
+        noise *= self.noise_multiplier * self.max_grad_norm
+        parts = noise.split([one.numel() for one in sums])
+        return [(one.double() + part.view_as(one).to(one.device)).to(one.dtype) for one, part in zip(sums, parts, strict=True)]
+
+    def _zero_sums(self) -> None:
+        for p in self.params:
+            if p.summed_grad is None:
+                p.summed_grad = torch.zeros_like(p)

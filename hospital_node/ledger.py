@@ -1,0 +1,282 @@
+"""The privacy ledger of one hospital: who approved what, what was spent, and whether the next round may run.
+
+Rule: check, record, act. `authorize` before training, `commit` before the first masked byte leaves; what was committed counts
+as spent whatever happens next, and nothing is refunded. The ledger belongs to the hospital and outlives every study. Decisions
+are pure functions (ledger_rules, cap), files are elsewhere (ledger_store); this file joins them, one transaction for each call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from hospital_node import ledger_rules as rules
+from hospital_node.budget import BudgetView, budget_view, unreadable_view
+from hospital_node.cap import Cap
+from hospital_node.ledger_errors import (
+    AlreadyReleased,
+    BudgetExhausted,
+    CannotRecord,
+    ClockJumped,
+    DecisionRefused,
+    LedgerDamaged,
+    LedgerError,
+    LedgerMissing,
+    LedgerRolledBack,
+    NotApproved,
+    Paused,
+)
+from hospital_node.ledger_rules import Authorization
+from hospital_node.ledger_schema import (
+    BEFORE_FIRST,
+    Approved,
+    CapLowered,
+    CapRaised,
+    Charge,
+    Created,
+    Entry,
+    Event,
+    Hold,
+    Note,
+    Resume,
+    Verified,
+    Withdrawn,
+    make_row,
+)
+from hospital_node.ledger_store import LedgerFiles
+from proto.plan import Plan, short_name
+
+__all__ = [
+    "AlreadyReleased",
+    "Approved",
+    "Authorization",
+    "BudgetExhausted",
+    "BudgetView",
+    "CannotRecord",
+    "Cap",
+    "CapLowered",
+    "CapRaised",
+    "Charge",
+    "ClockJumped",
+    "DecisionRefused",
+    "Event",
+    "Ledger",
+    "LedgerDamaged",
+    "LedgerError",
+    "LedgerMissing",
+    "LedgerRolledBack",
+    "NotApproved",
+    "Paused",
+    "Receipt",
+    "read_budget",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof of one commit. Only `hmac` may leave the hospital: it shows continuity and tells nothing."""
+
+    head: bytes
+    hmac: bytes
+
+
+class Ledger:
+    """One hospital's ledger. Every method opens the files for itself, so one object may serve several threads."""
+
+    def __init__(self, files: LedgerFiles) -> None:
+        self._files = files
+
+    @classmethod
+    def create(cls, path: Path, hospital_uri: str, at: datetime | None = None, *, counter: Path | None = None) -> Self:
+        """Make the ledger of the hospital that `hospital_uri` names (its last part, so that it serves later studies)."""
+        files = LedgerFiles.beside(path, counter, "rw")
+        first = Created(hospital=short_name(hospital_uri), ledger_id=os.urandom(16).hex())
+        files.create(make_row(1, at or datetime.now(UTC), first, BEFORE_FIRST))
+        return cls.open(path, counter=counter)
+
+    @classmethod
+    def open(cls, path: Path, *, counter: Path | None = None) -> Self:
+        """Open for the node. Verifies schema, pages, chain and counter: LedgerMissing, LedgerDamaged or LedgerRolledBack."""
+        ledger = cls(LedgerFiles.beside(path, counter, "rw"))
+        ledger._files.check()
+        ledger.verify()
+        ledger._files.catch_up()
+        return ledger
+
+    @classmethod
+    def open_readonly(cls, path: Path, *, counter: Path | None = None) -> Self:
+        """Open for the app: verified the same way, and no method of it can write."""
+        ledger = cls(LedgerFiles.beside(path, counter, "ro"))
+        ledger._files.check()
+        ledger.verify()
+        return ledger
+
+    def events(self) -> tuple[Event, ...]:
+        """Every entry, verified again. Raises LedgerDamaged, LedgerRolledBack."""
+        return self._files.read()
+
+    def verify(self) -> None:
+        """Raise LedgerDamaged or LedgerRolledBack unless chain and counter hold."""
+        self._files.read()
+
+    @property
+    def hospital(self) -> str:
+        """Name of the hospital."""
+        return rules.hospital_of(self.events())
+
+    @property
+    def head(self) -> bytes:
+        """Digest of the last entry: names everything before it."""
+        return self.events()[-1].digest
+
+    @property
+    def cap(self) -> Cap | None:
+        """The cap in force; None before the first approval with a guarantee."""
+        return rules.current_cap(self.events())
+
+    def approvals(self) -> tuple[Approved, ...]:
+        """Every approval ever recorded, withdrawn ones included, in order."""
+        return tuple(event.entry for event in self.events() if isinstance(event.entry, Approved))
+
+    def approval(self, plan: Plan) -> Approved | None:
+        """The approval in force for exactly this plan."""
+        return rules.approval_of(self.events(), plan.digest().hex())
+
+    def budget(self, plan: Plan | None = None) -> BudgetView:
+        """The figures of the officer's page for `plan`, or for the plan that was approved last."""
+        return budget_view(self.events(), plan)
+
+    def authorize(self, plan: Plan, round_number: int) -> Authorization:
+        """Ask before training. Raises Paused, NotApproved, AlreadyReleased, BudgetExhausted, or that the ledger is unusable."""
+        return rules.admit(self.events(), plan.digest().hex(), plan.study, round_number)
+
+    def commit(self, authorization: Authorization, update_id: bytes, session: bytes, at: datetime) -> Receipt:
+        """Charge the round, durably, before anything leaves. Asks everything again inside the transaction.
+
+        Raises what `authorize` raises, AlreadyReleased for an update that was charged before, and CannotRecord where the disk
+        fails: then nothing may leave, whether or not the charge was kept.
+        """
+
+        def decide(events: Sequence[Event]) -> Charge:
+            if authorization.ledger_id != rules.created(events).ledger_id:
+                raise LedgerDamaged(
+                    "The ledger was exchanged for another one since this round was authorized: start the node again."
+                )
+            rules.refuse_known_update(events, update_id.hex())
+            now = rules.admit(events, authorization.plan, authorization.study, authorization.round)
+            return Charge(
+                plan=now.plan,
+                study=now.study,
+                round=now.round,
+                session=session.hex(),
+                update_id=update_id.hex(),
+                noise_multiplier=now.mechanism.noise_multiplier,
+                sampling_rate=now.mechanism.sampling_rate,
+                steps=now.mechanism.steps,
+                clip_norm=now.clip_norm,
+            )
+
+        key = self._files.receipt_key(authorization.study)  # first: a charge without a receipt would be wasted
+        head = self._append(decide, at)
+        return Receipt(head, hmac.digest(key, head, hashlib.sha256))
+
+    def record_verified(self, plan: Plan, round_number: int, at: datetime) -> None:
+        """The charged round's result came back and was verified. Recording it twice changes nothing."""
+        digest = plan.digest().hex()
+        verified = Verified(plan=digest, round=round_number)
+        if any(event.entry == verified for event in self.events()):
+            return
+
+        def decide(events: Sequence[Event]) -> Verified:
+            if not any(charge.plan == digest and charge.round == round_number for charge in rules.charges(events)):
+                raise DecisionRefused(
+                    f"Round {round_number} of study '{plan.study}' was never released here: it has no result."
+                )
+            return verified
+
+        self._append(decide, at)
+
+    def approve(
+        self,
+        plan: Plan,
+        by: str,
+        reason: str,
+        cap: Cap,
+        at: datetime,
+        *,
+        confirmed_by: str = "",
+        accept_no_guarantee: bool = False,
+        data_is_public: bool = False,
+    ) -> None:
+        """Record that `by` agrees to `plan` under `cap`. Raises DecisionRefused.
+
+        A cap above the present one needs `confirmed_by`, another person. A plan without noise needs both flags, and a ledger
+        on which no study was ever approved as private.
+        """
+        self._append(
+            lambda events: rules.approve_entry(
+                events,
+                plan,
+                cap,
+                by=by,
+                confirmed_by=confirmed_by,
+                reason=reason,
+                accept_no_guarantee=accept_no_guarantee,
+                data_is_public=data_is_public,
+            ),
+            at,
+        )
+
+    def withdraw(self, plan: Plan, by: str, reason: str, at: datetime) -> None:
+        """Take an approval back, at once; what was charged stays charged."""
+        entry = Withdrawn(plan=plan.digest().hex(), by=rules.person(by), reason=rules.said(reason))
+        self._append(lambda _: entry, at)
+
+    def lower_cap(self, cap: Cap, by: str, reason: str, at: datetime) -> None:
+        """Lower the cap, at once. Raises DecisionRefused where it would loosen either figure."""
+        self._append(lambda events: rules.lowered(events, cap, by, reason), at)
+
+    def raise_cap(self, cap: Cap, by: str, confirmed_by: str, reason: str, at: datetime) -> None:
+        """Set any cap; two different people. Raises DecisionRefused."""
+        self._append(lambda events: rules.raised(events, cap, by, confirmed_by, reason), at)
+
+    def pause(self, by: str, reason: str, at: datetime) -> None:
+        """Hold the node until `resume`."""
+        entry = Hold(by=rules.person(by), reason=rules.said(reason))
+        self._append(lambda _: entry, at)
+
+    def resume(self, by: str, reason: str, at: datetime) -> None:
+        """Let the node go on, after a hold or after releases without a result."""
+        entry = Resume(by=rules.person(by), reason=rules.said(reason))
+        self._append(lambda _: entry, at)
+
+    def note(self, by: str, text: str, at: datetime) -> None:
+        """Keep a remark beside the figures."""
+        entry = Note(by=rules.person(by), text=rules.said(text))
+        self._append(lambda _: entry, at)
+
+    def _append(self, decide: Callable[[Sequence[Event]], Entry], at: datetime) -> bytes:
+        """Decide on the verified entries and add one, in one transaction; the new head."""
+        if self._files.mode == "ro":
+            raise CannotRecord(f"{self._files.database} is open for reading only.")
+        with self._files.appending() as transaction:
+            entry = decide(transaction.events)
+            rules.check_clock(transaction.events, at)
+            last = transaction.events[-1]
+            row = make_row(last.seq + 1, at, entry, last.digest)
+            transaction.add(row)
+        return row.digest
+
+
+def read_budget(path: Path, plan: Plan | None = None, *, counter: Path | None = None) -> BudgetView:
+    """What the app shows: the figures, or the state "ledger damaged" with the sentence that says why."""
+    try:
+        return Ledger.open_readonly(path, counter=counter).budget(plan)
+    except LedgerError as error:
+        return unreadable_view(str(error))

@@ -1,0 +1,377 @@
+"""What the entries of a ledger allow: pure decisions over verified events.
+
+Every question is answered from the whole list each time, so nothing can be out of date. The order of `admit` is the order in
+which an officer would ask: does anyone hold the node, was this plan approved, was this round released before, is there budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from hospital_node.accounting import Mechanism
+from hospital_node.cap import ORDERS, Cap, CapFilter, ReadingKind, best_order, plain
+from hospital_node.ledger_errors import (
+    AlreadyReleased,
+    BudgetExhausted,
+    ClockJumped,
+    DecisionRefused,
+    NotApproved,
+    Paused,
+)
+from hospital_node.ledger_schema import (
+    Approved,
+    CapLowered,
+    CapRaised,
+    Charge,
+    Created,
+    Event,
+    Hold,
+    Resume,
+    Verified,
+    Withdrawn,
+)
+from proto.plan import Plan, role_of, short_name
+
+MAX_OPEN_RELEASES: Final = 2  # in a row without a verified result: more would let forced aborts drain the budget (protocol.md)
+CLOCK_TOLERANCE: Final = timedelta(minutes=10)  # time servers step a clock back by less
+
+
+@dataclass(frozen=True, slots=True)
+class Authorization:
+    """Leave to train one round. It reserves nothing: `Ledger.commit` asks everything again when it writes."""
+
+    ledger_id: str
+    plan: str  # digest, hexadecimal
+    study: str
+    round: int
+    mechanism: Mechanism
+    clip_norm: float
+    epsilon_before: float
+    epsilon_after: float  # infinite for a plan without a guarantee
+    reading: ReadingKind
+
+
+def admit(events: Sequence[Event], plan: str, study: str, round_number: int) -> Authorization:
+    """Leave to run one round of the plan with this digest. Raises Paused, NotApproved, AlreadyReleased, BudgetExhausted."""
+    refuse_if_held(events)
+    approved = approval_of(events, plan)
+    if approved is None:
+        raise NotApproved(
+            f"No one at {hospital_of(events)} has approved plan {plan[:12]} of study '{study}': "
+            "read it, then run `secagg-node approve`."
+        )
+    if not 1 <= round_number <= approved.max_rounds:
+        raise NotApproved(
+            f"{approved.by} approved {approved.max_rounds} rounds of study '{study}', so round {round_number} may not run."
+        )
+    past = charges(events)
+    if any(charge.plan == plan and charge.round == round_number for charge in past):
+        raise AlreadyReleased(
+            f"Round {round_number} of study '{study}' was charged and released before; a round is released once, ever."
+        )
+    before, after, reading = _within_budget(events, approved, round_number)
+    return Authorization(
+        created(events).ledger_id,
+        plan,
+        study,
+        round_number,
+        approved.mechanism,
+        approved.clip_norm,
+        before,
+        after,
+        reading,
+    )
+
+
+def _within_budget(events: Sequence[Event], approved: Approved, round_number: int) -> tuple[float, float, ReadingKind]:
+    past = [charge.mechanism for charge in charges(events)]
+    if approved.no_guarantee:  # approved aloud, on data declared public: a cap has nothing to protect
+        refuse_private(events, approved.study)
+        return math.inf, math.inf, "pld"
+    cap = current_cap(events)
+    if cap is None:
+        raise NotApproved("The ledger holds no cap yet: approve the plan again with one.")
+    judge = filter_of(events, cap)
+    asked = [*past, approved.mechanism]
+    kind = judge.kind(asked)
+    before, after = judge.spent(past, kind), judge.spent(asked, kind)
+    if not judge.admits(cap, asked):
+        raise BudgetExhausted(_exhausted(events, round_number, before, after, cap))
+    return before, after, kind
+
+
+def _exhausted(events: Sequence[Event], round_number: int, before: float, after: float, cap: Cap) -> str:
+    unprotected = next((charge for charge in charges(events) if charge.noise_multiplier == 0), None)
+    if unprotected is not None:
+        return (
+            f"Round {unprotected.round} of study '{unprotected.study}' was released without noise, so this ledger can never "
+            "state a finite epsilon again: use data of other patients with a ledger of their own."
+        )
+    reach = f"to {after:.2f}" if math.isfinite(after) else "beyond any bound"
+    return (
+        f"Round {round_number} would take epsilon from {before:.2f} {reach} at delta {plain(cap.delta)}, above the cap of "
+        f"{cap.epsilon:g}: this hospital stops itself here. Ask for a plan with more noise or fewer steps; only two people "
+        "together can raise the cap."
+    )
+
+
+def refuse_if_held(events: Sequence[Event]) -> None:
+    """Paused while people hold the node or while too many releases in a row came to nothing."""
+    hold = held_by(events)
+    if hold is not None:
+        raise Paused(f"{hold.by} paused this node ('{hold.reason}'): it goes on after `secagg-node resume`.")
+    waiting = open_releases(events)
+    if waiting >= MAX_OPEN_RELEASES:
+        raise Paused(
+            f"{waiting} releases in a row were charged and no result came back, so this node paused itself before more budget "
+            "is lost: ask the coordinator's operator why, then run `secagg-node resume`."
+        )
+
+
+def held_by(events: Sequence[Event]) -> Hold | None:
+    """The hold in force, if any."""
+    hold = None
+    for event in events:
+        if isinstance(event.entry, Hold):
+            hold = event.entry
+        elif isinstance(event.entry, Resume):
+            hold = None
+    return hold
+
+
+def open_releases(events: Sequence[Event]) -> int:
+    """Charges since the last verified result or resumption: releases in a row that came to nothing, so far."""
+    count = 0
+    for event in events:
+        if isinstance(event.entry, Charge):
+            count += 1
+        elif isinstance(event.entry, Verified | Resume):
+            count = 0
+    return count
+
+
+def refuse_known_update(events: Sequence[Event], update_id: str) -> None:
+    """AlreadyReleased where this update was charged before, in whatever round and session."""
+    for charge in charges(events):
+        if charge.update_id == update_id:
+            raise AlreadyReleased(
+                f"This update was released in round {charge.round} of study '{charge.study}'; after an aborted session it is "
+                "discarded and trained anew, never sent again."
+            )
+
+
+def created(events: Sequence[Event]) -> Created:
+    """The first entry; `read_chain` has proved that it is there."""
+    first = events[0].entry
+    assert isinstance(first, Created)
+    return first
+
+
+def hospital_of(events: Sequence[Event]) -> str:
+    """Name of the hospital, without any study."""
+    return created(events).hospital
+
+
+def charges(events: Sequence[Event]) -> tuple[Charge, ...]:
+    """Every release of the ledger's life, in order."""
+    return tuple(event.entry for event in events if isinstance(event.entry, Charge))
+
+
+def approval_of(events: Sequence[Event], plan: str) -> Approved | None:
+    """The approval in force for this plan."""
+    approved = None
+    for event in events:
+        entry = event.entry
+        if isinstance(entry, Approved) and entry.plan == plan:
+            approved = entry
+        elif isinstance(entry, Withdrawn) and entry.plan == plan:
+            approved = None
+    return approved
+
+
+def current_cap(events: Sequence[Event]) -> Cap | None:
+    """The cap in force: of the last approval with a guarantee, or of the last change."""
+    cap = None
+    for event in events:
+        entry = event.entry
+        if isinstance(entry, CapLowered | CapRaised) or (isinstance(entry, Approved) and not entry.no_guarantee):
+            cap = entry.cap
+    return cap
+
+
+def agreed_by(events: Sequence[Event]) -> str:
+    """Who set the cap in force, and when; both people where it took two."""
+    text = "nobody"
+    for event in events:
+        entry = event.entry
+        if isinstance(entry, CapRaised) or (isinstance(entry, Approved) and entry.confirmed_by and not entry.no_guarantee):
+            text = f"{entry.by} and {entry.confirmed_by} on {event.at:%Y-%m-%d}"
+        elif isinstance(entry, CapLowered) or (isinstance(entry, Approved) and not entry.no_guarantee):
+            text = f"{entry.by} on {event.at:%Y-%m-%d}"
+    return text
+
+
+def filter_order(events: Sequence[Event]) -> int | None:
+    """Order of the Renyi filter: the first approval with a guarantee fixed it, before any charge."""
+    for event in events:
+        if isinstance(event.entry, Approved) and not event.entry.no_guarantee:
+            return event.entry.renyi_order
+    return None
+
+
+def filter_of(events: Sequence[Event], cap: Cap) -> CapFilter:
+    """The filter that decides against `cap`."""
+    return CapFilter(delta=cap.delta, order=filter_order(events) or ORDERS[0])
+
+
+def check_clock(events: Sequence[Event], at: datetime) -> None:
+    """Raise ClockJumped where `at` is well before the last entry. Order is by number, never by time; this is for people."""
+    if at.tzinfo is None:
+        raise ValueError("a ledger entry needs a time with a time zone")
+    last = events[-1].at
+    if at < last - CLOCK_TOLERANCE:
+        raise ClockJumped(
+            f"The clock of this machine says {at.astimezone(UTC):%Y-%m-%d %H:%M} UTC, but the last ledger entry is of "
+            f"{last:%Y-%m-%d %H:%M} UTC: set the clock, then start again."
+        )
+
+
+def mechanism_of(plan: Plan) -> Mechanism:
+    """What one round of the plan does to each patient."""
+    return Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, plan.training.local_steps)
+
+
+def approve_entry(
+    events: Sequence[Event],
+    plan: Plan,
+    cap: Cap,
+    *,
+    by: str,
+    confirmed_by: str,
+    reason: str,
+    accept_no_guarantee: bool,
+    data_is_public: bool,
+) -> Approved:
+    """The approval to record. Raises DecisionRefused."""
+    name = hospital_of(events)
+    declared = _declared_patients(plan, name)
+    _check_guarantee(events, plan, accept_no_guarantee=accept_no_guarantee, data_is_public=data_is_public)
+    if not plan.privacy.no_guarantee:
+        check_delta(cap, declared)
+        present = current_cap(events)
+        if present is not None and not cap.at_most(present):
+            check_two_people(by, confirmed_by, f"raising the cap from {present} to {cap}")
+    return Approved(
+        plan=plan.digest().hex(),
+        study=plan.study,
+        by=person(by),
+        confirmed_by=confirmed_by.strip(),
+        reason=said(reason),
+        cap=cap,
+        noise_multiplier=plan.privacy.noise_multiplier,
+        sampling_rate=1 / plan.privacy.inverse_sampling_rate,
+        steps_per_round=plan.training.local_steps,
+        clip_norm=plan.privacy.clip_norm,
+        max_rounds=plan.rounds,
+        declared_patients=declared,
+        hospitals_per_patient=plan.privacy.hospitals_per_patient,
+        renyi_order=_order_for(events, plan, cap),
+        no_guarantee=plan.privacy.no_guarantee,
+        data_is_public=data_is_public,
+    )
+
+
+def _order_for(events: Sequence[Event], plan: Plan, cap: Cap) -> int:
+    if plan.privacy.no_guarantee:
+        return ORDERS[0]  # never used: such an approval fixes no order
+    return filter_order(events) or best_order(cap, mechanism_of(plan))
+
+
+def _declared_patients(plan: Plan, name: str) -> int:
+    for entry in plan.hospitals:
+        if role_of(entry.uri) == "hospital" and short_name(entry.uri) == name:
+            return entry.declared_patients
+    raise DecisionRefused(
+        f"{name} is not among the hospitals of study '{plan.study}': ask the coordinator to add it to the plan."
+    )
+
+
+def _check_guarantee(events: Sequence[Event], plan: Plan, *, accept_no_guarantee: bool, data_is_public: bool) -> None:
+    if not plan.privacy.no_guarantee:
+        return
+    if not accept_no_guarantee:
+        raise DecisionRefused(
+            f"Study '{plan.study}' adds no noise, so there is no guarantee for any patient: approve it only by saying so "
+            "(`--accept-no-guarantee`)."
+        )
+    if not data_is_public:
+        raise DecisionRefused(
+            f"Study '{plan.study}' adds no noise: it runs only on data declared public or synthetic (`--data-is-public`)."
+        )
+    refuse_private(events, plan.study)
+
+
+def refuse_private(events: Sequence[Event], study: str) -> None:
+    """Raise DecisionRefused where any approval of the ledger's life says that these patients are not public."""
+    private = next((e.entry for e in events if isinstance(e.entry, Approved) and not e.entry.data_is_public), None)
+    if private is not None:
+        raise DecisionRefused(
+            f"{private.by} approved study '{private.study}' on these patients as private data, so study '{study}', which adds "
+            "no noise, is refused: use public data with a ledger of their own."
+        )
+
+
+def lowered(events: Sequence[Event], cap: Cap, by: str, reason: str) -> CapLowered:
+    """The entry for a lower cap. Raises DecisionRefused."""
+    present = current_cap(events)
+    if present is None:
+        raise DecisionRefused("There is no cap to lower yet: the first approval sets one.")
+    if not cap.at_most(present):
+        raise DecisionRefused(f"{cap} is not lower than {present} in both figures: raising needs two people.")
+    return CapLowered(cap=cap, by=person(by), reason=said(reason))
+
+
+def raised(events: Sequence[Event], cap: Cap, by: str, confirmed_by: str, reason: str) -> CapRaised:
+    """The entry for any other cap. Raises DecisionRefused."""
+    present = current_cap(events)
+    if present is None:
+        raise DecisionRefused("There is no cap to raise yet: the first approval sets one.")
+    check_two_people(by, confirmed_by, f"raising the cap from {present} to {cap}")
+    approved = [event.entry for event in events if isinstance(event.entry, Approved) and not event.entry.no_guarantee]
+    check_delta(cap, min(entry.declared_patients for entry in approved))
+    return CapRaised(cap=cap, by=person(by), confirmed_by=person(confirmed_by), reason=said(reason))
+
+
+def check_delta(cap: Cap, declared_patients: int) -> None:
+    """Raise DecisionRefused where delta would allow giving one patient away for free."""
+    if cap.delta >= 1 / declared_patients:
+        raise DecisionRefused(
+            f"A cap at delta {plain(cap.delta)} is refused: it must be below 1/{declared_patients}, one over the declared size."
+        )
+
+
+def check_two_people(by: str, confirmed_by: str, what: str) -> None:
+    """Raise DecisionRefused unless two different people are named."""
+    first, second = person(by), confirmed_by.strip()
+    if not second or first.casefold() == second.casefold():
+        raise DecisionRefused(
+            f"{what[:1].upper()}{what[1:]} needs two different people: name the second one (`--confirmed-by`)."
+        )
+
+
+def person(name: str) -> str:
+    """The name, trimmed; DecisionRefused where nobody is named."""
+    if not name.strip():
+        raise DecisionRefused("A decision needs the name of the person who takes it (`--by`).")
+    return name.strip()
+
+
+def said(reason: str) -> str:
+    """The reason, trimmed; DecisionRefused where there is none."""
+    if not reason.strip():
+        raise DecisionRefused("A decision needs a reason in a few words (`--reason`).")
+    return reason.strip()

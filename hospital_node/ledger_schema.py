@@ -1,0 +1,232 @@
+"""What a ledger holds: a closed table of entry kinds, their bytes, and the hash chain over them.
+
+Rules: an entry stores what was done or decided, never an epsilon as truth. Kinds are never removed and never change their
+meaning; a new field must be optional. An entry that this table does not know makes the ledger unreadable, never ignored. This
+file decides nothing and opens nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Final, Literal, TypeAlias
+
+from pydantic import Field, ValidationError
+
+from hospital_node.accounting import Mechanism
+from hospital_node.cap import MAX_RENYI_ORDER, Cap
+from proto.plan import Frozen
+
+ENTRY_LABEL: Final = b"hospital-secagg ledger entry v1\n"
+BEFORE_FIRST: Final = bytes(32)  # stands for the digest before entry 1
+HEX_32_BYTES: Final = r"^[0-9a-f]{64}$"
+
+
+class Created(Frozen):
+    """Entry 1. `ledger_id` is random: two ledgers of one hospital never continue each other's chain."""
+
+    hospital: str = Field(min_length=1)
+    ledger_id: str = Field(pattern=r"^[0-9a-f]{32}$")
+
+
+class Approved(Frozen):
+    """People at the hospital agreed to one plan: this mechanism in each round, at most so many rounds, under this cap."""
+
+    plan: str = Field(pattern=HEX_32_BYTES)
+    study: str
+    by: str = Field(min_length=1)
+    confirmed_by: str = ""  # the second person, where the cap was raised
+    reason: str = Field(min_length=1)
+    cap: Cap
+    noise_multiplier: float = Field(ge=0, allow_inf_nan=False)
+    sampling_rate: float = Field(gt=0, le=1)
+    steps_per_round: int = Field(ge=1)
+    clip_norm: float = Field(gt=0, allow_inf_nan=False)
+    max_rounds: int = Field(ge=1)
+    declared_patients: int = Field(ge=1)
+    hospitals_per_patient: int = Field(ge=1)
+    renyi_order: int = Field(ge=2, le=MAX_RENYI_ORDER)  # of the filter (cap.py): the first one with a guarantee holds for life
+    no_guarantee: bool = False
+    data_is_public: bool = False
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """What one round of this plan does."""
+        return Mechanism(self.noise_multiplier, self.sampling_rate, self.steps_per_round)
+
+
+class Withdrawn(Frozen):
+    """An approval was taken back; what was charged stays charged."""
+
+    plan: str = Field(pattern=HEX_32_BYTES)
+    by: str = Field(min_length=1)
+    reason: str = Field(min_length=1)
+
+
+class CapLowered(Frozen):
+    """One person suffices, at once."""
+
+    cap: Cap
+    by: str = Field(min_length=1)
+    reason: str = Field(min_length=1)
+
+
+class CapRaised(Frozen):
+    """Two different people."""
+
+    cap: Cap
+    by: str = Field(min_length=1)
+    confirmed_by: str = Field(min_length=1)
+    reason: str = Field(min_length=1)
+
+
+class Charge(Frozen):
+    """One release: written before its first masked byte leaves, never refunded."""
+
+    plan: str = Field(pattern=HEX_32_BYTES)
+    study: str
+    round: int = Field(ge=1)
+    session: str = Field(pattern=r"^[0-9a-f]{2,128}$")
+    update_id: str = Field(pattern=r"^[0-9a-f]{2,128}$")
+    noise_multiplier: float = Field(ge=0, allow_inf_nan=False)
+    sampling_rate: float = Field(gt=0, le=1)
+    steps: int = Field(ge=1)
+    clip_norm: float = Field(gt=0, allow_inf_nan=False)
+    purpose: Literal["training"] = "training"
+    unit: Literal["patient"] = "patient"
+    adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
+    sampling: Literal["poisson"] = "poisson"
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """What was done to the patients."""
+        return Mechanism(self.noise_multiplier, self.sampling_rate, self.steps)
+
+
+class Verified(Frozen):
+    """The sum of a charged round was opened and its result fits what this node signed."""
+
+    plan: str = Field(pattern=HEX_32_BYTES)
+    round: int = Field(ge=1)
+
+
+class Hold(Frozen):
+    """People hold the node."""
+
+    by: str = Field(min_length=1)
+    reason: str = Field(min_length=1)
+
+
+class Resume(Frozen):
+    """People let the node go on, after a hold or after releases without a result."""
+
+    by: str = Field(min_length=1)
+    reason: str = Field(min_length=1)
+
+
+class Note(Frozen):
+    """Anything people want to keep beside the figures."""
+
+    by: str = Field(min_length=1)
+    text: str = Field(min_length=1)
+
+
+Entry: TypeAlias = Created | Approved | Withdrawn | CapLowered | CapRaised | Charge | Verified | Hold | Resume | Note
+
+KINDS: Final[Mapping[str, type[Entry]]] = MappingProxyType(
+    {
+        "created": Created,
+        "approved": Approved,
+        "withdrawn": Withdrawn,
+        "cap_lowered": CapLowered,
+        "cap_raised": CapRaised,
+        "charge": Charge,
+        "verified": Verified,
+        "hold": Hold,
+        "resume": Resume,
+        "note": Note,
+    }
+)
+KIND_OF: Final[Mapping[type[Entry], str]] = MappingProxyType({model: kind for kind, model in KINDS.items()})
+
+
+class ChainError(ValueError):
+    """Rows that are not an unbroken chain of known entries; the text says where and what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as stored."""
+
+    seq: int
+    at: str
+    kind: str
+    body: str
+    previous: bytes
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One verified entry: its number, its time by the node's clock, what happened, and the chain's digest after it."""
+
+    seq: int
+    at: datetime
+    kind: str
+    entry: Entry
+    digest: bytes
+
+
+def row_digest(seq: int, at: str, kind: str, body: str, previous: bytes) -> bytes:
+    """SHA-256 over every field of a row, each preceded by its length."""
+    state = hashlib.sha256(ENTRY_LABEL)
+    for part in (str(seq).encode(), at.encode(), kind.encode(), body.encode(), previous):
+        state.update(len(part).to_bytes(8, "big") + part)
+    return state.digest()
+
+
+def make_row(seq: int, at: datetime, entry: Entry, previous: bytes) -> Row:
+    """The row that appends `entry` after `previous`. `at` must be aware; it is stored in UTC."""
+    if at.tzinfo is None:
+        raise ValueError("a ledger entry needs a time with a time zone")
+    stamp = at.astimezone(UTC).isoformat(timespec="microseconds")
+    body = json.dumps(entry.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    kind = KIND_OF[type(entry)]
+    return Row(seq, stamp, kind, body, previous, row_digest(seq, stamp, kind, body, previous))
+
+
+def read_chain(rows: Iterable[Row]) -> tuple[Event, ...]:
+    """Verify and decode all rows of a ledger, first to last. Raises ChainError."""
+    events: list[Event] = []
+    previous = BEFORE_FIRST
+    for row in rows:
+        if row.seq != len(events) + 1:
+            raise ChainError(f"entry {len(events) + 1} is missing")
+        if row.previous != previous or row.digest != row_digest(row.seq, row.at, row.kind, row.body, row.previous):
+            raise ChainError(f"entry {row.seq} was changed after it was written")
+        events.append(_decoded(row))
+        previous = row.digest
+    if not events or not isinstance(events[0].entry, Created):
+        raise ChainError("the first entry, which names the hospital, is missing")
+    return tuple(events)
+
+
+def _decoded(row: Row) -> Event:
+    model = KINDS.get(row.kind)
+    if model is None:
+        raise ChainError(f"entry {row.seq} is of the unknown kind '{row.kind}': a newer version of this software wrote it")
+    try:
+        at = datetime.fromisoformat(row.at)
+        entry = model.model_validate_json(row.body)
+    except ValidationError as error:
+        fields = ", ".join(str(item["loc"][0]) for item in error.errors(include_url=False) if item["loc"])
+        raise ChainError(f"entry {row.seq} ({row.kind}) has an unusable body: {fields or 'not JSON'}") from error
+    except ValueError as error:
+        raise ChainError(f"entry {row.seq} has no readable time") from error
+    if isinstance(entry, Created) != (row.seq == 1):
+        raise ChainError(f"entry {row.seq} names the hospital, which only the first entry does")
+    return Event(row.seq, at, row.kind, entry, row.digest)

@@ -1,0 +1,170 @@
+"""The studies and the training of one plan at this node, in the background, and what became of them.
+
+It sends nothing and holds no ledger: it is told to begin, says when it is done, and forgets an update that is not fetched.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from hospital_node.display import Clock, Display
+from hospital_node.ledger import Authorization
+from hospital_node.logs import logger
+from hospital_node.terminal import counted
+from hospital_node.work import Background, Count, Interrupted, Trained, WorkFailed, Workshop
+from proto.layout import Vector
+from proto.plan import Plan
+
+WAITING = "studies prepared; waiting for the coordinator"
+TRAINING = "training on this hospital's patients"
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Training is done."""
+
+    authorization: Authorization
+    base_digest: bytes
+    update: Vector = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Preparation or training gave nothing. The sentence stays in the hospital."""
+
+    round: int
+    code: str
+    sentence: str
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    authorization: Authorization
+    base_digest: bytes
+    given_up: threading.Event = field(default_factory=threading.Event)
+    outcome: Future[Trained] = field(default_factory=Future)
+
+
+class LocalTraining:
+    """Prepares once, trains one round at a time. `wake` is called from the background thread when a round is done."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        uri: str,
+        workshop: Workshop,
+        background: Background,
+        display: Display,
+        clock: Clock,
+        wake: Callable[[], None],
+        threads: int,
+    ) -> None:
+        self._plan = plan
+        self._uri = uri
+        self._workshop = workshop
+        self._background = background
+        self._display = display
+        self._clock = clock
+        self._wake = wake
+        self._threads = threads
+        self._patients: Future[Sequence[Any]] | None = None
+        self._job: _Job | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a round is being trained."""
+        return self._job is not None
+
+    def is_at(self, round_number: int, base_digest: bytes) -> bool:
+        """Whether exactly this round is being trained."""
+        job = self._job
+        return job is not None and (job.authorization.round, job.base_digest) == (round_number, base_digest)
+
+    def prepare(self) -> None:
+        """Start preparing the studies, once."""
+        if self._patients is None:
+            self._patients = self._background.start(self._prepare)
+
+    def begin(self, authorization: Authorization, base_digest: bytes, base: Vector) -> None:
+        """Start training; a round under way is given up."""
+        self.give_up()
+        self.prepare()
+        job = _Job(authorization, base_digest)
+        self._job = job
+        self._display.show("training", TRAINING, round_number=authorization.round)
+        job.outcome = self._background.start(lambda: self._train(job, base))
+        job.outcome.add_done_callback(lambda _: self._wake())
+
+    def give_up(self) -> None:
+        """Drop the round under way; its model and optimizer go with it."""
+        if self._job is not None:
+            self._job.given_up.set()
+            self._job = None
+
+    def collect(self) -> Ready | Failed | None:
+        """What became of the round, once; None while it runs or where there is none."""
+        job = self._job
+        if job is None or not job.outcome.done():
+            return None
+        self._job = None
+        number = job.authorization.round
+        try:
+            trained = job.outcome.result()
+        except Interrupted:
+            return None
+        except WorkFailed as error:
+            self._forget_failed_preparation()
+            return Failed(number, error.code, str(error))
+        if trained.base_digest != job.base_digest:
+            return Failed(number, "training-failed", "training started from another model than the coordinator named")
+        return Ready(job.authorization, job.base_digest, trained.update)
+
+    def _forget_failed_preparation(self) -> None:
+        if self._patients is not None and self._patients.exception() is not None:
+            self._patients = None  # people may have mended the studies by the next round
+
+    def _prepare(self) -> Sequence[Any]:
+        """In the background thread."""
+        self._display.show("preparing", "preparing the studies of this hospital")
+        started_s = self._clock()
+        try:
+            with counted("preparing studies") as bar:
+                patients = self._workshop.prepare(self._plan, lambda done, total: self._count(bar, done, total))
+        except WorkFailed as error:
+            self._display.show("failed", str(error))
+            raise
+        logger().info("studies prepared", seconds=round(self._clock() - started_s, 1))
+        if self._display.shown.phase == "preparing":  # an order may have been declined meanwhile
+            self._display.show("waiting", WAITING)
+        return patients
+
+    def _count(self, bar: Count, done: int, total: int) -> None:
+        if self._background.stopping.is_set():
+            raise Interrupted
+        bar(done, total)
+        self._display.steps("preparing", done, total)
+
+    def _train(self, job: _Job, base: Vector) -> Trained:
+        """In the background thread, after preparation."""
+
+        def on_step(progress: Any) -> None:
+            if job.given_up.is_set() or self._background.stopping.is_set():
+                raise Interrupted
+            self._display.steps("training", progress.step, progress.steps)
+
+        assert self._patients is not None
+        patients = self._patients.result()
+        if job.given_up.is_set():
+            raise Interrupted
+        number = job.authorization.round
+        self._display.show("training", TRAINING, round_number=number)
+        ready_s = self._clock() + self._plan.timing.ready_after_s
+        trained = self._workshop.train(
+            self._plan, self._uri, base, patients, threads=self._threads, round=number, on_step=on_step
+        )
+        job.given_up.wait(max(0.0, ready_s - self._clock()))  # training time follows the number of drawn patients
+        return trained

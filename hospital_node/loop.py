@@ -1,0 +1,103 @@
+"""The conversation with the coordinator, for hospitals and evaluators alike: join, poll, carry out, and come back after a loss.
+
+A lost connection never ends a node: it dials again with growing, jittered pauses and goes on with the same `done`, so that an
+instruction whose answer was lost is given again and answered with the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from hospital_node.link import Link, LinkLost
+from proto import federation_pb2 as pb
+
+FIRST_WAIT_S = 0.25
+LONGEST_WAIT_S = 30.0
+JITTER_BYTES = 2
+
+Rand = Callable[[int], bytes]
+
+
+class Party(Protocol):
+    """What a hospital or an evaluator does with the conversation."""
+
+    def joined(self, reply: pb.JoinReply) -> None:
+        """The connection stands (again)."""
+        ...
+
+    def settle(self, link: Link) -> None:
+        """Before every poll: report what ended in the background."""
+        ...
+
+    def carry_out(self, link: Link, order: pb.Instruction) -> None:
+        """One instruction. Returning means done."""
+        ...
+
+    def lost(self, reason: str, wait_s: float) -> None:
+        """The connection is lost; the next attempt is in `wait_s` seconds."""
+        ...
+
+
+class Conversation:
+    """One node's conversation. `wake` may be called from any thread; everything else belongs to one."""
+
+    def __init__(self, dial: Callable[[], Link], party: Party, stop: threading.Event, rand: Rand) -> None:
+        self._dial = dial
+        self._party = party
+        self._stop = stop
+        self._rand = rand
+        self._link: Link | None = None
+        self._done = 0
+        self._finished = False
+
+    def wake(self) -> None:
+        """End a poll in progress, so that `settle` runs."""
+        link = self._link
+        if link is not None:
+            link.wake()
+
+    def run(self) -> None:
+        """Talk until the study is finished or `stop` is set. Raises LinkRefused."""
+        threading.Thread(target=self._wake_when_stopped, name="stop-watcher", daemon=True).start()
+        attempt = 0
+        while not self._stop.is_set() and not self._finished:
+            try:
+                with contextlib.closing(self._dial()) as link:
+                    self._party.joined(link.join())
+                    self._link = link
+                    attempt = 0
+                    self._follow(link)
+            except LinkLost as error:
+                attempt += 1
+                wait_s = backoff_s(attempt, self._rand)
+                self._party.lost(str(error), wait_s)
+                self._stop.wait(wait_s)
+            finally:
+                self._link = None
+
+    def _follow(self, link: Link) -> None:
+        while not self._stop.is_set():
+            self._party.settle(link)
+            order = link.poll(self._done)
+            if order is None:
+                continue
+            kind = order.WhichOneof("order")
+            self._party.carry_out(link, order)
+            self._done = max(self._done, order.id)
+            if kind == "finished":
+                self._finished = True
+                return
+
+    def _wake_when_stopped(self) -> None:
+        self._stop.wait()
+        self.wake()
+
+
+def backoff_s(attempt: int, rand: Rand) -> float:
+    """Pause before attempt number `attempt` + 1: doubling, capped, between half and all of it at random."""
+    longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * float(2 ** min(attempt - 1, 16)))
+    share = int.from_bytes(rand(JITTER_BYTES), "big") / float(256**JITTER_BYTES - 1)
+    return longest * (0.5 + 0.5 * share)

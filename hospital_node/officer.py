@@ -1,0 +1,233 @@
+"""Commands of the people at the hospital: read, approve, watch the budget, lower or raise the cap, pause and resume.
+
+Every decision is one entry of the ledger with a name and a reason; nothing is decided here. The node need not be stopped: it
+asks the ledger before every round and before every release.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from certs.identity import load_identity
+from hospital_node.accounting import Mechanism, epsilon
+from hospital_node.config import CapSetting, ConfigError, NodeConfig, load_config
+from hospital_node.ledger import BudgetView, Cap, Ledger
+from hospital_node.state import StateFolder
+from proto.plan import Plan, PlanError, from_canonical, load_toml, short_name
+
+app = typer.Typer(add_completion=False)
+cap_app = typer.Typer(help="Lower the cap (one person) or raise it (two people).", no_args_is_help=True)
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="The node's configuration, node.toml.")]
+By = Annotated[str, typer.Option("--by", help="Name of the person who decides; it is recorded.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, in a few words; it is recorded.")]
+Epsilon = Annotated[float, typer.Option("--epsilon", min=0.0, help="The cap on epsilon, over the ledger's whole life.")]
+Delta = Annotated[float | None, typer.Option("--delta", help="The cap's delta; that of the present cap where left out.")]
+
+
+@app.command()
+def approve(
+    config: ConfigFile,
+    by: By,
+    reason: Reason,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", help="The plan, .toml or .json; the one offered last if left out."),
+    ] = None,
+    epsilon_cap: Annotated[
+        float | None, typer.Option("--epsilon", help="Cap on epsilon; the configuration's own if left out.")
+    ] = None,
+    delta: Annotated[float | None, typer.Option("--delta", help="Delta of the cap; the plan's if left out.")] = None,
+    confirmed_by: Annotated[str, typer.Option("--confirmed-by", help="A second person, where this raises the cap.")] = "",
+    *,
+    accept_no_guarantee: Annotated[
+        bool, typer.Option("--accept-no-guarantee", help="Say aloud that a plan without noise protects no patient.")
+    ] = False,
+    data_is_public: Annotated[
+        bool, typer.Option("--data-is-public", help="Declare that this node's data is public or synthetic.")
+    ] = False,
+) -> None:
+    """Record that this hospital agrees to exactly this plan under a cap. Without it the node does not train."""
+    node = load_config(config)
+    chosen = read_plan(node, plan)
+    cap = _cap_for(chosen, node.cap, epsilon_cap, delta)
+    console = Console()
+    console.print(_summary(chosen))
+    _ledger(node).approve(
+        chosen,
+        by,
+        reason,
+        cap,
+        datetime.now(UTC),
+        confirmed_by=confirmed_by,
+        accept_no_guarantee=accept_no_guarantee,
+        data_is_public=data_is_public,
+    )
+    what = "without any guarantee" if chosen.privacy.no_guarantee else f"under the cap {cap}"
+    console.print(f"Approved by {by}: plan {chosen.digest().hex()[:12]} of study '{chosen.study}', {what}.")
+
+
+@app.command()
+def budget(
+    config: ConfigFile, *, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False
+) -> None:
+    """Show what was spent, what is left and what comes next, from this hospital's own ledger."""
+    node = load_config(config)
+    folder = StateFolder(node.state)
+    view = Ledger.open_readonly(folder.ledger).budget(folder.read_plan())
+    if as_json:
+        typer.echo(json.dumps(_finite(dataclasses.asdict(view)), indent=1, sort_keys=True))
+    else:
+        Console().print(_budget_table(view))
+
+
+@app.command()
+def pause(config: ConfigFile, by: By, reason: Reason) -> None:
+    """Hold the node: it trains and releases nothing until `resume`. A release under way cannot be called back."""
+    _ledger(load_config(config)).pause(by, reason, datetime.now(UTC))
+    typer.echo(f"Paused by {by}: the node declines from its next question to the ledger on.")
+
+
+@app.command()
+def resume(config: ConfigFile, by: By, reason: Reason) -> None:
+    """Let the node go on, after a pause or after releases that came to nothing."""
+    _ledger(load_config(config)).resume(by, reason, datetime.now(UTC))
+    typer.echo(f"Resumed by {by}.")
+
+
+@cap_app.command("lower")
+def lower_cap(config: ConfigFile, by: By, reason: Reason, epsilon_cap: Epsilon, delta: Delta = None) -> None:
+    """Lower the cap, at once. One person suffices."""
+    ledger = _ledger(load_config(config))
+    cap = _new_cap(ledger, epsilon_cap, delta)
+    ledger.lower_cap(cap, by, reason, datetime.now(UTC))
+    typer.echo(f"Lowered by {by}: the cap is {cap} now.")
+
+
+@cap_app.command("raise")
+def raise_cap(
+    config: ConfigFile,
+    by: By,
+    confirmed_by: Annotated[str, typer.Option("--confirmed-by", help="The second person who agrees.")],
+    reason: Reason,
+    epsilon_cap: Epsilon,
+    delta: Delta = None,
+) -> None:
+    """Raise the cap. Two different people have to agree."""
+    ledger = _ledger(load_config(config))
+    cap = _new_cap(ledger, epsilon_cap, delta)
+    ledger.raise_cap(cap, by, confirmed_by, reason, datetime.now(UTC))
+    typer.echo(f"Raised by {by} and {confirmed_by}: the cap is {cap} now.")
+
+
+def read_plan(node: NodeConfig, path: Path | None) -> Plan:
+    """The plan in a file, or the one that the coordinator offered last. Raises PlanError."""
+    if path is None:
+        offered = StateFolder(node.state).read_plan()
+        if offered is None:
+            raise PlanError("no plan was received yet: name one with --plan, or get it with `secagg-node fetch-plan`")
+        return offered
+    if path.suffix == ".toml":
+        return load_toml(path)
+    try:
+        return from_canonical(path.read_bytes())
+    except OSError as error:
+        raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
+
+
+def _summary(plan: Plan) -> Table:
+    """What an officer has to know before agreeing."""
+    privacy, steps = plan.privacy, plan.training.local_steps
+    one = Mechanism(privacy.noise_multiplier, 1 / privacy.inverse_sampling_rate, steps)
+    end = epsilon([one.times(plan.rounds)], privacy.delta)
+    rows = {
+        "hospitals": ", ".join(f"{short_name(one.uri)} ({one.declared_patients} patients)" for one in plan.hospitals),
+        "unit of protection": f"one patient with all scans, who attends at most {privacy.hospitals_per_patient} hospital(s)",
+        "rounds": f"{plan.rounds}, of {steps} steps; each draws a patient with chance 1/{privacy.inverse_sampling_rate}",
+        "noise": f"{privacy.noise_multiplier:g} times the clip norm {privacy.clip_norm:g} in each step, added at each hospital",
+        "cost of all rounds": "nobody is protected" if math.isinf(end) else f"epsilon {end:.2f} at delta {privacy.delta:g}",
+        "digest": plan.digest().hex(),
+    }
+    return _table(f"Study '{plan.study}'", rows)
+
+
+def _budget_table(view: BudgetView) -> Table:
+    rows = {
+        "what happens next": view.sentence,
+        "spent": f"{_figure(view.spent)} at delta {view.delta:g}",
+        "cap": "none" if view.cap is None else f"{view.cap:g} ({view.left_share:.0%} left)",
+        "rounds": f"{view.rounds_done} done of {view.rounds_planned}, {view.rounds_left} more fit",
+    }
+    if view.next_epsilon is not None:
+        rows["after the next round"] = _figure(view.next_epsilon)
+    if view.forecast:
+        number, reached = view.forecast[-1]
+        rows["at the end of the plan"] = f"{_figure(reached)} after round {number}"
+    if view.hospitals_per_patient > 1:
+        rows[f"a patient of {view.hospitals_per_patient} hospitals"] = _figure(view.across_hospitals)
+    history = (f"round {number}: {_figure(value)}" for number, value in view.by_round[-5:])
+    rows["history"] = ", ".join(history) or "nothing yet"
+    rows["plain reading"] = f"an attacker with 1 false alarm in 100 recognises at most {100 * view.recognised:.0f} of 100"
+    rows["ledger"] = f"{view.entries} entries, verified, head {view.head[:12]}"
+    return _table(f"Study '{view.study}': {view.state}", rows)
+
+
+def _table(title: str, rows: Mapping[str, str]) -> Table:
+    table = Table(show_header=False, title=title, title_justify="left")
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def _figure(value: float) -> str:
+    return "no guarantee" if math.isinf(value) else f"epsilon {value:.2f}"
+
+
+def _finite(value: object) -> object:
+    """Infinity is not JSON: null stands for "no guarantee", never 0."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _cap_for(plan: Plan, setting: CapSetting | None, epsilon_cap: float | None, delta: float | None) -> Cap:
+    if epsilon_cap is None and setting is None:
+        if not plan.privacy.no_guarantee:
+            raise ConfigError("no cap is named: give --epsilon, or write a [cap] into the node's configuration")
+        return Cap(epsilon=1.0, delta=plan.privacy.delta)  # recorded, and without effect: a plan without noise has no reading
+    chosen_epsilon = epsilon_cap if epsilon_cap is not None else setting.epsilon if setting is not None else 0.0
+    usual = setting.delta if setting is not None and epsilon_cap is None else plan.privacy.delta
+    return _checked_cap(chosen_epsilon, usual if delta is None else delta)
+
+
+def _new_cap(ledger: Ledger, epsilon_cap: float, delta: float | None) -> Cap:
+    present = ledger.cap
+    if present is None:
+        raise ConfigError("this ledger has no cap yet: the first approval sets it")
+    return _checked_cap(epsilon_cap, present.delta if delta is None else delta)
+
+
+def _checked_cap(epsilon_cap: float, delta: float) -> Cap:
+    if not (0 < epsilon_cap < math.inf and 0 < delta < 1):
+        raise ConfigError(f"a cap needs a finite epsilon above 0 and a delta in (0, 1), got {epsilon_cap:g} and {delta:g}")
+    return Cap(epsilon=epsilon_cap, delta=delta)
+
+
+def _ledger(node: NodeConfig) -> Ledger:
+    folder = StateFolder(node.state)
+    folder.create()
+    return folder.open_ledger(load_identity(node.identity).uri, datetime.now(UTC))

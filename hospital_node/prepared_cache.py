@@ -1,0 +1,197 @@
+"""The prepared cache: one folder for each preparation plan, three files for each scan, trusted only after a checksum.
+
+`<case>.image.npy` and `<case>.label.npy` are memory-mapped; `<case>.json` is their index entry: SHA-256 of both arrays, and
+of the source files they were made from. The entry is written last and every file is written aside and renamed, so an
+interrupted run leaves whole scans or none and the next run carries on; what a power cut tears fails its checksum and is made
+again. File names are keyed hashes of patient and path under a secret of this cache: they mean nothing elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from hospital_node.cohort import Case, LabelImage, UnreadableStudy
+from hospital_node.metaimage import data_file
+from hospital_node.prepared import PreparedCase
+from proto.plan import Frozen, Preparation
+
+FORMAT = "prepared v1"  # raise it when the same plan and files give other voxels
+SECRET_BYTES = 32
+SECRET_NAME = "patient-key.secret"  # noqa: S105 - the name of the file
+
+Arrays = tuple[NDArray[np.float32], NDArray[np.uint8]]
+
+
+class CacheError(RuntimeError):
+    """The cache folder cannot be used; one sentence that says why."""
+
+
+class SourceFile(Frozen):
+    """One source file as it was read. Size and time spare re-hashing gigabytes at every start; the digest decides."""
+
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+class Entry(Frozen):
+    """Index entry of one scan."""
+
+    sources: tuple[SourceFile, ...]
+    spheres_sha256: str
+    image_sha256: str
+    label_sha256: str
+
+
+@dataclass(slots=True)
+class PreparedCache:
+    """Prepared scans of one preparation plan. `rebuilt` counts entries that were found damaged and made anew."""
+
+    folder: Path
+    secret: bytes = field(repr=False)
+    rebuilt: int = 0
+
+    @classmethod
+    def open(cls, cache: Path, preparation: Preparation, labels: int) -> PreparedCache:
+        """Open or create the cache of this plan below `cache`. Raises CacheError."""
+        recipe = f"{FORMAT}\n{labels}\n{preparation.model_dump_json(exclude={'patch_zyx', 'max_skipped_share'})}"
+        folder = cache / hashlib.sha256(recipe.encode()).hexdigest()[:16]
+        with _sentences(cache):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            cache.chmod(0o700)
+            return cls(folder, _secret(cache / SECRET_NAME))
+
+    def patient_key(self, patient: str) -> str:
+        """Opaque key of a patient: 128 bits of HMAC-SHA-256, equal for all scans of one person."""
+        return self._keyed("patient", patient)
+
+    def get(self, case: Case, make: Callable[[], Arrays]) -> PreparedCase:
+        """The prepared arrays of `case`, from the cache when they are there, whole and current, else from `make`.
+
+        Raises what `make` raises, UnreadableStudy where a source file is missing, and CacheError.
+        """
+        key = self._keyed("case", f"{case.patient}\0{case.image.absolute()}")
+        entry = self._entry(key)
+        sources, spheres = _sources(case, entry.sources if entry else ()), _spheres_digest(case)
+        if entry and (entry.spheres_sha256, _digests(entry.sources)) == (spheres, _digests(sources)):
+            if self._is_whole(key, entry):
+                return self._mapped(key)
+            self.rebuilt += 1
+        image, label = make()
+        with _sentences(self.folder):
+            image_sha256 = _write(self._path(key, "image.npy"), lambda stream: np.save(stream, image, allow_pickle=False))
+            label_sha256 = _write(self._path(key, "label.npy"), lambda stream: np.save(stream, label, allow_pickle=False))
+            entry = Entry(sources=sources, spheres_sha256=spheres, image_sha256=image_sha256, label_sha256=label_sha256)
+            _write(self._path(key, "json"), lambda stream: stream.write(entry.model_dump_json().encode()))
+        return self._mapped(key)
+
+    def _keyed(self, purpose: str, text: str) -> str:
+        return hmac.new(self.secret, f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()[:32]
+
+    def _path(self, key: str, ending: str) -> Path:
+        return self.folder / f"{key}.{ending}"
+
+    def _entry(self, key: str) -> Entry | None:
+        """The index entry, or None where there is none. A damaged one counts as rebuilt."""
+        try:
+            return Entry.model_validate_json(self._path(key, "json").read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError:
+            self.rebuilt += 1
+            return None
+
+    def _is_whole(self, key: str, entry: Entry) -> bool:
+        try:
+            found = (_file_digest(self._path(key, "image.npy")), _file_digest(self._path(key, "label.npy")))
+        except FileNotFoundError:
+            return False
+        return found == (entry.image_sha256, entry.label_sha256)
+
+    def _mapped(self, key: str) -> PreparedCase:
+        image = np.load(self._path(key, "image.npy"), mmap_mode="r", allow_pickle=False)
+        return PreparedCase(image, np.load(self._path(key, "label.npy"), mmap_mode="r", allow_pickle=False))
+
+
+def _sources(case: Case, known: tuple[SourceFile, ...]) -> tuple[SourceFile, ...]:
+    """The files behind `case`; a digest of `known` is reused where size and time are unchanged."""
+    paths = list(_files(case.image)) + (list(_files(case.label.path)) if isinstance(case.label, LabelImage) else [])
+    by_stamp = {(one.size_bytes, one.mtime_ns): one for one in known}
+    found = []
+    for path in paths:
+        try:
+            stat = path.stat()
+            source = by_stamp.get((stat.st_size, stat.st_mtime_ns))
+            found.append(source or SourceFile(size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=_file_digest(path)))
+        except OSError as error:
+            raise UnreadableStudy("unreadable", f"a file cannot be opened ({error.strerror}): check its permissions") from None
+    return tuple(found)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    yield path
+    if path.suffix.lower() == ".mhd":
+        yield data_file(path)
+
+
+def _spheres_digest(case: Case) -> str:
+    spheres = [] if isinstance(case.label, LabelImage) else [asdict(sphere) for sphere in case.label.spheres]
+    return hashlib.sha256(json.dumps(spheres).encode()).hexdigest()
+
+
+def _digests(sources: tuple[SourceFile, ...]) -> tuple[str, ...]:
+    return tuple(source.sha256 for source in sources)
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write(path: Path, fill: Callable[[BinaryIO], object]) -> str:
+    """Write aside, rename, return the SHA-256 of what was written."""
+    aside = path.with_name(path.name + ".part")
+    with aside.open("wb") as stream:
+        fill(stream)
+    digest = _file_digest(aside)
+    aside.replace(path)
+    return digest
+
+
+def _secret(path: Path) -> bytes:
+    """The cache's own key, made once, readable by its owner only."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        path.chmod(0o600)
+        secret = path.read_bytes()
+    else:
+        secret = secrets.token_bytes(SECRET_BYTES)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(secret)
+    if len(secret) != SECRET_BYTES:
+        raise CacheError(f"{path} is damaged: remove the cache folder, it will be prepared again")
+    return secret
+
+
+@contextmanager
+def _sentences(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"cannot write the cache in {folder} ({error.strerror}): free space or correct its permissions"
+        ) from None

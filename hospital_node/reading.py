@@ -1,0 +1,125 @@
+"""Read one volume, or refuse it by name: right voxels or an UnreadableStudy, never something in between.
+
+Order of the checks (the numbers label the code): 1 the format is known; 2 the header is sane and the file whole, before
+anything is allocated; 3 SimpleITK loads what the header said; 4 spacing and axes are usable; 5 axes are brought to LPS, by
+permuting and flipping with the origin moved along, so that every voxel keeps its place in the world and left stays left;
+6 all values are finite. Arrays are (z, y, x) with x to the patient's left, y to the back, z to the head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
+from numpy.typing import NDArray
+
+from hospital_node.cohort import UnreadableStudy
+from hospital_node.metaimage import check_metaimage
+from hospital_node.nifti import check_nifti
+
+MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 50.0  # micro-CT to the thickest slices; outside, the header is wrong
+ORTHOGONAL_TOLERANCE = 1e-3  # of direction cosines; headers carry six digits
+GRID_TOLERANCE = 0.05  # voxels: how far a label's grid may lie from its image's
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """One scan in LPS axes. `direction` is row by row; it is the identity unless the scan is oblique."""
+
+    array: NDArray[np.float32] = field(repr=False)  # (z, y, x)
+    spacing_xyz_mm: tuple[float, float, float]
+    origin_xyz_mm: tuple[float, float, float]
+    direction: tuple[float, ...]
+
+
+def read_image(path: Path) -> Volume:
+    """Read a scan into memory as float32. Raises UnreadableStudy."""
+    image = sitk.Cast(read_oriented(path), sitk.sitkFloat32)
+    spacing, origin = image.GetSpacing(), image.GetOrigin()
+    return Volume(sitk.GetArrayFromImage(image), spacing, origin, image.GetDirection())
+
+
+def read_oriented(path: Path) -> sitk.Image:
+    """Read a scan as a SimpleITK image with axes in LPS order, in its stored pixel type. Raises UnreadableStudy."""
+    sitk.ProcessObject.GlobalWarningDisplayOff()  # ITK's warnings on stderr quote paths, which may name patients
+    check, image_io = _format(path)  # 1
+    try:
+        size = check(path)  # 2
+        image = sitk.ReadImage(str(path), imageIO=image_io)  # 3
+    except OSError as error:
+        raise UnreadableStudy("unreadable", f"a file cannot be opened ({error.strerror}): check its permissions") from None
+    except RuntimeError:  # SimpleITK's text quotes the path, which may name a patient
+        raise UnreadableStudy(
+            "unreadable", "SimpleITK cannot read the volume: open it in a viewer and export it again"
+        ) from None
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+        image = image[:, :, :, 0]
+    _check_loaded(image, size)  # 3
+    _check_geometry(image)  # 4
+    oriented = sitk.DICOMOrient(image, "LPS")  # 5
+    _check_finite(oriented)  # 6
+    return oriented
+
+
+def read_label(path: Path, image: sitk.Image, labels: int) -> sitk.Image:
+    """Read a label image as uint8 on the grid of `image` (from `read_oriented`). Raises UnreadableStudy."""
+    label = read_oriented(path)
+    if not same_grid(image, label):
+        raise UnreadableStudy("label-mismatch", "label and image differ in size, spacing, origin or axes: resample the label")
+    values = sitk.GetArrayViewFromImage(label)
+    if values.min() < 0 or values.max() > labels or not np.array_equal(values, np.floor(values)):
+        raise UnreadableStudy("label-values", f"the label image holds other values than 0 to {labels}")
+    return sitk.Cast(label, sitk.sitkUInt8)
+
+
+def same_grid(one: sitk.Image, other: sitk.Image) -> bool:
+    """Say whether both grids have the same size, and their corners at the same places of the world."""
+    if one.GetSize() != other.GetSize():
+        return False
+    tolerance_mm = GRID_TOLERANCE * min(one.GetSpacing())
+    far = tuple(extent - 1 for extent in one.GetSize())
+    corners = ((0, 0, 0), far, (far[0], 0, 0), (0, far[1], 0))
+    return all(
+        math.dist(one.TransformIndexToPhysicalPoint(corner), other.TransformIndexToPhysicalPoint(corner)) <= tolerance_mm
+        for corner in corners
+    )
+
+
+def _format(path: Path) -> tuple[Callable[[Path], tuple[int, int, int]], str]:
+    name = path.name.lower()
+    if name.endswith((".mhd", ".mha")):
+        return lambda header: check_metaimage(header).size_xyz, "MetaImageIO"
+    if name.endswith((".nii", ".nii.gz")):
+        return check_nifti, "NiftiImageIO"
+    raise UnreadableStudy("unsupported-format", "the file is neither .mhd, .mha, .nii nor .nii.gz: export it as one of these")
+
+
+def _check_loaded(image: sitk.Image, size: tuple[int, int, int]) -> None:
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise UnreadableStudy("not-scalar", "the volume has more than one value per voxel")
+    if image.GetSize() != size:
+        raise UnreadableStudy(
+            "bad-header", "SimpleITK understands the header differently: write the volume again with SimpleITK"
+        )
+
+
+def _check_geometry(image: sitk.Image) -> None:
+    if not all(MIN_SPACING_MM <= spacing <= MAX_SPACING_MM for spacing in image.GetSpacing()):
+        raise UnreadableStudy(
+            "bad-spacing", f"a spacing is not between {MIN_SPACING_MM} and {MAX_SPACING_MM} mm: correct the header"
+        )
+    if not all(math.isfinite(value) for value in image.GetOrigin()):
+        raise UnreadableStudy("bad-header", "the origin is not finite: correct the header")
+    axes = np.asarray(image.GetDirection()).reshape(3, 3)
+    if not np.allclose(axes.T @ axes, np.eye(3), atol=ORTHOGONAL_TOLERANCE):
+        raise UnreadableStudy("sheared", "the axes are not at right angles (tilted gantry?): resample the scan upright")
+
+
+def _check_finite(image: sitk.Image) -> None:
+    values = sitk.GetArrayViewFromImage(image)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise UnreadableStudy("nonfinite", "some voxels are not numbers or infinite: export the scan again")

@@ -1,0 +1,233 @@
+"""The one trained update of this node, and the only road on which it can leave.
+
+The order that holds (numbers label the code):
+1. an update enters a session only if it was trained on the model that the session names for this node;
+2. a session id is on disk before the first answer of that session leaves, and is never answered after a restart;
+3. every check of the session passes before the ledger is asked;
+4. the update is taken out of the desk, then the ledger commits, durably, then masked words exist;
+5. from (4) on the update belongs to that session alone; when the session ends, however it ends, the update is gone.
+An update that was not committed may enter another session of the same round. Nothing here is ever written to disk but the
+session id and the ledger's entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TypeVar
+
+import numpy as np
+
+from hospital_node.ledger import Authorization, Ledger, LedgerError
+from hospital_node.session import Charged, MaskingSession, Member, SessionRefused
+from hospital_node.state import StateFolder
+from proto import federation_pb2 as pb
+from proto import wire
+from proto.layout import Layout, Vector
+from proto.plan import DECLINE_CODES, Plan
+from secagg import RoundParams
+from secagg.errors import RemoteError
+from secagg.upload import PackedUpload
+
+UPDATE_ID_BYTES = 32
+
+Value = TypeVar("Value")
+
+
+class UpdateUnusable(RuntimeError):
+    """A trained update that must not be released; it is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldUpdate:
+    """A trained update that was not released. It exists in memory only."""
+
+    id: bytes
+    round: int
+    base_digest: bytes
+    vector: Vector = field(repr=False)
+    authorization: Authorization = field(repr=False)
+
+
+class Outcome(Enum):
+    """What a round's result means for this node."""
+
+    COUNTED = "this hospital's update is in the sum"
+    LOST = "this hospital's update was charged and is not in a sum"
+    NOT_HERE = "this hospital took no part"
+
+
+class ReleaseDesk:
+    """Answers the orders of masking sessions for one plan. Every answer raises SessionRefused."""
+
+    def __init__(
+        self,
+        member: Member,
+        plan: Plan,
+        layout: Layout,
+        folder: StateFolder,
+        ledger: Callable[[], Ledger],
+        clock: Callable[[], float],
+    ) -> None:
+        self._member = member
+        self._plan = plan
+        self._layout = layout
+        self._folder = folder
+        self._ledger = ledger
+        self._clock = clock
+        self._seen = folder.seen_sessions()
+        self._held: HeldUpdate | None = None
+        self._session: MaskingSession | None = None
+
+    def holds(self, round_number: int, base_digest: bytes) -> bool:
+        """Whether an unreleased update of this round and base is here."""
+        held = self._held
+        return held is not None and (held.round, held.base_digest) == (round_number, base_digest)
+
+    def hold(self, vector: Vector, base_digest: bytes, authorization: Authorization) -> None:
+        """Take a freshly trained update; an older one is dropped."""
+        if vector.shape != (self._layout.length,) or vector.dtype != np.float32 or not np.isfinite(vector).all():
+            raise UpdateUnusable("training gave a vector of a wrong length, a wrong type or with values that are not finite")
+        self._held = HeldUpdate(self._member.rand(UPDATE_ID_BYTES), authorization.round, base_digest, vector, authorization)
+
+    def discard(self) -> None:
+        """Drop update and session."""
+        self._held = None
+        self._end_session("the node went on to something else")
+
+    def open(self, order: pb.Open) -> pb.PhaseAnswer:
+        """Join a session with the update held, or refuse."""
+        current = self._session
+        if current is not None and current.id == order.session:
+            return self._advertise_again(current, order)
+        held = self._held
+        if held is None or held.round != order.round:
+            raise SessionRefused("no-update", f"this node holds no unreleased update of round {order.round}")
+        params = self._params(order, held)  # 1
+        self._ask_ledger(held)
+        session = MaskingSession(self._member, params)
+        advert = session.advertise(self._seen, held.base_digest)
+        self._end_session("the coordinator opened another session")
+        self._folder.remember_session(session.id)  # 2
+        self._seen |= {session.id}
+        self._session = session
+        return pb.PhaseAnswer(session=session.id, advert=wire.to_advert(advert))
+
+    def share(self, order: pb.Share) -> pb.PhaseAnswer:
+        """Answer with sealed shares."""
+        session = self._of(order.session)
+        adverts = _parsed(lambda: [wire.from_advert(item) for item in order.adverts])
+        return pb.PhaseAnswer(session=session.id, shares=wire.to_share_set(session.share(adverts)))
+
+    def mask(self, order: pb.Mask) -> tuple[Charged, PackedUpload]:
+        """Check everything, commit the charge, and give the masked words; the same ones where asked again."""
+        session = self._of(order.session)
+        sets = _parsed(lambda: [wire.from_share_set(item) for item in order.sets])
+        session.check(sets)  # 3
+        if session.charged is not None and session.upload is not None:
+            return session.charged, session.upload
+        held, self._held = self._held, None  # 4
+        if held is None:
+            raise SessionRefused("no-update", "the update of this session is gone: nothing leaves")
+        charged = self._commit(session, held)
+        return charged, session.mask(held.vector, charged)
+
+    def confirm(self, order: pb.Confirm) -> pb.PhaseAnswer:
+        """Answer with a signature over the survivor list."""
+        session = self._of(order.session)
+        survivors = _parsed(lambda: wire.from_uris(order.survivors))
+        return pb.PhaseAnswer(session=session.id, confirmation=wire.to_confirmation(session.confirm(survivors)))
+
+    def reveal(self, order: pb.Reveal) -> pb.PhaseAnswer:
+        """Answer with one kind of share for each peer."""
+        session = self._of(order.session)
+        confirmations = _parsed(lambda: [wire.from_confirmation(item) for item in order.confirmations])
+        return pb.PhaseAnswer(session=session.id, revealed=wire.to_revealed(session.reveal(confirmations)))
+
+    def result(self, order: pb.RoundResult) -> Outcome:
+        """Close the round: record a verified result, forget everything (5). Raises LedgerError where that is not recorded."""
+        session = self._session
+        mine = session is not None and session.id == order.session and session.charged is not None
+        if self._held is not None and self._held.round <= order.round:
+            self._held = None
+        if session is None or not mine:
+            return Outcome.NOT_HERE
+        try:
+            if not order.opened or self._member.uri not in order.survivors:
+                return Outcome.LOST
+            session.verify_result(_parsed(lambda: wire.from_uris(order.survivors)))
+        except SessionRefused:
+            return Outcome.LOST
+        finally:
+            self._end_session("the round is over")
+        self._ledger().record_verified(self._plan, order.round, self._now())
+        return Outcome.COUNTED
+
+    def _params(self, order: pb.Open, held: HeldUpdate) -> RoundParams:
+        params: RoundParams = _parsed(lambda: wire.open_params(self._plan, order, self._layout))
+        if any(digest != held.base_digest for digest in params.base_digests):
+            text = "the session mixes updates of different models, or names another model than this node trained on"
+            raise SessionRefused("policy", text)
+        return params
+
+    def _advertise_again(self, current: MaskingSession, order: pb.Open) -> pb.PhaseAnswer:
+        params = _parsed(lambda: wire.open_params(self._plan, order, self._layout))
+        if params != current.params:
+            refusal = SessionRefused("second-question", "a session that was opened is opened again with other content")
+            current.end(refusal)
+            raise refusal
+        base = params.base_digests[params.place(self._member.uri)]
+        return pb.PhaseAnswer(session=current.id, advert=wire.to_advert(current.advertise(self._seen, base)))
+
+    def _ask_ledger(self, held: HeldUpdate) -> None:
+        try:
+            self._ledger().authorize(self._plan, held.round)
+        except LedgerError as error:
+            self._held = None
+            raise refused_by_ledger(error) from error
+
+    def _commit(self, session: MaskingSession, held: HeldUpdate) -> Charged:
+        try:
+            receipt = self._ledger().commit(held.authorization, held.id, session.id, self._now())
+        except LedgerError as error:
+            refusal = refused_by_ledger(error)
+            session.end(refusal)
+            raise refusal from error
+        return Charged(session.id, receipt.hmac)
+
+    def _of(self, session_id: bytes) -> MaskingSession:
+        if self._session is None or self._session.id != session_id:
+            raise SessionRefused(
+                "unknown-session", "this node knows nothing of this session: it was restarted, or never joined it"
+            )
+        return self._session
+
+    def _end_session(self, reason: str) -> None:
+        if self._session is not None:
+            self._session.end(SessionRefused("session-ended", reason))
+            self._session = None
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+
+def refused_by_ledger(error: LedgerError) -> SessionRefused:
+    """A refusal that says the code and nothing else: the ledger's sentence holds figures of this hospital."""
+    return SessionRefused(error.code, DECLINE_CODES[error.code])
+
+
+def refusal_answer(session: bytes, refusal: SessionRefused) -> pb.PhaseAnswer:
+    """A refusal as it goes on the wire."""
+    return pb.PhaseAnswer(
+        session=session, refusal=pb.Refusal(code=refusal.code, detail=refusal.detail, culprit=refusal.culprit)
+    )
+
+
+def _parsed(make: Callable[[], Value]) -> Value:
+    """Wire to values; what does not parse changes nothing and is the coordinator's fault, or nobody's that can be named."""
+    try:
+        return make()
+    except (wire.WireError, RemoteError) as error:
+        raise SessionRefused("malformed", str(error)) from error

@@ -1,0 +1,362 @@
+"""A hospital's node: carries out the coordinator's orders, in the order in which they protect the patients.
+
+For each round: ask the ledger (`authorize`) -> train -> report ready -> advertise, share -> check every box -> charge the
+ledger (`commit`) -> only now the first masked byte leaves (hospital_node/release.py). Whatever fails, the sentence is on the
+screen of the hospital and a coarse code goes to the coordinator. A lost connection ends nothing; a restart drops what was in
+memory.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from certs.identity import Identity, load_identity
+from certs.peers import load_peers
+from hospital_node.config import ConfigError, NodeConfig
+from hospital_node.display import Display
+from hospital_node.ledger import Authorization, Ledger, LedgerError
+from hospital_node.link import Link, ModelMismatch, OrderStale, dial
+from hospital_node.local_training import Failed, LocalTraining, Ready
+from hospital_node.logs import logger
+from hospital_node.loop import Conversation, Rand
+from hospital_node.progress import NodePhase
+from hospital_node.reach import reason_of_loss
+from hospital_node.release import Outcome, ReleaseDesk, UpdateUnusable, refusal_answer
+from hospital_node.session import Charged, Member, SessionRefused
+from hospital_node.state import StateFolder
+from hospital_node.study import Study, plan_offered, policy_obstacle
+from hospital_node.traffic import ByteMeter
+from hospital_node.work import Background, Trainer, WorkFailed, Workshop
+from proto import federation_pb2 as pb
+from proto import wire
+from proto.plan import DECLINE_CODES, Plan, role_of
+from secagg import Policy
+from secagg.upload import PackedUpload
+
+Clock = Callable[[], float]  # seconds since 1970
+Dial = Callable[[NodeConfig, ByteMeter], Link]
+
+
+def run(
+    config: NodeConfig,
+    *,
+    train: Trainer | None = None,
+    clock: Clock = time.time,
+    rand: Rand = os.urandom,
+    stop: threading.Event | None = None,
+) -> None:
+    """Run a hospital's node until the study is finished or `stop` is set. `train` may wrap the real trainer.
+
+    Raises, in one sentence each: ConfigError, CertificateError, StateError, PlanError, LedgerError, LinkRefused.
+    """
+    from hospital_node.workshop import real_workshop
+
+    workshop = real_workshop(config) if train is None else real_workshop(config, train)
+    run_with(config, workshop, dial=dial, clock=clock, rand=rand, stop=stop or threading.Event())
+
+
+def run_with(config: NodeConfig, workshop: Workshop, *, dial: Dial, clock: Clock, rand: Rand, stop: threading.Event) -> None:
+    """`run` with every heavy part and the connection given."""
+    config.require_folders()
+    identity = load_identity(config.identity)
+    if role_of(identity.uri) != "hospital":
+        raise ConfigError(f"{config.identity} is the identity of {identity.uri}, which is not a hospital: use 'evaluate'")
+    pinned = load_peers(config.require_peers()).pinned
+    folder = StateFolder(config.state)
+    folder.create()
+    with folder.locked():
+        folder.write_node(identity.uri, identity.name.study)
+        hospital = Hospital(config, identity, dict(pinned), workshop, folder, clock, rand)
+        try:
+            hospital.converse(dial, stop)
+        finally:
+            hospital.close()
+
+
+@dataclass(frozen=True, slots=True)
+class AtWork:
+    """Everything that belongs to one plan; another plan replaces it as a whole."""
+
+    study: Study
+    desk: ReleaseDesk
+    training: LocalTraining
+
+    def drop(self) -> None:
+        """Forget the round under way and its update."""
+        self.training.give_up()
+        self.desk.discard()
+
+
+class Hospital:
+    """One node at work. Implements hospital_node.loop.Party; only `converse` may be called by others."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        identity: Identity,
+        pinned: dict[str, bytes],
+        workshop: Workshop,
+        folder: StateFolder,
+        clock: Clock,
+        rand: Rand,
+    ) -> None:
+        self._config = config
+        self._me = identity.uri
+        self._pinned = pinned
+        self._workshop = workshop
+        self._folder = folder
+        self._clock = clock
+        self._rand = rand
+        policy = Policy(pinned, config.policy.minimum_cohort, config.policy.max_colluders)
+        self._member = Member(identity.uri, identity.key, policy, rand)
+        self._meter = ByteMeter()
+        self._display = Display(folder, identity.name.study, clock)
+        self._background = Background()
+        self._log = logger()
+        self._wake: Callable[[], None] = lambda: None
+        self._met = False
+        self._at_work: AtWork | None = None
+        self._put_off: pb.Train | None = None
+        self._unsent: pb.NodeReport | None = None
+
+    def converse(self, dial: Dial, stop: threading.Event) -> None:
+        """Talk to the coordinator until the study is finished or `stop` is set."""
+        conversation = Conversation(lambda: dial(self._config, self._meter), self, stop, self._rand)
+        self._wake = conversation.wake
+        self._display.show("connecting", f"connecting to {self._config.coordinator}")
+        conversation.run()
+
+    def close(self) -> None:
+        """Give up work in progress and write the last figures."""
+        if self._at_work is not None:
+            self._at_work.drop()
+        self._background.close()
+        self._display.count(self._meter, self._display.shown.round)
+
+    # ---- the conversation ----
+
+    def joined(self, reply: pb.JoinReply) -> None:
+        """Compare names and versions; take the plan."""
+        plan = plan_offered(reply, self._me)
+        self._met = True
+        if self._at_work is None or self._at_work.study.digest != plan.digest():
+            self._take_plan(plan)
+        self._log.info("joined", study=plan.study, plan=plan.digest().hex()[:12], round=reply.rounds_done)
+        if self._display.shown.phase == "connecting":
+            self._display.show("waiting", "connected; waiting for the coordinator")
+
+    def settle(self, link: Link) -> None:
+        """Report what ended in the background, and take up an order that was put off if people lifted the reason."""
+        self._collect()
+        if self._unsent is not None:
+            self._send(link, self._unsent)
+        at_work, order = self._at_work, self._put_off
+        if at_work is not None and order is not None and self._allowed_now(at_work, order):
+            self._log.info("the reason for declining is lifted", round=order.round)
+            self._on_train(link, at_work, order)
+
+    def carry_out(self, link: Link, order: pb.Instruction) -> None:
+        """One instruction."""
+        at_work = self._at_work
+        assert at_work is not None, "the plan comes with the first reply of every connection"
+        match order.WhichOneof("order"):
+            case "train":
+                self._on_train(link, at_work, order.train)
+            case "open" | "share" | "mask" | "confirm" | "reveal" as phase:
+                self._on_session(link, at_work.desk, phase, getattr(order, phase))
+            case "result":
+                self._on_result(at_work, order.result)
+            case "finished":
+                self._display.show("finished", order.finished.reason)
+                self._log.info("finished", reason=order.finished.reason)
+            case _:  # `wait`, and orders of a later protocol version
+                pass
+
+    def lost(self, reason: str, wait_s: float) -> None:
+        """Say so; before the first success, find out whether waiting can help at all."""
+        if not self._met:
+            reason = reason_of_loss(self._config, reason)
+        self._log.warning("no connection", reason=reason, wait_s=round(wait_s, 1))
+        if self._at_work is None or not self._at_work.training.busy:
+            self._display.show("connecting", f"no connection: {reason}")
+
+    # ---- plan ----
+
+    def _take_plan(self, plan: Plan) -> None:
+        if self._at_work is not None:
+            self._at_work.drop()
+        self._folder.write_plan(plan)
+        study = Study(plan, plan.digest(), self._workshop.layout(plan))
+        training = LocalTraining(
+            plan, self._me, self._workshop, self._background, self._display, self._clock, self._wake, self._config.threads
+        )
+        desk = ReleaseDesk(self._member, plan, study.layout, self._folder, self._ledger, self._clock)
+        self._at_work, self._put_off = AtWork(study, desk, training), None
+        self._display.rounds(plan.rounds)
+        if self._is_approved(plan):
+            training.prepare()
+
+    def _ledger(self) -> Ledger:
+        """Opened, and so verified, for every question: people may write to it while the node runs."""
+        return self._folder.open_ledger(self._me, self._now())
+
+    def _is_approved(self, plan: Plan) -> bool:
+        try:
+            return self._ledger().approval(plan) is not None
+        except LedgerError:
+            return False  # said when the coordinator offers a round
+
+    # ---- training ----
+
+    def _on_train(self, link: Link, at_work: AtWork, order: pb.Train) -> None:
+        self._put_off = None
+        if at_work.desk.holds(order.round, order.base_digest):
+            self._send(link, pb.NodeReport(round=order.round, state=pb.NodeReport.READY, base_digest=order.base_digest))
+            return
+        if not at_work.training.is_at(order.round, order.base_digest):
+            at_work.drop()
+            self._display.count(self._meter, self._display.shown.round)
+            try:
+                self._begin(link, at_work, order)
+            except LedgerError as error:
+                self._decline(link, order, error.code, str(error))
+                self._put_off = order
+                return
+            except WorkFailed as error:
+                self._decline(link, order, error.code, str(error))
+                return
+            except OrderStale as error:
+                self._log.info("model not offered any more", round=order.round, reason=str(error))
+                return
+        self._send(link, pb.NodeReport(round=order.round, state=pb.NodeReport.TRAINING))
+
+    def _leave_to_train(self, at_work: AtWork, order: pb.Train) -> Authorization:
+        plan = at_work.study.plan
+        obstacle = policy_obstacle(plan, self._me, self._config.policy, self._pinned)
+        if obstacle is not None:
+            raise WorkFailed("policy", f"This node's policy refuses the plan: {obstacle}.")
+        return self._ledger().authorize(plan, order.round)
+
+    def _allowed_now(self, at_work: AtWork, order: pb.Train) -> bool:
+        try:
+            self._leave_to_train(at_work, order)
+        except (LedgerError, WorkFailed):
+            return False
+        return True
+
+    def _begin(self, link: Link, at_work: AtWork, order: pb.Train) -> None:
+        authorization = self._leave_to_train(at_work, order)
+        at_work.training.prepare()
+        length = at_work.study.layout.length
+        try:
+            base = link.fetch_model(order.base_digest, order.base_bytes, length, "train")
+        except ModelMismatch as error:
+            raise WorkFailed("training-failed", f"{error}.") from error
+        at_work.training.begin(authorization, order.base_digest, base)
+        self._log.info("training begins", round=order.round, bytes=4 * length)
+
+    def _collect(self) -> None:
+        at_work = self._at_work
+        became = None if at_work is None else at_work.training.collect()
+        if at_work is None or became is None:
+            return
+        if isinstance(became, Ready):
+            try:
+                at_work.desk.hold(became.update, became.base_digest, became.authorization)
+            except UpdateUnusable as error:
+                became = Failed(became.authorization.round, "training-failed", str(error))
+        if isinstance(became, Failed):
+            self._say_failed(became)
+            return
+        number = became.authorization.round
+        self._unsent = pb.NodeReport(round=number, state=pb.NodeReport.READY, base_digest=became.base_digest)
+        self._display.show("ready", "trained; waiting for the others", round_number=number)
+        self._log.info("update ready", round=number)
+
+    def _say_failed(self, failed: Failed) -> None:
+        state = pb.NodeReport.FAILED if failed.code == "training-failed" else pb.NodeReport.DECLINED
+        self._unsent = pb.NodeReport(round=failed.round, state=state, code=failed.code)
+        self._display.show("failed", failed.sentence, round_number=failed.round)
+        self._log.warning("no update", round=failed.round, code=failed.code)
+
+    def _decline(self, link: Link, order: pb.Train, code: str, sentence: str) -> None:
+        phase: NodePhase = "paused" if code == "paused" else "declined"
+        self._display.show(phase, sentence, round_number=order.round)
+        self._log.warning("declined", round=order.round, code=code, reason=DECLINE_CODES[code])
+        self._send(link, pb.NodeReport(round=order.round, state=pb.NodeReport.DECLINED, code=code))
+
+    def _send(self, link: Link, report: pb.NodeReport) -> None:
+        """A report that is lost is made again: what settled stays unsent, an order is given again."""
+        try:
+            link.report(report)
+        except OrderStale as error:
+            self._log.info("report not wanted any more", round=report.round, reason=str(error))
+        self._unsent = None
+
+    # ---- masking ----
+
+    def _on_session(self, link: Link, desk: ReleaseDesk, phase: str, order: Any) -> None:
+        started_s = self._clock()
+        try:
+            try:
+                self._answer(link, desk, phase, order)
+            except SessionRefused as refusal:
+                self._log.warning("refused", phase=phase, code=refusal.code, culprit=refusal.culprit, detail=refusal.detail)
+                self._display.show("waiting", f"this node left the masking session: {refusal.detail}")
+                link.answer(refusal_answer(order.session, refusal))
+        except OrderStale as error:
+            self._log.info("answer not wanted any more", phase=phase, reason=str(error))
+        else:
+            self._log.info(
+                "answered", phase=phase, round=self._display.shown.round, seconds=round(self._clock() - started_s, 2)
+            )
+
+    def _answer(self, link: Link, desk: ReleaseDesk, phase: str, order: Any) -> None:
+        match phase:
+            case "open":
+                answer = desk.open(order)
+                self._display.show("masking", f"masking with {len(order.members)} hospitals", round_number=order.round)
+            case "share":
+                answer = desk.share(order)
+            case "mask":
+                charged, upload = desk.mask(order)
+                self._log.info("charge committed", round=self._display.shown.round, bytes=upload.total_bytes)
+                link.upload(_parts(charged, upload), upload.total_bytes)
+                return
+            case "confirm":
+                answer = desk.confirm(order)
+            case _:
+                answer = desk.reveal(order)
+        link.answer(answer)
+
+    def _on_result(self, at_work: AtWork, order: pb.RoundResult) -> None:
+        try:
+            outcome = at_work.desk.result(order)
+        except LedgerError as error:
+            self._log.warning("the result could not be recorded", round=order.round, code=error.code)
+            outcome = Outcome.LOST
+        sent_bytes = self._display.count(self._meter, order.round)
+        self._log.info(
+            "round over",
+            round=order.round,
+            survivors=len(order.survivors),
+            bytes=sent_bytes,
+            reason=order.reason or outcome.value,
+        )
+        if self._display.shown.phase in {"masking", "ready", "waiting"}:
+            self._display.show("waiting", f"round {order.round} is over: {outcome.value}", round_number=order.round)
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+
+def _parts(charged: Charged, upload: PackedUpload) -> Iterator[pb.UploadChunk]:
+    yield from wire.upload_messages(charged.session, upload.total_bytes, charged.receipt, upload.segments())
+    seal = upload.finish()
+    yield wire.upload_trailer(seal.digest, seal.signature)

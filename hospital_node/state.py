@@ -1,0 +1,158 @@
+"""The state folder of a node: where each file lies, and the only places that write the small ones.
+
+Every file is replaced whole or appended and synced, so that a power cut leaves the old content or the new, never half.
+Nothing here survives that a private gradient passed through: updates and masking keys are held in memory only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from hospital_node.durable import sync_folder, write_whole
+from hospital_node.ledger import Ledger, LedgerMissing
+from proto.plan import Frozen, Plan, PlanError, from_canonical, short_name
+
+SESSION_BYTES = 16
+
+
+class StateError(RuntimeError):
+    """A state folder that cannot be used; the text says what to do."""
+
+
+class NodeFile(Frozen):
+    """node.json: whose folder this is, for the app."""
+
+    uri: str
+    study: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateFolder:
+    """Paths and small files of one node. Construct cheaply; call `create` before writing."""
+
+    path: Path
+
+    @property
+    def ledger(self) -> Path:
+        """The hospital's privacy ledger (see LEDGER.md)."""
+        return self.path / "ledger.db"
+
+    @property
+    def cache(self) -> Path:
+        """Prepared studies; may be deleted at any time while the node is stopped."""
+        return self.path / "cache"
+
+    @property
+    def plan(self) -> Path:
+        """The plan as the coordinator offered it last, canonical JSON."""
+        return self.path / "plan.json"
+
+    @property
+    def progress(self) -> Path:
+        """Live progress for the hospital's own app."""
+        return self.path / "progress.json"
+
+    @property
+    def leaves(self) -> Path:
+        """Bytes that left in the last round, by item."""
+        return self.path / "leaves.json"
+
+    @property
+    def node(self) -> Path:
+        """Whose folder this is."""
+        return self.path / "node.json"
+
+    @property
+    def sessions(self) -> Path:
+        """Every masking session that this node ever answered, one hexadecimal id a line."""
+        return self.path / "sessions.log"
+
+    @property
+    def prediction(self) -> Path:
+        """The evaluator's last prediction of one public case."""
+        return self.path / "prediction.npz"
+
+    def create(self) -> None:
+        """Make the folder, readable by its owner only."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"cannot make the state folder {self.path}: {error.strerror}") from error
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one process; StateError while another holds it."""
+        with (self.path / "lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StateError(f"another node process uses the state folder {self.path}: stop it first") from error
+            yield
+
+    def write_node(self, uri: str, study: str) -> None:
+        """Record whose folder this is."""
+        write_whole(self.node, NodeFile(uri=uri, study=study, name=short_name(uri)).model_dump_json().encode())
+
+    def write_plan(self, plan: Plan) -> None:
+        """Keep the plan offered last, for the officer and the app."""
+        write_whole(self.plan, plan.canonical())
+
+    def read_plan(self) -> Plan | None:
+        """The plan offered last, or None. PlanError where the file was edited."""
+        try:
+            data = self.plan.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            return from_canonical(data)
+        except PlanError as error:
+            raise PlanError(
+                f"{self.plan} was changed or made by another version: delete it and start the node again"
+            ) from error
+
+    def open_ledger(self, hospital_uri: str, at: datetime) -> Ledger:
+        """The hospital's ledger, verified; a new one where there never was any. Raises LedgerError, StateError."""
+        try:
+            ledger = Ledger.open(self.ledger)
+        except LedgerMissing:
+            return Ledger.create(self.ledger, hospital_uri, at)
+        if ledger.hospital != short_name(hospital_uri):
+            raise StateError(
+                f"{self.ledger} belongs to {ledger.hospital}, this node is {short_name(hospital_uri)}: correct key 'state'"
+            )
+        return ledger
+
+    def seen_sessions(self) -> frozenset[bytes]:
+        """Ids of all sessions ever answered. A line that a power cut left short was never answered."""
+        try:
+            lines = self.sessions.read_text(encoding="ascii").splitlines()
+        except FileNotFoundError:
+            return frozenset()
+        except UnicodeDecodeError as error:
+            raise StateError(f"{self.sessions} is damaged: restore it, or take part under a new identity") from error
+        try:
+            return frozenset(bytes.fromhex(line) for line in lines if len(line) >= 2 * SESSION_BYTES)
+        except ValueError as error:
+            raise StateError(f"{self.sessions} is damaged: restore it, or take part under a new identity") from error
+
+    def remember_session(self, session: bytes) -> None:
+        """Append one id and sync it; to be called before the first answer of that session leaves."""
+        descriptor = os.open(self.sessions, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600)
+        try:
+            os.write(descriptor, _line_break_if_unfinished(descriptor) + session.hex().encode() + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        sync_folder(self.path)
+
+
+def _line_break_if_unfinished(descriptor: int) -> bytes:
+    size = os.fstat(descriptor).st_size
+    return b"\n" if size and os.pread(descriptor, 1, size - 1) != b"\n" else b""

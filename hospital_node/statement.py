@@ -1,0 +1,270 @@
+"""The privacy statement of one hospital, generated from its ledger: a paragraph to copy, fields to read, assumptions to check.
+
+Rule: every sentence is derived from verified entries and the plan; nothing here is stored or edited. Fields that this software
+cannot know (legal basis, contact, review dates) are not invented.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from hospital_node import ledger_rules as rules
+from hospital_node.accounting import (
+    Mechanism,
+    accountant_version,
+    attacker_recognised,
+    best_guess,
+    merged,
+    profile,
+    renyi_epsilon,
+)
+from hospital_node.budget import BudgetView, budget_view
+from hospital_node.cap import plain
+from hospital_node.ledger_schema import Charge, Event
+from proto.plan import Plan
+
+AssumptionState: TypeAlias = Literal["holds", "unverified", "does not hold"]
+FALSE_ALARMS = (0.001, 0.01, 0.05)
+
+
+@dataclass(frozen=True, slots=True)
+class StatementField:
+    """One row of the fields table; `explanation` is one sentence for people."""
+
+    group: str
+    label: str
+    value: str
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assumption:
+    """Something that the guarantee needs and mathematics alone does not give."""
+
+    text: str
+    state: AssumptionState
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """Everything that the officer's page and the report say in words."""
+
+    paragraph: str
+    fields: tuple[StatementField, ...]
+    assumptions: tuple[Assumption, ...]
+    profile: tuple[tuple[float, float], ...]  # (delta, epsilon by PLD)
+    recognised: tuple[tuple[float, float], ...]  # (share of false alarms, largest share of patients recognised)
+
+
+def statement(events: Sequence[Event], plan: Plan | None = None) -> Statement:
+    """The statement for the ledger's whole life, worded for `plan` or for the plan approved last."""
+    view = budget_view(events, plan)
+    charged = rules.charges(events)
+    mechanisms = merged(charge.mechanism for charge in charged)
+    return Statement(
+        paragraph=paragraph(rules.hospital_of(events), view, charged),
+        fields=_fields(events, view, charged, mechanisms),
+        assumptions=_assumptions(view),
+        profile=profile(mechanisms),
+        recognised=tuple((share, attacker_recognised(mechanisms, share)) for share in FALSE_ALARMS),
+    )
+
+
+def paragraph(hospital: str, view: BudgetView, charged: Sequence[Charge]) -> str:
+    """The guarantee in one paragraph, for an officer to copy."""
+    if not charged:
+        return f"Nothing computed from patients has left {hospital} so far."
+    last = f"Up to and including round {charged[-1].round} of study '{charged[-1].study}'"
+    if math.isinf(view.spent):
+        return (
+            f"{last}, what {hospital} has sent has no guarantee: at least one update left without noise. Masking hides single "
+            "updates from the coordinator, but their sum may reveal patients. Use only public or synthetic data this way."
+        )
+    return (
+        f"{last}, everything {hospital} has sent satisfies (ε = {_up(view.non_adaptive)}, δ = {plain(view.delta)})-"
+        "differential privacy for adding or removing all data of one patient, computed with PLD accounting "
+        f"({accountant_version()}) for {_mechanisms_in_words(charged)}. This covers all intermediate and final models. "
+        f"{_adaptive(view)}It does not rely on the coordinator or on other hospitals being honest. {_several(view)}It does not "
+        "cover the quantities listed under What leaves this hospital as uncovered, and it does not cover choices made by "
+        "looking at results unless they are charged in the ledger."
+    )
+
+
+def _adaptive(view: BudgetView) -> str:
+    if view.reading == "pld" or view.cap is None:
+        return ""
+    return (
+        "Because the settings of later studies may have been chosen after seeing results, only the cap "
+        f"(ε = {view.cap:g}), which a Rényi filter enforces, is a guarantee; the filter reads ε = {_up(view.spent)}. "
+    )
+
+
+def _several(view: BudgetView) -> str:
+    if view.hospitals_per_patient == 1:
+        return "It assumes that a patient attends one hospital only. "
+    return f"For a patient who attends {view.hospitals_per_patient} of the hospitals, ε is {_up(view.across_hospitals)}. "
+
+
+def _mechanisms_in_words(charged: Sequence[Charge]) -> str:
+    clips = sorted({charge.clip_norm for charge in charged})
+    parts = [
+        f"{one.steps} steps of Poisson sampling at rate {one.sampling_rate:.4g} with noise multiplier {one.noise_multiplier:g}"
+        for one in merged(charge.mechanism for charge in charged)
+    ]
+    return " and ".join(parts) + f" and clipping norm {' or '.join(f'{clip:g}' for clip in clips)}"
+
+
+def _up(value: float) -> str:
+    """An epsilon in two decimals, never rounded down."""
+    return "no guarantee" if math.isinf(value) else f"{math.ceil(value * 100 - 1e-6) / 100:.2f}"
+
+
+def _fields(
+    events: Sequence[Event], view: BudgetView, charged: Sequence[Charge], mechanisms: Sequence[Mechanism]
+) -> tuple[StatementField, ...]:
+    return (
+        *_identity(events, view),
+        *_protection(view),
+        *_strength(view, mechanisms),
+        *_mechanism(charged, mechanisms),
+        *_composition(events, view, charged),
+    )
+
+
+def _identity(events: Sequence[Event], view: BudgetView) -> tuple[StatementField, ...]:
+    group = "identity"
+    return (
+        StatementField(group, "hospital", rules.hospital_of(events), "Whose patients this is about."),
+        StatementField(group, "study", view.study or "none", "The study whose plan the forecast follows."),
+        StatementField(
+            group, "ledger", f"{view.head[:12]} after {view.entries} entries", "Names everything that the figures derive from."
+        ),
+        StatementField(group, "last entry", f"{events[-1].at:%Y-%m-%d %H:%M} UTC", "By this node's own clock."),
+    )
+
+
+def _protection(view: BudgetView) -> tuple[StatementField, ...]:
+    group = "what is protected"
+    attends = "one hospital" if view.hospitals_per_patient == 1 else f"up to {view.hospitals_per_patient} hospitals"
+    return (
+        StatementField(group, "unit", "one patient: all scans of one person", "The figures bound what any one person adds."),
+        StatementField(
+            group, "neighbours", "add or remove one patient", "Two data sets that the releases must not tell apart."
+        ),
+        StatementField(
+            group, "a patient attends", attends, "Stated in the plan; several hospitals compose to a larger epsilon."
+        ),
+    )
+
+
+def _strength(view: BudgetView, mechanisms: Sequence[Mechanism]) -> tuple[StatementField, ...]:
+    group = "strength"
+    recognised = 100 * attacker_recognised(mechanisms)
+    fields = [
+        StatementField(
+            group, "epsilon", _up(view.non_adaptive), f"At delta {plain(view.delta)}, by {accountant_version()} (PLD)."
+        ),
+        StatementField(
+            group,
+            "second accountant",
+            _up(renyi_epsilon(mechanisms, view.delta)),
+            "The same releases by Rényi accounting, which is coarser and never smaller.",
+        ),
+        StatementField(
+            group,
+            "attacker",
+            f"at 1 false alarm in 100 at most {math.ceil(recognised - 1e-9)} of 100 recognised",
+            "The best possible attack on anything that was sent, whatever the attacker knows.",
+        ),
+        StatementField(
+            group,
+            "best guess",
+            f"{100 * best_guess(mechanisms):.1f} %",
+            "How often anyone can be right, from a coin flip, whether a given patient took part.",
+        ),
+    ]
+    if view.hospitals_per_patient > 1:
+        explanation = f"Composed for a patient of {view.hospitals_per_patient} hospitals, not added."
+        fields.append(StatementField(group, "epsilon across hospitals", _up(view.across_hospitals), explanation))
+    return tuple(fields)
+
+
+def _mechanism(charged: Sequence[Charge], mechanisms: Sequence[Mechanism]) -> tuple[StatementField, ...]:
+    if not charged:
+        return ()
+    group = "mechanism"
+    return (
+        StatementField(group, "name", "DP-SGD", "Noise is added to the sum of clipped contributions, one for each patient."),
+        StatementField(
+            group,
+            "noise multiplier",
+            ", ".join(f"{one.noise_multiplier:g}" for one in mechanisms),
+            "Deviation of the noise over the clipping norm; this hospital adds all of it itself.",
+        ),
+        StatementField(
+            group,
+            "sampling",
+            ", ".join(f"Poisson, rate {one.sampling_rate:.4g}" for one in mechanisms),
+            "Each patient enters each step by its own secret coin; an empty step is a step.",
+        ),
+        StatementField(
+            group, "steps", f"{sum(one.steps for one in mechanisms)}", "Over all rounds and studies of this ledger."
+        ),
+        StatementField(
+            group,
+            "clipping norm",
+            ", ".join(f"{clip:g}" for clip in sorted({charge.clip_norm for charge in charged})),
+            "One flat clip of a patient's whole gradient.",
+        ),
+    )
+
+
+def _composition(events: Sequence[Event], view: BudgetView, charged: Sequence[Charge]) -> tuple[StatementField, ...]:
+    group = "composition"
+    others = sorted({charge.study for charge in charged} - {view.study})
+    agreed = rules.agreed_by(events)
+    cap = "none yet" if view.cap is None else f"ε = {view.cap:g} at δ = {plain(view.delta)}, agreed by {agreed}"
+    judge = "PLD" if view.reading == "pld" else "Rényi filter at one order"
+    return (
+        StatementField(group, "releases", str(len(charged)), "Charged before they left; a crash afterwards counts as spent."),
+        StatementField(group, "rounds", f"{view.rounds_done} of {view.rounds_planned}", "Of this study's plan."),
+        StatementField(group, "other studies", ", ".join(others) or "none", "On the same patients; they share this budget."),
+        StatementField(group, "budget", cap, "For the life of this ledger; lowered by one person, raised only by two."),
+        StatementField(group, "decided by", judge, "The reading that stops this node at the cap."),
+        StatementField(group, "at exhaustion", "the node stops itself", "No round runs that would cross the cap."),
+        StatementField(group, "refresh", "never", "Spent budget does not come back."),
+    )
+
+
+def _assumptions(view: BudgetView) -> tuple[Assumption, ...]:
+    return (
+        Assumption(
+            "All scans of one person are joined under one patient id.",
+            "unverified",
+            "Patient ids or the mapping file of this hospital.",
+        ),
+        Assumption(
+            f"A patient attends at most {view.hospitals_per_patient} of the hospitals.",
+            "unverified",
+            "Stated in the plan; nobody compared patient lists.",
+        ),
+        Assumption(
+            "Patients are drawn independently, at the plan's rate, by secret coins.",
+            "holds",
+            "The training history is compared with the plan; an update that differs is discarded.",
+        ),
+        Assumption(
+            "Noise is Gaussian at full strength, from a cryptographic generator.",
+            "holds",
+            "Up to floating point: uniforms of at least 53 bits, tails truncated.",
+        ),
+        Assumption(
+            "Every use of these patients is charged here, tuning and evaluation included.",
+            "unverified",
+            "Work outside this node is not seen by it.",
+        ),
+    )

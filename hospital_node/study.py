@@ -1,0 +1,65 @@
+"""What a node knows of the study it is in: the plan as offered, and whether this node could ever agree to a session of it.
+
+Nothing here reads a clock, a disk or a socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hospital_node.config import NodePolicy
+from hospital_node.link import LinkRefused
+from proto import federation_pb2 as pb
+from proto.layout import Layout
+from proto.plan import PROTOCOL_VERSION, Plan, from_canonical
+from secagg import collusion_bound
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """One plan, its digest and its vector layout."""
+
+    plan: Plan
+    digest: bytes
+    layout: Layout
+
+
+def plan_offered(reply: pb.JoinReply, me: str) -> Plan:
+    """The plan in a join reply. Raises LinkRefused where versions or names do not fit, PlanError where the plan is unusable."""
+    if reply.protocol_version != PROTOCOL_VERSION:
+        raise LinkRefused(
+            f"the coordinator speaks protocol version {reply.protocol_version} (software {reply.software_version}), this node "
+            f"{PROTOCOL_VERSION}: update the older of the two"
+        )
+    if reply.identity != me:
+        raise LinkRefused(
+            f"the coordinator sees this node as '{reply.identity}', its certificate says {me}: something between them replaces"
+            " certificates, or the wrong identity folder is configured"
+        )
+    plan = from_canonical(reply.plan)
+    if me not in plan.evaluators:
+        plan.hospital(me)
+    return plan
+
+
+def policy_obstacle(plan: Plan, me: str, policy: NodePolicy, pinned: Mapping[str, bytes]) -> str | None:
+    """Why no session of this plan can ever meet this node's policy, or None. The session itself is checked again."""
+    known = [hospital.uri for hospital in plan.hospitals if hospital.uri == me or hospital.uri in pinned]
+    unknown = len(plan.hospitals) - len(known)
+    missing = (
+        "" if not unknown else f" ({unknown} of {len(plan.hospitals)} hospitals are not on this node's list of confirmed keys)"
+    )
+    if len(known) < policy.minimum_cohort:
+        return f"at most {len(known)} hospitals can take part and this node demands {policy.minimum_cohort}{missing}"
+    best = max(
+        (collusion_bound(size, plan.threshold_of(size)), size)
+        for size in range(policy.minimum_cohort, len(known) + 1)
+        if plan.threshold_of(size) <= size
+    )
+    if best[0] < policy.max_colluders:
+        return (
+            f"no cohort of the plan withstands the {policy.max_colluders} colluders that this node demands"
+            f" (the best, of {best[1]}, withstands {max(best[0], 0)}){missing}"
+        )
+    return None

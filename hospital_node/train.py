@@ -1,0 +1,167 @@
+"""One round of local training: DP-SGD over patients, from the released model to an update.
+
+Rules. The privacy unit is a patient. q, the steps, the clip norm and the divisor come from the plan, never from the data.
+Model and optimizer live and die inside `train_round`, so a discarded round leaves nothing behind. After training, the
+history that Opacus' accountant recorded must be the plan's (sigma, q, steps); otherwise the update is dropped.
+The arithmetic is in dp_optimizer.py, the randomness in noise.py; TRAINING.md lists the pitfalls and where each is closed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from opacus.accountants import RDPAccountant
+from torch import nn
+from torch.nn import functional
+from torch.optim import SGD, Adam, Optimizer
+
+from hospital_node import network, patches
+from hospital_node.dp_optimizer import PatientOptimizer
+from hospital_node.noise import NormalStream, Rand, StepCoins
+from hospital_node.patches import Patient
+from proto.layout import Vector, model_digest
+from proto.plan import Plan
+
+DICE_SMOOTH = 1.0  # voxels; keeps the Dice term and its gradient finite where a patch holds none of a label
+
+History = tuple[tuple[float, float, int], ...]  # (noise multiplier, sampling rate, steps)
+
+
+class TrainingError(RuntimeError):
+    """A round that gave no usable update; the text says why. Nothing of it was kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepProgress:
+    """Where local training stands; holds nothing that depends on a patient."""
+
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedUpdate:
+    """What one round gives: the update, the model that it starts from, and the mechanism that made it."""
+
+    update: Vector
+    base_digest: bytes
+    history: History
+    nonfinite: int  # patient gradients counted as zero; for the hospital's own eyes
+
+
+def train_round(
+    plan: Plan,
+    uri: str,
+    base: Vector,
+    patients: Sequence[Patient],
+    *,
+    threads: int = 1,
+    round: int = 1,  # noqa: A002  the plan's word
+    on_step: Callable[[StepProgress], None] = lambda _: None,
+    rand: Rand = os.urandom,
+) -> TrainedUpdate:
+    """Train `plan.training.local_steps` steps at hospital `uri` from `base` and return the difference.
+
+    `base` and `patients` are not changed. Raises TrainingError, NetworkError or PlanError; what was trained is then gone.
+    """
+    _check_patients(patients)
+    _check_patch(plan)
+    torch.set_num_threads(threads)
+    module = network.build(plan.network)
+    network.load_vector(module, network.layout_of(module), base)
+    optimizer = private_optimizer(module, plan, uri, round=round, normals=NormalStream(rand))
+    accountant = RDPAccountant()
+    optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(1 / plan.privacy.inverse_sampling_rate))
+    for step in range(1, plan.training.local_steps + 1):
+        take_step(module, optimizer, plan, patients, StepCoins.fresh(rand))
+        on_step(StepProgress(step, plan.training.local_steps))
+    history = tuple((sigma, rate, int(steps)) for sigma, rate, steps in accountant.history)
+    check_history(history, plan)
+    return TrainedUpdate(_difference(network.vector_of(module), base), model_digest(base), history, optimizer.nonfinite)
+
+
+def take_step(
+    module: nn.Module, optimizer: PatientOptimizer, plan: Plan, patients: Sequence[Patient], coins: StepCoins
+) -> None:
+    """One DP-SGD step. Each patient is drawn by a coin of its own; whoever is drawn adds one clipped gradient."""
+    module.train()
+    for patient in patients:
+        if coins.drawn(patient.key, plan.privacy.inverse_sampling_rate):
+            backward(module, plan, patient, coins)
+            optimizer.clip_and_accumulate()
+    optimizer.step()
+
+
+def backward(module: nn.Module, plan: Plan, patient: Patient, coins: StepCoins) -> None:
+    """Leave the gradient of the mean loss of one patient's patches in `p.grad`."""
+    images, labels = patches.draw(patient, plan.preparation, plan.training, coins.generator(patient.key))
+    dice_ce(module(images), labels).backward()
+
+
+def private_optimizer(module: nn.Module, plan: Plan, uri: str, *, round: int, normals: NormalStream) -> PatientOptimizer:  # noqa: A002
+    """A fresh local optimizer with the plan's clip, noise and public divisor."""
+    return PatientOptimizer(
+        _local_optimizer(module, plan, round),
+        noise_multiplier=plan.privacy.noise_multiplier,
+        max_grad_norm=plan.privacy.clip_norm,
+        expected_batch_size=plan.expected_batch(uri),
+        normals=normals,
+    )
+
+
+def dice_ce(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Cross-entropy plus one minus the mean soft Dice of the foreground labels, over all voxels of one patient's patches.
+
+    logits (K, C, z, y, x), labels (K, z, y, x), `weights` (C) of the cross-entropy, none in a hospital. Dice over all patches
+    together (Milletari 2016, arXiv 1606.04797), so that a patch without a label does not count as a failure on it.
+    """
+    cross_entropy = functional.cross_entropy(logits, labels, weight=weights)
+    probability = logits.softmax(1)[:, 1:]
+    wanted = torch.arange(1, logits.shape[1]).view(1, -1, 1, 1, 1)
+    truth = (labels.unsqueeze(1) == wanted).to(probability.dtype)
+    axes = (0, 2, 3, 4)
+    overlap = (probability * truth).sum(axes)
+    dice = (2 * overlap + DICE_SMOOTH) / (probability.sum(axes) + truth.sum(axes) + DICE_SMOOTH)
+    return cross_entropy + 1 - dice.mean()
+
+
+def check_history(history: History, plan: Plan) -> None:
+    """Return if Opacus recorded exactly the plan's mechanism; otherwise raise TrainingError."""
+    wanted = ((plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, plan.training.local_steps),)
+    if history != wanted:
+        raise TrainingError(
+            f"the accountant recorded {list(history)}, the plan says {list(wanted)}: the update was discarded, because its "
+            "privacy cost is not the one approved; report this as a fault of the software"
+        )
+
+
+def _local_optimizer(module: nn.Module, plan: Plan, round_number: int) -> Optimizer:
+    rate = plan.training.learning_rate * plan.training.learning_rate_decay ** (round_number - 1)
+    if plan.training.optimizer == "adam":
+        return Adam(module.parameters(), lr=rate)
+    return SGD(module.parameters(), lr=rate, momentum=plan.training.momentum)
+
+
+def _check_patients(patients: Sequence[Patient]) -> None:
+    if len({patient.key for patient in patients}) != len(patients):
+        raise TrainingError("two entries of the cohort carry the same patient key: join their scans into one patient")
+
+
+def _check_patch(plan: Plan) -> None:
+    side = network.divisor(plan.network)
+    if any(extent % side for extent in plan.preparation.patch_zyx):
+        raise TrainingError(
+            f"preparation.patch_zyx {list(plan.preparation.patch_zyx)} must hold multiples of {side}, because the network of "
+            f"the plan halves its grid {len(plan.network.channels) - 1} times: correct the plan"
+        )
+
+
+def _difference(trained: Vector, base: Vector) -> Vector:
+    update = (trained - base).astype(np.float32)
+    if not np.isfinite(update).all():
+        raise TrainingError("the trained model is not finite: lower training.learning_rate in the plan")
+    return update

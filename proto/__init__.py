@@ -1,0 +1,1 @@
+"""Wire format and study plan: what every party must agree on."""

@@ -1,0 +1,90 @@
+"""Vector layout: which tensor of the model lies where in the one flat vector that the federation handles.
+
+The coordinator sees names and shapes, never a network. Only floating-point parameters are listed; integer buffers are
+never averaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector: TypeAlias = NDArray[np.float32]
+
+LAYOUT_LABEL = b"hospital-secagg layout v1\n"
+MODEL_LABEL = b"hospital-secagg model v1\n"
+MAX_TENSORS = 1 << 16  # a plan with more is a mistake or an attack
+
+
+class LayoutError(ValueError):
+    """Tensors or bytes that do not fit the layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Ordered (name, shape) pairs. Raises LayoutError on a repeated name or an absurd count."""
+
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.tensors]
+        if not 0 < len(names) <= MAX_TENSORS or len(set(names)) != len(names):
+            raise LayoutError(f"a layout needs 1 to {MAX_TENSORS} tensors with distinct names, got {len(names)}")
+
+    @property
+    def length(self) -> int:
+        """Number of float32 values in the flat vector."""
+        return sum(math.prod(shape) for _, shape in self.tensors)
+
+    def to_json(self) -> str:
+        """Canonical JSON, also stored beside the tensors in a model file."""
+        return json.dumps([[name, list(shape)] for name, shape in self.tensors], separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Layout:
+        """Inverse of `to_json`; LayoutError on anything else."""
+        try:
+            return cls(tuple((str(name), tuple(int(side) for side in shape)) for name, shape in json.loads(text)))
+        except (ValueError, TypeError) as error:
+            raise LayoutError("the layout is not a list of [name, shape] pairs") from error
+
+    def digest(self) -> bytes:
+        """32 bytes that name this layout."""
+        return hashlib.sha256(LAYOUT_LABEL + self.to_json().encode()).digest()
+
+    def flatten(self, tensors: Mapping[str, NDArray[np.float32]]) -> Vector:
+        """One float32 vector; LayoutError where a tensor is missing or of another shape."""
+        out = np.empty(self.length, dtype=np.float32)
+        at = 0
+        for name, shape in self.tensors:
+            if name not in tensors or tensors[name].shape != shape:
+                raise LayoutError(f"tensor '{name}' of shape {shape} is missing or of another shape")
+            size = math.prod(shape)
+            out[at : at + size] = tensors[name].reshape(-1)
+            at += size
+        return out
+
+    def split(self, vector: Vector) -> dict[str, NDArray[np.float32]]:
+        """Views into `vector` by tensor name; LayoutError on a wrong length."""
+        if vector.shape != (self.length,):
+            raise LayoutError(f"the vector has shape {vector.shape}, the layout needs ({self.length},)")
+        out, at = {}, 0
+        for name, shape in self.tensors:
+            size = math.prod(shape)
+            out[name] = vector[at : at + size].reshape(shape)
+            at += size
+        return out
+
+
+def model_digest(vector: Vector) -> bytes:
+    """32 bytes that name a model: SHA-256 over a label, the length and the little-endian float32 values."""
+    state = hashlib.sha256(MODEL_LABEL + len(vector).to_bytes(8, "little"))
+    state.update(np.ascontiguousarray(vector, dtype="<f4").data)
+    return state.digest()

@@ -1,0 +1,271 @@
+"""The study plan: every public choice of a study in one frozen value, and the digest that names it.
+
+Whatever two parties must agree on is a field here and therefore in the digest, which the masking context binds. What
+cannot change the mechanism or the result (paths, threads, devices) is not. Epsilon is never a field: it is computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, NewType, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PROTOCOL_VERSION = 1
+DIGEST_LABEL = b"hospital-secagg plan v1\n"
+MIN_COHORT = 3  # with two members each learns the other's update from the sum
+
+Uri = NewType("Uri", str)
+
+DECLINE_CODES = {
+    "not-approved": "no officer has approved this plan at this node",
+    "budget-exhausted": "the next round would cross the privacy cap of this node",
+    "ledger-damaged": "the ledger of this node does not verify",
+    "ledger-rolled-back": "the ledger of this node is older than its own counter",
+    "policy": "the plan does not meet the policy of this node",
+    "too-few-patients": "more studies were unreadable than the plan allows",
+    "paused": "this node was paused by its own people",
+    "training-failed": "training did not finish",
+}
+
+
+class PlanError(ValueError):
+    """A plan that cannot be used; the text names the field and the remedy."""
+
+
+class Frozen(BaseModel):
+    """Base of all plan parts: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _party_uri(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme != "secagg" or not parts.netloc or len(parts.path.split("/")) != 3:
+        raise ValueError(f"'{text}' is not of the form secagg://<study>/<role>/<name>")
+    return text
+
+
+PartyUri = Annotated[str, AfterValidator(_party_uri)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Hospital(Frozen):
+    """One admitted hospital. `declared_patients` is public and fixes every divisor; the true number never leaves."""
+
+    uri: PartyUri
+    declared_patients: int = Field(ge=1)
+    weight: int = Field(default=1, ge=1, le=1 << 20)
+
+
+class Network(Frozen):
+    """A MONAI network by name. Normalisation across patients is not offered."""
+
+    architecture: Literal["DynUNet", "UNet"] = "DynUNet"
+    channels: tuple[int, ...] = (8, 16, 32)
+    labels: tuple[str, ...] = Field(min_length=1)  # foreground labels in the order of their values 1, 2, ...
+    norm: Literal["group", "instance"] = "group"
+
+    @property
+    def classes(self) -> int:
+        """Output channels: background and one for each label."""
+        return len(self.labels) + 1
+
+
+class Preparation(Frozen):
+    """From a hospital's file to a tensor; looks at one patient at a time."""
+
+    modality: Literal["CT", "MR"]
+    spacing_xyz_mm: tuple[Positive, Positive, Positive]
+    window_hu: tuple[float, float] | None = None  # CT: clipped to [low, high] and scaled to [-1, 1]; None: z-score per image
+    patch_zyx: tuple[int, int, int]
+    max_skipped_share: float = Field(default=0.1, ge=0, le=1)  # more unreadable studies than this: the node declines
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.window_hu is not None and self.window_hu[0] >= self.window_hu[1]:
+            raise ValueError("window_hu needs low < high")
+        if min(self.patch_zyx) < 8:
+            raise ValueError("patch_zyx must be at least 8 voxels on every axis")
+        return self
+
+
+class Training(Frozen):
+    """Local training of one round."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: Positive = 1e-2
+    learning_rate_decay: float = Field(default=1.0, gt=0, le=1)  # factor per round
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    local_steps: int = Field(ge=1)
+    patches_per_patient: int = Field(default=2, ge=1)
+    foreground_share: float = Field(default=0.67, ge=0, le=1)  # patches centred on a labelled voxel
+    augment: bool = True
+    loss: Literal["dice_ce"] = "dice_ce"
+
+
+class Privacy(Frozen):
+    """One DP-SGD step: q = 1 / inverse_sampling_rate, noise_multiplier * clip_norm on the sum (privacy.md)."""
+
+    noise_mode: Literal["local"] = "local"
+    noise_multiplier: float = Field(ge=0, allow_inf_nan=False)
+    no_guarantee: bool = False  # must be said aloud where noise_multiplier is 0
+    clip_norm: Positive = 1.0
+    inverse_sampling_rate: int = Field(ge=1)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    hospitals_per_patient: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.noise_multiplier == 0) != self.no_guarantee:
+            raise ValueError("noise_multiplier = 0 and no_guarantee = true go together: without noise there is no guarantee")
+        return self
+
+
+class Masking(Frozen):
+    """Masking session parameters; see secagg/README.md for the bounds that they must meet."""
+
+    lanes: int = Field(default=3, ge=2, le=16)
+    update_clip: Positive = 1.0  # each coordinate of an update is clipped to [-update_clip, update_clip]
+    threshold: int | None = None  # None: floor(2n/3) + 1 of the session's roster
+    minimum_cohort: int = Field(default=MIN_COHORT, ge=MIN_COHORT)
+    max_colluders: int = Field(default=1, ge=0)
+
+
+class Timing(Frozen):
+    """Deadlines. `ready_after_s` > 0 hides training time, which follows the number of drawn patients."""
+
+    training_deadline_s: Positive = 3600.0
+    phase_deadline_s: Positive = 60.0
+    lost_after_s: Positive = 60.0  # a hospital not heard of for so long does not hold up the cohort
+    ready_after_s: float = Field(default=0.0, ge=0)
+
+
+class Aggregation(Frozen):
+    """What the coordinator does with the opened mean."""
+
+    learning_rate: Positive = 1.0
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Plan(Frozen):
+    """One study. Build it with `load_toml` or `from_canonical`; both raise PlanError with one sentence."""
+
+    study: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    rounds: int = Field(ge=1)
+    evaluate_every: int = Field(default=1, ge=1)
+    network: Network
+    preparation: Preparation
+    training: Training
+    privacy: Privacy
+    masking: Masking = Masking()
+    timing: Timing = Timing()
+    aggregation: Aggregation = Aggregation()
+    start_digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")  # digest of the public start's vector
+    hospitals: tuple[Hospital, ...] = Field(min_length=MIN_COHORT)
+    evaluators: tuple[PartyUri, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        uris = [h.uri for h in self.hospitals] + list(self.evaluators)
+        if len(set(uris)) != len(uris):
+            raise ValueError("a party is listed twice in hospitals and evaluators")
+        for uri in uris:
+            if urlsplit(uri).netloc != self.study:
+                raise ValueError(f"'{uri}' belongs to another study than '{self.study}'")
+        smallest = min(h.declared_patients for h in self.hospitals)
+        if not self.privacy.no_guarantee and self.privacy.delta >= 1 / smallest:
+            raise ValueError(
+                f"privacy.delta {self.privacy.delta:g} must be below 1/{smallest}, one over the smallest declared size"
+            )
+        if self.masking.minimum_cohort > len(self.hospitals):
+            raise ValueError(
+                f"masking.minimum_cohort {self.masking.minimum_cohort} exceeds the {len(self.hospitals)} hospitals"
+            )
+        return self
+
+    def hospital(self, uri: str) -> Hospital:
+        """The entry of `uri`; PlanError if it is not admitted."""
+        for entry in self.hospitals:
+            if entry.uri == uri:
+                return entry
+        raise PlanError(f"{uri} is not among the hospitals of study '{self.study}': ask the coordinator to add it to the plan")
+
+    def expected_batch(self, uri: str) -> float:
+        """Public divisor of the noised gradient sum: expected patients per step, from the declared size."""
+        return self.hospital(uri).declared_patients / self.privacy.inverse_sampling_rate
+
+    def threshold_of(self, roster_size: int) -> int:
+        """Shares needed to open a session of `roster_size` members (protocol.md, threat model)."""
+        return self.masking.threshold or default_threshold(roster_size)
+
+    def canonical(self) -> bytes:
+        """The bytes that the digest covers: JSON with sorted keys and no white space."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    def digest(self) -> bytes:
+        """32 bytes that name this plan."""
+        return hashlib.sha256(DIGEST_LABEL + self.canonical()).digest()
+
+
+def default_threshold(roster_size: int) -> int:
+    """floor(2n/3) + 1: tolerates 1 colluder of 4, 3 of 10, 7 of 20 (protocol.md)."""
+    return 2 * roster_size // 3 + 1
+
+
+def short_name(uri: str) -> str:
+    """Last part of a party's URI, for people: secagg://lidc/hospital/st-anna -> st-anna."""
+    return uri.rsplit("/", 1)[-1]
+
+
+def role_of(uri: str) -> str:
+    """hospital, evaluator or coordinator."""
+    return _party_uri(uri).split("/")[-2]
+
+
+def load_toml(path: Path) -> Plan:
+    """Read a plan from TOML. Raises PlanError naming file, field and reason."""
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path} is not valid TOML: {error}") from error
+    return _validated(fields, str(path))
+
+
+def from_canonical(data: bytes) -> Plan:
+    """Read a plan as sent on the wire. Raises PlanError, also where the bytes are not in canonical form."""
+    try:
+        fields = json.loads(data)
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+        raise PlanError("the plan received is not valid JSON") from error
+    plan = _validated(fields, "the plan received")
+    if plan.canonical() != data:
+        raise PlanError("the plan received is not in canonical form: it was made by another software version")
+    return plan
+
+
+def _validated(fields: object, source: str) -> Plan:
+    try:
+        return Plan.model_validate(fields)
+    except ValidationError as error:
+        raise PlanError(explain(error, source)) from error
+
+
+def explain(error: ValidationError, source: str) -> str:
+    """One sentence for people from a pydantic error: where, which key, what is wrong. Used for every config file."""
+    parts = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(step) for step in item["loc"]) or "the whole file"
+        if item["type"] == "extra_forbidden":
+            parts.append(f"unknown key '{where}': remove it or correct its spelling")
+        elif item["type"] == "missing":
+            parts.append(f"key '{where}' is missing")
+        else:
+            parts.append(f"'{where}': {item['msg'].removeprefix('Value error, ')}")
+    return f"{source}: " + "; ".join(parts)

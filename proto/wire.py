@@ -1,0 +1,196 @@
+"""Messages between protobuf and the protocol's own values, chunks, and what a message costs on the connection.
+
+This file decides nothing: it checks shapes, so that everything behind it works on typed values, and raises WireError
+for anything else. `open_params` builds the session parameters from plan and Open order for node and coordinator alike,
+so that both sides hash the same context or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from proto import federation_pb2 as pb
+from proto.layout import Layout
+from proto.plan import PROTOCOL_VERSION, Plan, PlanError
+from secagg import Quantizer, RoundParams, SecaggError
+from secagg.messages import Advert, Box, BoxDigest, Confirmation, Revealed, RevealedShare, ShareKind, ShareSet
+
+CHUNK_BYTES = 1 << 20  # 4 MiB messages lose a third of the throughput to fresh pages, 256 KiB a fifth to calls
+MAX_MESSAGE_BYTES = 8 << 20  # a control message for 1,000 hospitals is below 1 MiB
+
+GRPC_PREFIX_BYTES = 5  # compressed flag and length, gRPC over HTTP/2
+FRAME_PAYLOAD_BYTES = 16_384  # largest HTTP/2 DATA frame by default, and largest TLS record
+FRAME_OVERHEAD_BYTES = 9 + 22  # HTTP/2 frame header; TLS 1.3 record header, content type and tag
+
+
+class WireError(ValueError):
+    """A message that does not have the form of federation.proto; the sender's fault."""
+
+
+class Sized(Protocol):
+    """Any protobuf message."""
+
+    def ByteSize(self) -> int:  # noqa: N802  (protobuf's name)
+        """Serialised size in bytes."""
+        ...
+
+
+def framed_bytes(message: Sized) -> int:
+    """Bytes that one message takes on the connection, with gRPC, HTTP/2 and TLS framing (call headers excluded)."""
+    payload = message.ByteSize() + GRPC_PREFIX_BYTES
+    frames = -(-payload // FRAME_PAYLOAD_BYTES)
+    return payload + frames * FRAME_OVERHEAD_BYTES
+
+
+def chunks(buffer: bytes | memoryview, size: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """The buffer in order, in pieces of at most `size` bytes."""
+    view = memoryview(buffer)
+    for start in range(0, len(view), size):
+        yield bytes(view[start : start + size])
+
+
+def upload_messages(
+    session: bytes, total_bytes: int, receipt: bytes, segments: Iterable[bytes | memoryview]
+) -> Iterator[pb.UploadChunk]:
+    """Header and words of one upload; the caller appends `upload_trailer` once the digest is known."""
+    yield pb.UploadChunk(header=pb.UploadHeader(session=session, total_bytes=total_bytes, receipt=receipt))
+    for segment in segments:
+        for piece in chunks(segment):
+            yield pb.UploadChunk(words=piece)
+
+
+def upload_trailer(digest: bytes, signature: bytes) -> pb.UploadChunk:
+    """Last message of an upload."""
+    return pb.UploadChunk(trailer=pb.UploadTrailer(digest=digest, signature=signature))
+
+
+def open_params(plan: Plan, order: pb.Open, layout: Layout) -> RoundParams:
+    """Session parameters from the approved plan and an Open order. WireError where they do not fit each other."""
+    uris = [member.uri for member in order.members]
+    try:
+        for member in order.members:
+            if member.weight != plan.hospital(member.uri).weight:
+                raise WireError(f"the coordinator gives {member.uri} another weight than the plan")
+        return RoundParams(
+            session=order.session,
+            participants=tuple(uris),
+            threshold=plan.threshold_of(len(uris)),
+            length=layout.length,
+            quantizer=Quantizer(clip=plan.masking.update_clip, lanes=plan.masking.lanes),
+            public_keys=tuple(member.public_key for member in order.members),
+            weights=tuple(member.weight for member in order.members),
+            base_digests=tuple(member.base_digest for member in order.members),
+            plan_digest=plan.digest(),
+            round=order.round,
+            noise_mode=plan.privacy.noise_mode,
+            layout_digest=layout.digest(),
+            protocol_version=PROTOCOL_VERSION,
+            max_colluders=plan.masking.max_colluders,
+            minimum_cohort=plan.masking.minimum_cohort,
+        )
+    except (SecaggError, PlanError) as error:
+        raise WireError(f"the coordinator's session cannot be used: {error}") from error
+
+
+def to_advert(advert: Advert) -> pb.Advert:
+    """Protocol value to protobuf."""
+    return pb.Advert(
+        party=advert.party,
+        seal_key=advert.seal_key,
+        mask_key=advert.mask_key,
+        seed_commitment=advert.seed_commitment,
+        signature=advert.signature,
+    )
+
+
+def from_advert(message: pb.Advert) -> Advert:
+    """Protobuf to protocol value."""
+    return Advert(
+        party=_named(message.party),
+        seal_key=_exactly(message.seal_key, 32, "seal_key"),
+        mask_key=_exactly(message.mask_key, 32, "mask_key"),
+        seed_commitment=_exactly(message.seed_commitment, 32, "seed_commitment"),
+        signature=message.signature,
+    )
+
+
+def to_share_set(share_set: ShareSet) -> pb.ShareSet:
+    """Protocol value to protobuf."""
+    return pb.ShareSet(
+        party=share_set.party,
+        boxes=[pb.Box(receiver=box.receiver, sealed=box.sealed) for box in share_set.boxes],
+        digests=[pb.BoxDigest(receiver=item.receiver, digest=item.digest) for item in share_set.digests],
+        signature=share_set.signature,
+    )
+
+
+def from_share_set(message: pb.ShareSet) -> ShareSet:
+    """Protobuf to protocol value."""
+    return ShareSet(
+        party=_named(message.party),
+        boxes=tuple(Box(receiver=_named(box.receiver), sealed=box.sealed) for box in message.boxes),
+        digests=tuple(
+            BoxDigest(receiver=_named(item.receiver), digest=_exactly(item.digest, 32, "box digest"))
+            for item in message.digests
+        ),
+        signature=message.signature,
+    )
+
+
+def to_confirmation(confirmation: Confirmation) -> pb.Confirmation:
+    """Protocol value to protobuf."""
+    return pb.Confirmation(party=confirmation.party, signature=confirmation.signature)
+
+
+def from_confirmation(message: pb.Confirmation) -> Confirmation:
+    """Protobuf to protocol value."""
+    return Confirmation(party=_named(message.party), signature=message.signature)
+
+
+def to_revealed(revealed: Revealed) -> pb.RevealedShares:
+    """Protocol value to protobuf; the wire's oneof has no place for two shares of one peer."""
+    return pb.RevealedShares(shares=[_to_revealed_share(share) for share in revealed.shares])
+
+
+def from_revealed(message: pb.RevealedShares) -> Revealed:
+    """Protobuf to protocol value; WireError where a peer appears twice or an entry holds no share."""
+    peers = [_named(share.peer) for share in message.shares]
+    if len(set(peers)) != len(peers):
+        raise WireError("a peer appears twice among the revealed shares")
+    return Revealed(shares=tuple(_from_revealed_share(share) for share in message.shares))
+
+
+def from_uris(uris: Sequence[str]) -> tuple[str, ...]:
+    """Names in the order sent; WireError where one is empty or repeated."""
+    if len(set(uris)) != len(uris):
+        raise WireError("a party is named twice in one list")
+    return tuple(_named(uri) for uri in uris)
+
+
+def _to_revealed_share(share: RevealedShare) -> pb.RevealedShare:
+    if share.kind is ShareKind.SELF_MASK_SEED:
+        return pb.RevealedShare(peer=share.peer, self_mask_seed=share.share)
+    return pb.RevealedShare(peer=share.peer, mask_key=share.share)
+
+
+def _from_revealed_share(message: pb.RevealedShare) -> RevealedShare:
+    match message.WhichOneof("share"):
+        case "self_mask_seed":
+            return RevealedShare(peer=message.peer, kind=ShareKind.SELF_MASK_SEED, share=message.self_mask_seed)
+        case "mask_key":
+            return RevealedShare(peer=message.peer, kind=ShareKind.MASK_KEY, share=message.mask_key)
+        case _:
+            raise WireError(f"the revealed share of {message.peer} is empty")
+
+
+def _named(text: str) -> str:
+    if not 0 < len(text) <= 512:
+        raise WireError("a party's name is empty or longer than 512 characters")
+    return text
+
+
+def _exactly(data: bytes, size: int, what: str) -> bytes:
+    if len(data) != size:
+        raise WireError(f"{what} has {len(data)} bytes, expected {size}")
+    return data

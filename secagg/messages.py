@@ -1,0 +1,146 @@
+"""The messages of the five phases as frozen values; each mirrors its protobuf message.
+
+Rule: an invalid message cannot exist. Above all, `Revealed` cannot hold two shares of one peer: whoever has t shares of
+both secrets of a hospital reads its update.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from secagg.errors import UNKNOWN, RemoteError
+
+KEY_BYTES = 32  # X25519
+DIGEST_BYTES = 32
+MAX_SIGNATURE_BYTES = 72  # DER of two 256-bit integers
+MAX_BOX_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Advert:
+    """Phase 1: the public half of what a member drew for this session."""
+
+    party: str
+    seal_key: bytes
+    mask_key: bytes
+    seed_commitment: bytes
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        _require(self.party, len(self.seal_key) == KEY_BYTES, "the sealing key is not 32 bytes")
+        _require(self.party, len(self.mask_key) == KEY_BYTES, "the masking key is not 32 bytes")
+        _require(self.party, len(self.seed_commitment) == DIGEST_BYTES, "the seed commitment is not 32 bytes")
+        _require(self.party, 0 < len(self.signature) <= MAX_SIGNATURE_BYTES, "the signature has an impossible length")
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One receiver's shares, sealed for that receiver alone."""
+
+    receiver: str
+    sealed: bytes
+
+    def __post_init__(self) -> None:
+        _require(UNKNOWN, 0 < len(self.sealed) <= MAX_BOX_BYTES, "a sealed box has an impossible length")
+
+
+@dataclass(frozen=True, slots=True)
+class BoxDigest:
+    """SHA-256 of one sealed box; the sender signs all of its digests."""
+
+    receiver: str
+    digest: bytes
+
+    def __post_init__(self) -> None:
+        _require(UNKNOWN, len(self.digest) == DIGEST_BYTES, "a box digest is not 32 bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class ShareSet:
+    """Phase 2: one box for every other advertised member.
+
+    A node sends all boxes and no digests, which the coordinator computes; the coordinator relays to each receiver one
+    box and all digests. Entries are in the order of the receivers' names.
+    """
+
+    party: str
+    boxes: tuple[Box, ...]
+    digests: tuple[BoxDigest, ...]
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        _require(self.party, 0 < len(self.signature) <= MAX_SIGNATURE_BYTES, "the signature has an impossible length")
+
+    def with_digests(self) -> ShareSet:
+        """The same set with the digest of every box it holds; digests that are already there stay."""
+        if self.digests:
+            return self
+        return replace(self, digests=digests_of(self.boxes))
+
+    def for_receiver(self, receiver: str) -> ShareSet:
+        """What the coordinator relays: the receiver's box, if there is one, and all digests."""
+        return replace(self.with_digests(), boxes=tuple(box for box in self.boxes if box.receiver == receiver))
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSeal:
+    """Phase 3, after the words: SHA-256 of the whole masked vector and a signature over it."""
+
+    digest: bytes
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        _require(UNKNOWN, len(self.digest) == DIGEST_BYTES, "the upload digest is not 32 bytes")
+        _require(UNKNOWN, 0 < len(self.signature) <= MAX_SIGNATURE_BYTES, "the signature has an impossible length")
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """Phase 4: a member's signature over the survivor list; the list itself is known to both sides."""
+
+    party: str
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        _require(self.party, 0 < len(self.signature) <= MAX_SIGNATURE_BYTES, "the signature has an impossible length")
+
+
+class ShareKind(Enum):
+    """Which of a peer's two secrets a share belongs to."""
+
+    SELF_MASK_SEED = "self-mask seed"  # the peer is on the survivor list
+    MASK_KEY = "mask key"  # the peer shared and is not on the list
+
+
+@dataclass(frozen=True, slots=True)
+class RevealedShare:
+    """One share of one secret of one peer."""
+
+    peer: str
+    kind: ShareKind
+    share: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Revealed:
+    """Phase 5: one share for each member that shared; by construction never two of one peer."""
+
+    shares: tuple[RevealedShare, ...]
+
+    def __post_init__(self) -> None:
+        peers = tuple(item.peer for item in self.shares)
+        if len(set(peers)) != len(peers):
+            raise RemoteError(UNKNOWN, "duplicate-party", "two revealed shares are of one peer")
+
+
+def digests_of(boxes: Iterable[Box]) -> tuple[BoxDigest, ...]:
+    """SHA-256 of each box, in the same order."""
+    return tuple(BoxDigest(box.receiver, hashlib.sha256(box.sealed).digest()) for box in boxes)
+
+
+def _require(party: str, holds: bool, text: str) -> None:
+    if not holds:
+        raise RemoteError(party, "malformed", f"{text} in a message of {party}")

@@ -1,0 +1,54 @@
+"""Recorded approvals of a demonstration: each hospital's officer agrees to the plan under a cap; one cap is low on purpose.
+
+The last hospital's cap lies between two rounds, so that one sees a node stop by itself while the others go on.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+from rich.console import Console
+
+from hospital_node.accounting import Mechanism, epsilon
+from hospital_node.cap import Cap
+from hospital_node.ledger import Ledger
+from hospital_node.state import StateFolder
+from proto.plan import Plan
+from study.sites import Sites
+
+OFFICER = "Demo officer"
+USUAL_CAP = 8.0
+LOW_CAP_SHARE = 0.6  # of the plan's rounds fit under the low cap
+
+
+def approve_all(world: Sites, plan: Plan, console: Console) -> None:
+    """Create each hospital's ledger and record its officer's decision."""
+    low = low_cap(plan)
+    for role in world.cast.hospitals:
+        folder = StateFolder(world.state(role))
+        folder.create()
+        is_low = not plan.privacy.no_guarantee and role == world.cast.hospitals[-1]
+        cap = Cap(epsilon=low if is_low else USUAL_CAP, delta=plan.privacy.delta)
+        now = datetime.now(UTC)
+        Ledger.create(folder.ledger, world.uri(role), now).approve(
+            plan,
+            OFFICER,
+            "demonstration on synthetic or public data",
+            cap,
+            now,
+            accept_no_guarantee=plan.privacy.no_guarantee,
+            data_is_public=plan.privacy.no_guarantee,
+        )
+        if is_low:
+            console.print(f"{role.name} has a low cap on purpose (epsilon {low:g}): watch it stop by itself")
+
+
+def low_cap(plan: Plan) -> float:
+    """A cap that `LOW_CAP_SHARE` of the rounds fit under and one more round does not."""
+    fits = max(1, math.floor(plan.rounds * LOW_CAP_SHARE))
+    if plan.privacy.no_guarantee:
+        return USUAL_CAP
+    one = Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, plan.training.local_steps)
+    below, above = (epsilon([one.times(count)], plan.privacy.delta) for count in (fits, fits + 1))
+    return round((below + above) / 2, 3)

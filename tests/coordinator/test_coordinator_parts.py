@@ -1,0 +1,217 @@
+"""Optimizer, models, spool, mailbox, meter, configuration: each alone."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from coordinator_federation import LAYOUT
+from coordinator_world import START, uri
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from coordinator import optimizer, orders
+from coordinator.config import ConfigError, load_config
+from coordinator.mailbox import Mailbox, first_id
+from coordinator.meter import Lane, Meter
+from coordinator.models import ModelError, ModelFolder, read_start
+from coordinator.spool import Spool, SpoolError, UploadError
+from proto import federation_pb2 as pb
+from proto.layout import model_digest
+from proto.plan import Aggregation
+from proto.wire import framed_bytes
+from secagg.coordinate import add_upload
+
+BASE = np.linspace(-1, 1, LAYOUT.length, dtype=np.float32)
+MEAN = np.full(LAYOUT.length, 0.5, np.float32)
+
+
+def test_a_plain_step_adds_the_scaled_mean_and_keeps_no_memory():
+    model, velocity = optimizer.apply(Aggregation(learning_rate=2.0), BASE, MEAN, None)
+    assert velocity is None
+    assert np.array_equal(model, BASE + np.float32(1.0))
+    assert model.dtype == np.float32
+
+
+def test_momentum_follows_its_recurrence():
+    settings = Aggregation(learning_rate=0.5, momentum=0.5)
+    model, velocity = optimizer.apply(settings, BASE, MEAN, None)
+    model, velocity = optimizer.apply(settings, model, MEAN, velocity)
+    assert np.array_equal(velocity, np.full(LAYOUT.length, 0.75, np.float32))  # 0.5 * 0.5 + 0.5
+    assert np.allclose(model, BASE + 0.5 * 0.5 + 0.5 * 0.75)
+
+
+def test_a_step_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        optimizer.apply(Aggregation(learning_rate=3e38), BASE, MEAN * 1e30, None)
+
+
+def test_models_are_found_by_digest_and_damage_is_noticed(tmp_path):
+    folder = ModelFolder(tmp_path / "models", LAYOUT)
+    digest = folder.write(BASE, velocity=MEAN)
+    assert digest == model_digest(BASE)
+    assert np.array_equal(folder.read(digest.hex()), BASE)
+    assert np.array_equal(folder.read_velocity(digest.hex()), MEAN)
+    with folder.path_of(digest.hex()).open("r+b") as file:
+        file.write(b"\1")
+    with pytest.raises(ModelError, match="damaged"):
+        folder.read(digest.hex())
+    folder.path_of(digest.hex()).write_bytes(b"1234")
+    with pytest.raises(ModelError, match="holds 1 values, the layout needs 28"):
+        folder.read(digest.hex())
+
+
+def test_what_a_crash_left_half_written_is_removed(tmp_path):
+    folder = ModelFolder(tmp_path, LAYOUT)
+    digest = folder.write(BASE)
+    (tmp_path / "ab.f32.part").write_bytes(b"half")
+    assert np.array_equal(ModelFolder(tmp_path, LAYOUT).read(digest.hex()), BASE)
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_the_latest_model_is_exported_with_its_layout(tmp_path):
+    ModelFolder(tmp_path, LAYOUT).export(BASE, 7)
+    model = read_start(tmp_path / "latest.safetensors")
+    assert model.layout == LAYOUT
+    assert np.array_equal(model.vector, BASE)
+    assert model.provenance["round"] == "7"
+
+
+def test_a_start_that_cannot_be_used_is_named(tmp_path):
+    tensors = {name: part.copy() for name, part in LAYOUT.split(BASE).items()}
+    path = tmp_path / "start.safetensors"
+    with pytest.raises(ModelError, match="there is no model file"):
+        read_start(path)
+    save_file(tensors, path)
+    with pytest.raises(ModelError, match="not a model file"):
+        read_start(path)
+    path.write_bytes(b"zip")
+    with pytest.raises(ModelError, match="not a model file"):
+        read_start(path)
+    tensors["conv.bias"][0] = np.nan
+    save_file(tensors, path, {"layout": LAYOUT.to_json()})
+    with pytest.raises(ModelError, match="not finite"):
+        read_start(path)
+
+
+@given(st.lists(st.lists(st.integers(0, 2**64 - 1), min_size=5, max_size=5), min_size=1, max_size=4), st.data())
+def test_the_sum_of_spooled_uploads_is_the_sum_of_their_words(tmp_path_factory, uploads, data):
+    spool = Spool(tmp_path_factory.mktemp("spool") / "spool")
+    parties = tuple(uri(number) for number in range(len(uploads)))
+    for party, words in zip(parties, uploads, strict=True):
+        content = np.array(words, dtype="<u8").tobytes()
+        cut = data.draw(st.integers(0, len(content)))  # chunks on the wire need not end at word borders
+        with spool.begin(b"session", party, len(content)) as spooled:
+            spooled.write(content[:cut])
+            spooled.write(content[cut:])
+            assert spooled.digest() == hashlib.sha256(content).digest()
+            spooled.sync()
+            spooled.accept()
+    total = np.zeros(5, np.uint64)
+    spool.add_all(b"session", parties, lambda piece, at: add_upload(total, piece, at))
+    assert [int(word) for word in total] == [sum(column) % 2**64 for column in zip(*uploads, strict=True)]
+    spool.clear(b"session")
+    assert spool.held() == []
+
+
+def test_an_upload_that_is_not_accepted_leaves_nothing(tmp_path):
+    spool = Spool(tmp_path / "spool")
+    with spool.begin(b"session", uri(0), 16) as spooled:
+        spooled.write(bytes(8))
+        with pytest.raises(UploadError, match="8 bytes too short"):
+            spooled.digest()
+        spooled.write(bytes(8))
+        with pytest.raises(UploadError, match="longer than"):
+            spooled.write(b"x")
+    assert spool.held() == []
+    with pytest.raises(SpoolError):
+        spool.add_all(b"session", (uri(0),), lambda piece, at: None)
+
+
+def test_a_new_spool_forgets_what_an_earlier_start_left(tmp_path):
+    with Spool(tmp_path / "spool").begin(b"s", uri(0), 0) as spooled:
+        spooled.accept()
+    assert Spool(tmp_path / "spool").held() == []
+
+
+def test_a_mailbox_keeps_results_until_read_and_a_task_until_replaced():
+    box = Mailbox(first_id(2))
+    train, result = orders.Train(1, START), orders.RoundResult(1, b"", (), b"", b"", opened=True)
+    first = box.put(train)
+    noted = box.put(result)
+    later = box.put(orders.Train(2, START))
+    assert first_id(2) < first < noted < later < first_id(3)
+    assert box.after(0) == (noted, result)
+    assert box.after(noted) == (later, orders.Train(2, START))
+    assert box.after(later) is None
+    assert box.after(0) == (later, orders.Train(2, START))  # a restarted node is told its task again, old results not
+
+
+def test_evaluations_queue_up_in_order():
+    box = Mailbox(0)
+    for number in range(3):
+        box.put(orders.Evaluate(number, START))
+    box.put(orders.Finished("done"))
+    seen, done = [], 0
+    while (item := box.after(done)) is not None:
+        done, order = item
+        seen.append(order)
+    assert seen == [orders.Evaluate(0, START), orders.Evaluate(1, START), orders.Evaluate(2, START), orders.Finished("done")]
+
+
+def test_the_meter_counts_framed_bytes_and_can_take_them_back():
+    meter, lane, message = Meter(), Lane(1, uri(0), "up", "mask"), pb.Chunk(data=bytes(100_000))
+    assert meter.add(lane, message) == framed_bytes(message) > 100_000
+    meter.add(lane, message)
+    counts = meter.drain()
+    assert counts == {lane: 2 * framed_bytes(message)}
+    assert meter.drain() == {}
+    meter.give_back(counts)
+    assert meter.drain() == counts
+
+
+GOOD = """
+listen = "127.0.0.1:0"
+identity = "identity"
+allow = "peers.toml"
+plan = "plan.toml"
+start = "start.safetensors"
+state = "state"
+"""
+
+
+def test_paths_of_the_configuration_start_at_its_own_folder(tmp_path):
+    path = tmp_path / "coordinator.toml"
+    path.write_text(GOOD)
+    config = load_config(path)
+    assert config.state == tmp_path / "state"
+    assert config.database == f"sqlite:///{tmp_path}/state/store.db"
+    assert config.drill_pause_s == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (GOOD + "epsilon = 8\n", "unknown key 'epsilon': remove it or correct its spelling"),
+        (GOOD.replace('plan = "plan.toml"\n', ""), "key 'plan' is missing"),
+        (GOOD.replace("127.0.0.1:0", "127.0.0.1"), "not of the form host:port"),
+        (GOOD.replace("127.0.0.1:0", "127.0.0.1:99999"), "not of the form host:port"),
+        (GOOD + "drill_pause_s = -1\n", "'drill_pause_s'"),
+        ("listen = ", "not valid TOML"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_gets_one_sentence(tmp_path, text, sentence):
+    path = tmp_path / "coordinator.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert sentence in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        load_config(tmp_path / "none.toml")

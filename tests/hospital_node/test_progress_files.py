@@ -1,0 +1,138 @@
+"""progress.json and leaves.json: old, new or none, never half; and bytes add up by item."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ledger_world import START, at
+from pydantic import ValidationError
+
+from hospital_node import durable
+from hospital_node.progress import (
+    ITEMS,
+    Item,
+    Leaves,
+    LocalProgress,
+    read_leaves,
+    read_progress,
+    write_leaves,
+    write_progress,
+)
+
+EMPTY = Leaves(study="lidc", updated_at=START)
+READERS = pytest.mark.parametrize("read", [read_progress, read_leaves])
+
+
+def progress(step: int = 3) -> LocalProgress:
+    return LocalProgress(
+        study="lidc",
+        round=2,
+        rounds=30,
+        phase="training",
+        step=step,
+        steps=1000,
+        since=START,
+        sentence=f"training, step {step} of 1000",
+        updated_at=at(1),
+    )
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    write_progress(tmp_path / "progress.json", progress())
+    assert read_progress(tmp_path / "progress.json") == progress()
+    leaves = EMPTY.sent(1, {"mask": 10}, at(1))
+    write_leaves(tmp_path / "leaves.json", leaves)
+    assert read_leaves(tmp_path / "leaves.json") == leaves
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["leaves.json", "progress.json"]
+
+
+@READERS
+def test_an_absent_file_is_none(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    assert read(tmp_path / "absent.json") is None
+
+
+@READERS
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"study": "lidc", "of another": "version"}'])
+def test_another_versions_file_is_none(tmp_path: Path, read: Callable[[Path], object], text: str) -> None:
+    (tmp_path / "file.json").write_text(text)
+    assert read(tmp_path / "file.json") is None
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "progress.json"
+    write_progress(path, progress(0))
+    stop = threading.Event()
+
+    def write() -> None:
+        step = 0
+        while not stop.is_set():
+            step += 1
+            write_progress(path, progress(step))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        seen = [read_progress(path) for _ in range(2000)]
+    finally:
+        stop.set()
+        writer.join()
+    steps = [one.step for one in seen if one is not None]
+    assert len(steps) == 2000
+    assert steps == sorted(steps)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "progress.json"
+    write_progress(path, progress(1))
+
+    def fail(_: int) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(durable.os, "fsync", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_progress(path, progress(2))
+    assert read_progress(path) == progress(1)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"round": -1}, {"phase": "thinking"}, {"loss": 0.3}, {"since": START.replace(tzinfo=None)}],
+    ids=str,
+)
+def test_progress_holds_only_what_it_may(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        LocalProgress(**{**progress().model_dump(), **fields})
+
+
+def test_a_new_round_starts_its_own_column(tmp_path: Path) -> None:
+    leaves = EMPTY.sent(1, {"mask": 100, "share": 5}, at(1)).sent(1, {"mask": 20}, at(2)).sent(2, {"mask": 7}, at(3))
+    assert (leaves.round, leaves.updated_at) == (2, at(3))
+    assert leaves.bytes_of("mask", "share") == 7
+    assert {entry.item: entry.sent_bytes for entry in leaves.totals} == {"share": 5, "mask": 127}
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.dictionaries(st.sampled_from(ITEMS), st.integers(0, 10**12))), max_size=12))
+def test_totals_are_the_sum_of_everything_sent(sent: list[tuple[int, dict[Item, int]]]) -> None:
+    leaves = EMPTY
+    for round_number, amounts in sorted(sent, key=lambda one: one[0]):
+        leaves = leaves.sent(round_number, amounts, at(1))
+    for item in ITEMS:
+        total = sum(amounts.get(item, 0) for _, amounts in sent)
+        last = sum(amounts.get(item, 0) for round_number, amounts in sent if round_number == leaves.round)
+        assert sum(entry.sent_bytes for entry in leaves.totals if entry.item == item) == total
+        assert leaves.bytes_of(item) == last
+    assert Leaves.model_validate(json.loads(leaves.model_dump_json())) == leaves
+
+
+def test_a_secret_is_never_replaced(tmp_path: Path) -> None:
+    durable.write_secret(tmp_path / "key", b"one")
+    with pytest.raises(FileExistsError):
+        durable.write_secret(tmp_path / "key", b"two")
+    assert (tmp_path / "key").read_bytes() == b"one"

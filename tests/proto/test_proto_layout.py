@@ -1,0 +1,52 @@
+"""The flat vector: what goes in comes out, and nothing else goes in."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proto.layout import Layout, LayoutError, model_digest
+
+shapes = st.lists(st.lists(st.integers(1, 4), max_size=3).map(tuple), min_size=1, max_size=6)
+
+
+@given(shapes)
+def test_split_inverts_flatten(sizes):
+    layout = Layout(tuple((f"t{i}", shape) for i, shape in enumerate(sizes)))
+    tensors = {name: np.random.default_rng(1).normal(size=shape).astype(np.float32) for name, shape in layout.tensors}
+    vector = layout.flatten(tensors)
+    assert vector.shape == (layout.length,)
+    for name, part in layout.split(vector).items():
+        assert np.array_equal(part, tensors[name])
+    assert Layout.from_json(layout.to_json()) == layout
+
+
+def test_order_and_shape_are_in_the_digest():
+    one = Layout((("a", (2, 3)), ("b", (1,))))
+    assert one.digest() != Layout((("b", (1,)), ("a", (2, 3)))).digest()
+    assert one.digest() != Layout((("a", (3, 2)), ("b", (1,)))).digest()
+
+
+def test_wrong_tensors_and_lengths_are_refused():
+    layout = Layout((("a", (2, 3)),))
+    with pytest.raises(LayoutError, match="'a'"):
+        layout.flatten({"a": np.zeros((3, 2), np.float32)})
+    with pytest.raises(LayoutError, match="missing"):
+        layout.flatten({})
+    with pytest.raises(LayoutError, match="shape"):
+        layout.split(np.zeros(5, np.float32))
+    with pytest.raises(LayoutError, match="distinct"):
+        Layout((("a", (1,)), ("a", (1,))))
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[["a"]]', '[["a", ["x"]]]'])
+def test_foreign_json_is_a_layout_error(text):
+    with pytest.raises(LayoutError):
+        Layout.from_json(text)
+
+
+def test_model_digest_covers_values_and_length():
+    vector = np.arange(4, dtype=np.float32)
+    changed = vector.copy()
+    changed[3] = np.nextafter(changed[3], np.float32(9))
+    assert len({model_digest(vector), model_digest(changed), model_digest(vector[:3])}) == 3

@@ -1,0 +1,34 @@
+"""Model files: read back bit for bit, and every wrong file refused with its name."""
+
+import numpy as np
+import pytest
+
+from proto.layout import Layout
+from proto.modelfile import Model, ModelFileError, encode_model, read_model
+
+LAYOUT = Layout((("conv.weight", (2, 3)), ("conv.bias", (2,))))
+
+
+def test_a_model_comes_back_with_its_layout_and_provenance(tmp_path):
+    model = Model(LAYOUT, np.arange(8, dtype=np.float32), {"made-by": "pretraining"})
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(encode_model(model))
+    again = read_model(path)
+    assert again.layout == LAYOUT
+    assert np.array_equal(again.vector, model.vector)
+    assert again.provenance == {"made-by": "pretraining"}
+    assert again.digest == model.digest
+
+
+def test_missing_foreign_cut_and_non_finite_files_are_named(tmp_path):
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(ModelFileError, match="there is no model file"):
+        read_model(path)
+    whole = encode_model(Model(LAYOUT, np.arange(8, dtype=np.float32)))
+    for content in (b"", b"junk" * 10, whole[:-4], whole.replace(b"layout", b"lay0ut")):
+        path.write_bytes(content)
+        with pytest.raises(ModelFileError, match=r"m\.safetensors"):
+            read_model(path)
+    path.write_bytes(encode_model(Model(LAYOUT, np.full(8, np.nan, np.float32))))
+    with pytest.raises(ModelFileError, match="not finite"):
+        read_model(path)

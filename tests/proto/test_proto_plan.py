@@ -1,0 +1,120 @@
+"""The plan: one digest for one meaning, and one sentence for every mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proto.plan import Plan, PlanError, default_threshold, from_canonical, load_toml, role_of, short_name
+
+HOSPITALS = [{"uri": f"secagg://trial/hospital/{name}", "declared_patients": 40} for name in ("a", "b", "c", "d")]
+
+
+def fields(**changes):
+    base = {
+        "study": "trial",
+        "rounds": 3,
+        "network": {"labels": ["nodule"]},
+        "preparation": {"modality": "CT", "spacing_xyz_mm": [2, 2, 2], "patch_zyx": [16, 16, 16]},
+        "training": {"local_steps": 2},
+        "privacy": {"noise_multiplier": 1.0, "inverse_sampling_rate": 4},
+        "hospitals": HOSPITALS,
+    }
+    return base | changes
+
+
+def test_canonical_bytes_give_the_same_plan_and_digest():
+    plan = Plan.model_validate(fields())
+    again = from_canonical(plan.canonical())
+    assert again == plan
+    assert again.digest() == plan.digest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rounds": 4},
+        {"privacy": {"noise_multiplier": 1.0000001, "inverse_sampling_rate": 4}},
+        {"privacy": {"noise_multiplier": 1.0, "inverse_sampling_rate": 5}},
+        {"masking": {"lanes": 4}},
+        {"hospitals": HOSPITALS[:3]},
+        {"training": {"local_steps": 2, "augment": False}},
+    ],
+)
+def test_every_public_choice_changes_the_digest(change):
+    assert Plan.model_validate(fields()).digest() != Plan.model_validate(fields(**change)).digest()
+
+
+def test_spaces_or_another_key_order_are_not_canonical():
+    data = json.loads(Plan.model_validate(fields()).canonical())
+    with pytest.raises(PlanError, match="canonical"):
+        from_canonical(json.dumps(data).encode())
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_raise_only_plan_error(data):
+    with pytest.raises(PlanError):
+        from_canonical(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("rounds = 3\nstduy = 'x'", "unknown key 'stduy'"),
+        ("rounds = 0", "'rounds'"),
+        ("rounds = ", "not valid TOML"),
+        ("rounds = 3", "key 'study' is missing"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named_with_the_file(tmp_path: Path, text, sentence):
+    path = tmp_path / "plan.toml"
+    path.write_text(text)
+    with pytest.raises(PlanError) as caught:
+        load_toml(path)
+    assert sentence in str(caught.value)
+    assert "plan.toml" in str(caught.value)
+    assert "\n" not in str(caught.value).replace(text, "")
+
+
+def test_missing_file_is_a_plan_error(tmp_path: Path):
+    with pytest.raises(PlanError, match="cannot read the plan"):
+        load_toml(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"privacy": {"noise_multiplier": 0, "inverse_sampling_rate": 4}}, "go together"),
+        ({"privacy": {"noise_multiplier": 1, "no_guarantee": True, "inverse_sampling_rate": 4}}, "go together"),
+        ({"privacy": {"noise_multiplier": 1, "inverse_sampling_rate": 4, "delta": 0.03}}, "below 1/40"),
+        ({"privacy": {"noise_multiplier": float("nan"), "inverse_sampling_rate": 4}}, "noise_multiplier"),
+        ({"hospitals": HOSPITALS[:2]}, "hospitals"),
+        ({"hospitals": [*HOSPITALS[:3], HOSPITALS[0]]}, "twice"),
+        ({"hospitals": [*HOSPITALS[:3], {"uri": "secagg://other/hospital/d", "declared_patients": 40}]}, "another study"),
+        ({"hospitals": [*HOSPITALS[:3], {"uri": "http://d", "declared_patients": 40}]}, "not of the form"),
+        ({"masking": {"minimum_cohort": 5}}, "exceeds"),
+        ({"masking": {"minimum_cohort": 2}}, "minimum_cohort"),
+    ],
+)
+def test_plans_that_would_break_a_promise_are_refused(change, sentence):
+    with pytest.raises(PlanError, match=sentence):
+        from_canonical(json.dumps(fields(**change)).encode())
+
+
+def test_divisor_is_public_and_independent_of_anything_but_the_plan():
+    plan = Plan.model_validate(fields())
+    assert plan.expected_batch("secagg://trial/hospital/a") == 10.0
+    with pytest.raises(PlanError, match="not among the hospitals"):
+        plan.expected_batch("secagg://trial/hospital/z")
+
+
+@pytest.mark.parametrize(("size", "threshold"), [(3, 3), (4, 3), (7, 5), (10, 7), (20, 14)])
+def test_default_threshold_is_that_of_the_protocol(size, threshold):
+    assert default_threshold(size) == threshold
+
+
+def test_names_for_people():
+    assert short_name("secagg://trial/hospital/st-anna") == "st-anna"
+    assert role_of("secagg://trial/evaluator/public") == "evaluator"

@@ -1,0 +1,298 @@
+"""A second implementation of the masking protocol, written from secagg/README.md in plain Python integers.
+
+It shares no line with `secagg`, computes on lists of integers, keeps everything and is in no hurry. Both must agree
+bit for bit on every byte a member sends and on the mean (test_secagg_agreement.py). Comments name the README's steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass, field
+
+from plain_primitives import N, counter_stream, gcm_seal, hkdf, p256_public_der, p256_sign, x25519, x25519_public
+
+SHAMIR_PRIME = 2**256 + 297
+SEGMENT_WORDS = 2**18
+
+
+def enc(*fields):
+    out = b""
+    for item in fields:
+        data = item.to_bytes(8, "big") if isinstance(item, int) else item.encode() if isinstance(item, str) else item
+        out += len(data).to_bytes(4, "big") + data
+    return out
+
+
+def enc_list(items):
+    items = list(items)
+    return enc(len(items), *items)
+
+
+def sha(*fields):
+    return hashlib.sha256(enc(*fields)).digest()
+
+
+def f32(value):
+    return struct.unpack("<f", struct.pack("<f", value))[0]
+
+
+def f32_down(value):
+    """The next smaller positive float32."""
+    (bits,) = struct.unpack("<I", struct.pack("<f", value))
+    return struct.unpack("<f", struct.pack("<I", bits - 1))[0]
+
+
+def f64_down(value):
+    (bits,) = struct.unpack("<Q", struct.pack("<d", value))
+    return struct.unpack("<d", struct.pack("<Q", bits - 1))[0]
+
+
+@dataclass
+class Session:
+    """Parameters by their README names; members are already in order."""
+
+    session: bytes
+    members: list[str]
+    threshold: int
+    length: int
+    clip: float
+    lanes: int
+    weights: list[int]
+    plan_digest: bytes = bytes(32)
+    round: int = 0
+    noise_mode: str = "local"
+    layout_digest: bytes = bytes(32)
+    base_digests: list[bytes] = field(default_factory=list)
+    max_colluders: int = 0
+    minimum_cohort: int = 3
+    keys: list[bytes] = field(default_factory=list)
+
+    @property
+    def bits(self):
+        return 64 // self.lanes
+
+    @property
+    def words(self):
+        return -(-self.length // self.lanes)
+
+    def half_steps(self):
+        """Step 0.2, by walking down from the widest range."""
+        total = sum(self.weights)
+        top = 2**self.bits - 1
+        steps = top // 2  # the answer lies within n below this, so the walk is short
+        while 2 * sum(-(-steps * w // total) for w in self.weights) > top:
+            steps -= 1
+        return steps
+
+    def offset(self, place):
+        return -(-self.half_steps() * self.weights[place] // sum(self.weights))
+
+    def fingerprint(self, place):
+        return hashlib.sha256(self.keys[place]).digest()
+
+    def context(self):
+        """Step 0.3."""
+        return sha(
+            "hospital-secagg context v1",
+            1,
+            self.plan_digest,
+            self.round,
+            self.noise_mode,
+            self.layout_digest,
+            self.session,
+            enc_list(self.members),
+            enc_list(hashlib.sha256(k).digest() for k in self.keys),
+            enc_list(self.weights),
+            self.threshold,
+            self.max_colluders,
+            self.minimum_cohort,
+            self.length,
+            enc_list([struct.pack(">d", self.clip)]),
+            self.lanes,
+            self.half_steps(),
+            "complete",
+            enc_list(self.base_digests or [bytes(32)] * len(self.members)),
+        )
+
+
+def quantize(s, place, values, rounding):
+    """Lanes, steps 1 to 4: the integers of one member. `rounding(lane, word)` gives 16 random bits."""
+    offset = s.offset(place)
+    room = 31 - (2 * offset + 1).bit_length()
+    narrow = room >= 8
+    bits = min(16, room) if narrow else 16
+    single = f32 if narrow else float
+    down = f32_down if narrow else f64_down
+    clip = f32(s.clip)
+    if clip > s.clip:
+        clip = f32_down(clip)
+    factor = single(s.half_steps() * s.weights[place] * 2**bits / sum(s.weights) / s.clip)
+    while single(clip * factor) > offset * 2**bits:
+        factor = down(factor)
+    integers = []
+    for index, value in enumerate(values):
+        lane, word = divmod(index, s.words)
+        clipped = max(-clip, min(clip, value))
+        fixed = round(single(clipped * factor))  # ties to even, as IEEE 754
+        integers.append(((fixed + rounding(lane, word) % 2**bits) >> bits) + offset)
+    return integers
+
+
+def pack(s, integers, padding):
+    """Lanes, step 5: lane l of word w holds value l * words + w; values past the end are zero."""
+    words = []
+    for word in range(s.words):
+        packed = 0
+        for lane in range(s.lanes):
+            index = lane * s.words + word
+            packed |= (integers[index] if index < s.length else padding) << (lane * s.bits)
+        words.append(packed)
+    return words
+
+
+def unpack(s, words):
+    mask = 2**s.bits - 1
+    return [words[i % s.words] >> (i // s.words * s.bits) & mask for i in range(s.length)]
+
+
+def decode(s, sums, survivors):
+    """Step 6.4."""
+    places = [s.members.index(p) for p in survivors]
+    offset = sum(s.offset(p) for p in places)
+    factor = s.clip * (sum(s.weights) / (s.half_steps() * sum(s.weights[p] for p in places)))
+    return [f32((value - offset) * factor) for value in sums]
+
+
+def stream(key, lane, segment, size):
+    return counter_stream(key, lane.to_bytes(4, "big") + segment.to_bytes(8, "big"), 2, size)
+
+
+def mask_words(key, count):
+    words = []
+    for segment in range(-(-count // SEGMENT_WORDS)):
+        here = min(SEGMENT_WORDS, count - segment * SEGMENT_WORDS)
+        data = stream(key, 0, segment, 8 * here)
+        words += [int.from_bytes(data[8 * i : 8 * i + 8], "little") for i in range(here)]
+    return words
+
+
+def rounding_bits(key, words):
+    """A function (lane, word) -> 16 bits; lanes are expanded when first asked for."""
+    cache = {}
+
+    def at(lane, word):
+        segment, index = divmod(word, SEGMENT_WORDS)
+        if (lane, segment) not in cache:
+            cache[lane, segment] = stream(key, lane, segment, 2 * min(SEGMENT_WORDS, words - segment * SEGMENT_WORDS))
+        return int.from_bytes(cache[lane, segment][2 * index : 2 * index + 2], "little")
+
+    return at
+
+
+def shamir_split(secret, threshold, points, rand):
+    coefficients = [int.from_bytes(secret, "big")]
+    coefficients += [int.from_bytes(rand(48), "big") % SHAMIR_PRIME for _ in range(threshold - 1)]
+    return {x: sum(c * x**k for k, c in enumerate(coefficients)) % SHAMIR_PRIME for x in points}
+
+
+PHASES = ("advertise", "share", "mask", "confirm", "reveal")
+
+
+class PlainRound:
+    """One whole round; `sent` holds everything that members sent, `rand` is read in the README's order."""
+
+    def __init__(self, s, updates, drop, rand):
+        self.s, self.updates, self.drop, self.rand = s, updates, drop, rand
+        self.place = {m: i for i, m in enumerate(s.members)}
+        self.scalars = {m: int.from_bytes(rand(48), "big") % (N - 1) + 1 for m in s.members}
+        s.keys = [p256_public_der(self.scalars[m]) for m in s.members]
+        self.context = s.context()
+        self.seal, self.mask_key, self.seed, self.rounding = {}, {}, {}, {}
+        self.adverts, self.boxes, self.held, self.share_signature = {}, {}, {}, {}
+        self.integers, self.upload, self.upload_signature = {}, {}, {}
+        self.confirmation, self.revealed = {}, {}
+
+    def alive(self, phase):
+        return [m for m in self.s.members if m not in self.drop or PHASES.index(self.drop[m]) > PHASES.index(phase)]
+
+    def sign(self, member, purpose, statement):
+        return p256_sign(self.scalars[member], enc("hospital-secagg signature v1", purpose, self.context, statement))
+
+    def key(self, secret, use, *names):
+        return hkdf(secret, self.context, enc("hospital-secagg key v1", use, *names), 16)
+
+    def advertise(self):  # step 1
+        for m in self.alive("advertise"):
+            self.seal[m], self.mask_key[m], self.seed[m], self.rounding[m] = (self.rand(32) for _ in range(4))
+            public = (x25519_public(self.seal[m]), x25519_public(self.mask_key[m]))
+            commitment = sha("hospital-secagg seed commitment v1", self.context, m, self.seed[m])
+            signature = self.sign(m, "advert", enc(m, *public, commitment))
+            self.adverts[m] = (*public, commitment, signature)
+        bodies = (enc(m, *self.adverts[m][:3]) for m in sorted(self.adverts))
+        self.seen = sha("hospital-secagg adverts v1", enc_list(bodies))
+
+    def share(self):  # step 2
+        for m in self.alive("share"):
+            points = [self.place[p] + 1 for p in sorted(self.adverts)]
+            seed_shares = shamir_split(self.seed[m], self.s.threshold, points, self.rand)
+            key_shares = shamir_split(self.mask_key[m], self.s.threshold, points, self.rand)
+            for p in self.adverts:
+                at = self.place[p] + 1
+                self.held[m, p] = (seed_shares[at].to_bytes(33, "big"), key_shares[at].to_bytes(33, "big"))
+            self.boxes[m] = {p: self.box(m, p) for p in sorted(self.adverts) if p != m}
+            digests = b"".join(hashlib.sha256(box).digest() for box in self.boxes[m].values())
+            self.share_signature[m] = self.sign(m, "shares", enc(m, self.seen, digests))
+
+    def box(self, sender, receiver):
+        theirs = self.adverts[receiver][0]
+        secret = x25519(self.seal[sender], theirs)
+        key = self.key(secret, "box", sender, receiver, self.adverts[sender][0], theirs)
+        header = self.place[sender].to_bytes(4, "big") + self.place[receiver].to_bytes(4, "big")
+        return gcm_seal(key, bytes(12), header + b"".join(self.held[sender, receiver]), self.context)
+
+    def pair_words(self, a, b):
+        """Signed words of the mask that `a` adds because of `b`."""
+        pairs = sorted((self.s.fingerprint(self.place[p]), self.adverts[p][1]) for p in (a, b))
+        secret = x25519(self.mask_key[a], self.adverts[b][1])
+        words = mask_words(self.key(secret, "pair", *pairs[0], *pairs[1]), self.s.words)
+        return words if a < b else [-word for word in words]
+
+    def self_words(self, m):
+        return mask_words(self.key(self.seed[m], "self", m), self.s.words)
+
+    def mask(self):  # step 3
+        for m in self.alive("mask"):
+            bits = rounding_bits(self.key(self.rounding[m], "rounding", m), self.s.words)
+            self.integers[m] = quantize(self.s, self.place[m], self.updates[m], bits)
+            columns = [pack(self.s, self.integers[m], self.s.offset(self.place[m])), self.self_words(m)]
+            columns += [self.pair_words(m, p) for p in self.boxes if p != m]
+            data = b"".join((sum(parts) % 2**64).to_bytes(8, "little") for parts in zip(*columns, strict=True))
+            self.upload[m] = data
+            statement = enc(m, len(data), hashlib.sha256(data).digest())
+            self.upload_signature[m] = self.sign(m, "upload", statement)
+        self.survivors = sorted(self.upload)
+
+    def confirm(self):  # step 4
+        statement = enc(self.seen, enc_list(sorted(self.boxes)), enc_list(self.survivors))
+        self.confirmation = {m: self.sign(m, "confirm", statement) for m in self.alive("confirm")}
+
+    def reveal(self):  # step 5
+        for m in self.alive("reveal"):
+            self.revealed[m] = {p: self.held[p, m][0 if p in self.survivors else 1] for p in sorted(self.boxes)}
+
+    def open(self):
+        """Step 6 with the secrets themselves; their recovery from shares is tested elsewhere. Returns the mean."""
+        columns = [[int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data), 8)] for data in self.upload.values()]
+        columns += [[-word for word in self.self_words(m)] for m in self.survivors]
+        gone = [p for p in self.boxes if p not in self.survivors]
+        columns += [[-word for word in self.pair_words(m, p)] for m in self.survivors for p in gone]
+        opened = [sum(parts) % 2**64 for parts in zip(*columns, strict=True)]
+        plain = [sum(self.integers[m][i] for m in self.survivors) for i in range(self.s.length)]
+        assert unpack(self.s, opened) == plain, "the second implementation contradicts itself"
+        return decode(self.s, plain, self.survivors)
+
+    def run(self):
+        for phase in PHASES:
+            getattr(self, phase)()
+        return self.open()

@@ -1,0 +1,167 @@
+"""Session parameters: the overflow proof at its edge, the order of members, and a context that binds every field."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from secagg_round import NAMES, Federation, small_params
+
+from secagg import LocalError, Quantizer, collusion_bound
+from secagg.encoding import digest, encode, encode_list
+from secagg.params import half_range, plan_half_steps
+
+LANES = st.sampled_from([2, 3, 4, 5, 6, 7, 8, 10, 12, 16])
+
+
+@given(LANES, st.lists(st.integers(1, 1 << 20), min_size=2, max_size=64))
+def test_no_cohort_can_overflow_a_lane_and_no_larger_range_would_fit(lanes, weights):
+    quantizer = Quantizer(1.0, lanes)
+    try:
+        half_steps = plan_half_steps(quantizer, tuple(weights))
+    except LocalError:
+        return  # the next test shows when
+    total = sum(weights)
+    largest_sum = sum(2 * half_range(half_steps, weight, total) for weight in weights)
+    assert largest_sum <= 2**quantizer.lane_bits - 1
+    assert sum(-(-2 * half_steps * weight // total) for weight in weights) <= largest_sum
+    assert sum(2 * half_range(half_steps + 1, weight, total) for weight in weights) > 2**quantizer.lane_bits - 1
+    assert half_steps * min(weights) >= total
+
+
+@pytest.mark.parametrize(("lanes", "members"), [(16, 7), (8, 127), (10, 31)])
+def test_the_last_cohort_that_fits(lanes, members):
+    assert plan_half_steps(Quantizer(1.0, lanes), (1,) * members) == members
+    with pytest.raises(LocalError, match="fewer lanes"):
+        plan_half_steps(Quantizer(1.0, lanes), (1,) * (members + 1))
+
+
+def test_a_weight_without_a_step_is_refused():
+    assert plan_half_steps(Quantizer(1.0, 4), (1, 1, 30_000)) > 0
+    with pytest.raises(LocalError, match="more even weights"):
+        plan_half_steps(Quantizer(1.0, 4), (1, 1, 60_000))
+
+
+def test_members_are_ordered_and_aligned_fields_follow():
+    params = small_params(
+        ("c", "a", "b"), weights=(3, 1, 2), public_keys=(b"kc", b"ka", b"kb"), base_digests=(b"c" * 32, b"a" * 32, b"b" * 32)
+    )
+    assert params.participants == ("a", "b", "c")
+    assert params.weights == (1, 2, 3)
+    assert params.public_keys == (b"ka", b"kb", b"kc")
+    assert [item[:1] for item in params.base_digests] == [b"a", b"b", b"c"]
+    assert params == small_params(
+        ("a", "b", "c"), weights=(1, 2, 3), public_keys=(b"ka", b"kb", b"kc"), base_digests=params.base_digests
+    )
+    assert params.weight("c") == 3
+    assert params.place("b") == 1
+
+
+BAD = {
+    "session": bytes(15),
+    "participants": ("anna", "anna", "bern", "chur"),
+    "threshold": 5,
+    "length": 0,
+    "public_keys": (b"1", b"1", b"2", b"3"),
+    "weights": (1, 1, 0, 1),
+    "base_digests": (bytes(32),) * 3,
+    "plan_digest": b"",
+    "round": -1,
+    "layout_digest": bytes(31),
+    "protocol_version": 1 << 32,
+    "max_colluders": -1,
+    "minimum_cohort": 1,
+}
+
+
+def test_each_aligned_entry_is_checked():
+    with pytest.raises(LocalError, match="32 bytes"):
+        small_params(base_digests=(bytes(32),) * 3 + (b"short",))
+
+
+@pytest.mark.parametrize("field", BAD)
+def test_parameters_that_cannot_work_do_not_exist(field):
+    with pytest.raises(LocalError):
+        replace(small_params(), **{field: BAD[field]})
+
+
+@pytest.mark.parametrize("names", [("a", "b", ""), ("a", "b", "x" * 513), ("a", "b", "c\n"), ("a",)])
+def test_names_are_printable_and_short(names):
+    with pytest.raises(LocalError):
+        small_params(names, threshold=1)
+
+
+@pytest.mark.parametrize(
+    ("clip", "lanes"), [(0.0, 3), (-1.0, 3), (float("nan"), 3), (float("inf"), 3), (1e30, 3), (1.0, 1), (1.0, 17)]
+)
+def test_quantizers_that_cannot_work_do_not_exist(clip, lanes):
+    with pytest.raises(LocalError):
+        Quantizer(clip, lanes)
+
+
+CHANGES = {
+    "session": bytes(16),
+    "participants": ("anna", "bern", "chur", "dubai"),
+    "threshold": 4,
+    "length": 11,
+    "quantizer": Quantizer(clip=1.0, lanes=4),
+    "public_keys": (b"1", b"2", b"3", b"5"),
+    "weights": (1, 1, 1, 2),
+    "base_digests": (bytes(32),) * 3 + (b"x" * 32,),
+    "plan_digest": b"p" * 32,
+    "round": 1,
+    "noise_mode": "central",
+    "layout_digest": b"l" * 32,
+    "protocol_version": 2,
+    "max_colluders": 1,
+    "minimum_cohort": 4,
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_the_context_binds_every_field(field):
+    params = small_params(public_keys=(b"1", b"2", b"3", b"4"))
+    assert replace(params, **{field: CHANGES[field]}).context() != params.context()
+
+
+def test_the_context_binds_the_clip_and_covers_all_fields():
+    params = small_params(public_keys=(b"1", b"2", b"3", b"4"))
+    assert replace(params, quantizer=Quantizer(clip=1.0 + 2**-52, lanes=3)).context() != params.context()
+    assert {name for name in params.__dataclass_fields__ if not name.startswith("_")} - {"half_steps"} == set(CHANGES)
+
+
+def test_there_is_no_context_without_keys():
+    with pytest.raises(LocalError, match="public_keys"):
+        small_params().context()
+    assert len(Federation(small_params()).params.context()) == 32
+
+
+def test_strangers_have_no_place():
+    with pytest.raises(LocalError, match="not a member"):
+        small_params().weight("zug")
+    assert not small_params().is_member("zug")
+    assert small_params().participants == NAMES
+
+
+@pytest.mark.parametrize(
+    ("members", "threshold", "colluders"), [(4, 3, 1), (10, 7, 3), (20, 14, 7), (3, 3, 1), (5, 4, 2), (4, 2, -1), (3, 2, 0)]
+)
+def test_bounds_of_the_threat_model(members, threshold, colluders):
+    assert collusion_bound(members, threshold) == colluders
+
+
+@given(
+    st.lists(st.one_of(st.binary(max_size=3), st.text("ab", max_size=3)), max_size=4),
+    st.lists(st.one_of(st.binary(max_size=3), st.text("ab", max_size=3)), max_size=4),
+)
+def test_different_fields_never_encode_alike(one, other):
+    def plain(fields):
+        return [field.encode() if isinstance(field, str) else field for field in fields]
+
+    assert (encode(*one) == encode(*other)) == (plain(one) == plain(other))
+    assert (encode_list(one) == encode_list(other)) == (plain(one) == plain(other))
+
+
+def test_encoding_and_digest_by_hand():
+    assert encode(1, "a", b"") == bytes.fromhex("00000008 0000000000000001 00000001 61 00000000")
+    assert digest("a", 1) != digest("a", 2)

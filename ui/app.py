@@ -1,0 +1,35 @@
+"""Entry point of the app: which pages there are, and what stands around them. Started by `secagg-ui`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from ui import screen
+
+HERE = Path(__file__).parent
+PAGES = HERE / "app_pages"
+
+
+def main() -> None:
+    """Lay out the frame and run the chosen page."""
+    icon = str(HERE / "static" / "icon.png")
+    st.set_page_config(page_title="Hospital SecAgg", page_icon=icon, layout="wide")
+    st.logo(icon)
+    screen.remember()
+    settings = screen.settings()
+    pages = [st.Page(PAGES / "overview.py", title="Overview", default=True)]
+    if settings.hospitals:
+        pages.append(st.Page(PAGES / "privacy.py", title="Privacy budget", url_path="privacy"))
+    if settings.coordinator is not None:
+        pages.append(st.Page(PAGES / "accuracy.py", title="Accuracy", url_path="accuracy"))
+        pages.append(st.Page(PAGES / "bandwidth.py", title="Bandwidth", url_path="bandwidth"))
+        pages.append(st.Page(PAGES / "rounds.py", title="Rounds", url_path="rounds"))
+    chosen = st.navigation(pages)
+    with st.sidebar:
+        screen.watch()
+    chosen.run()
+
+
+main()

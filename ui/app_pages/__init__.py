@@ -1,0 +1,1 @@
+"""The pages: each arranges figures that other modules computed, and decides nothing."""

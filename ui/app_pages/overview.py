@@ -1,0 +1,109 @@
+"""Overview: where the study stands, four figures, budgets at a glance, who is here, and what happened."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import streamlit as st
+
+from ui import budget, charts, overview, screen, sources
+from ui.palette import styles
+from ui.sources import Federation, Hospital
+from ui.words import moment, party, percent
+
+
+def page() -> None:
+    """Arrange the page."""
+    seen = screen.federation()
+    hospitals = sources.hospitals(screen.settings())
+    st.title("Overview" if seen is None else f"Study {seen.plan.study}")
+    if screen.settings().coordinator is not None:
+        now_card()
+        screen.figures(overview.figures(seen, hospitals))
+    if hospitals:
+        local_card()
+        budgets(seen, hospitals)
+    if seen is not None:
+        parties()
+        happened(seen)
+
+
+def now_card() -> None:
+    """State and whom the round waits for; redrawn by itself."""
+
+    @st.fragment(run_every=screen.run_every())
+    def draw() -> None:
+        screen.banner(overview.headline(screen.federation(), datetime.now(UTC)))
+
+    draw()
+
+
+def local_card() -> None:
+    """What each node of this deployment does at this moment."""
+
+    @st.fragment(run_every=screen.run_every())
+    def draw() -> None:
+        running = [(folder, sources.progress(folder)) for folder in screen.settings().hospitals]
+        known = [(folder, found) for folder, found in running if found is not None]
+        if not known:
+            return
+        st.markdown("#### At this moment")
+        for column, (folder, found) in zip(_columns(len(known)), known, strict=False):
+            with column:
+                screen.doing(sources.name_of(folder), found)
+
+    draw()
+
+
+def _columns(count: int) -> list[st.delta_generator.DeltaGenerator]:
+    """Two to a row, in reading order."""
+    return [column for _ in range(-(-count // 2)) for column in st.columns(2)]
+
+
+def budgets(seen: Federation | None, hospitals: tuple[Hospital, ...]) -> None:
+    """The bar of all hospitals."""
+    rows = budget.shares(hospitals)
+    if not rows:
+        screen.waiting("No hospital has a ledger yet: it is made when an officer approves the plan.")
+        return
+    names = [party(uri) for uri in seen.hospitals] if seen else [found.name for found in hospitals]
+    order = list(dict.fromkeys([*names, *(row.name for row in rows)]))
+    paper = screen.paper()
+    figures = [
+        {"hospital": row.name, "spent of its cap": percent(row.share) if row.share else "–", "reading": row.text}
+        for row in rows
+    ]
+    title, sentence = "Privacy budget of every hospital", budget.shares_sentence(rows)
+    if budget.drawable(rows):
+        screen.chart(charts.shares(rows, styles(order, paper), paper), sentence, figures, "shares", title)
+    else:
+        st.markdown(f"#### {title}")
+        screen.reading(figures, title)
+        st.markdown(sentence)
+
+
+def parties() -> None:
+    """Who is here; ages advance by themselves."""
+    st.markdown("#### Who is here")
+
+    @st.fragment(run_every=screen.run_every())
+    def draw() -> None:
+        seen = screen.federation()
+        if seen is not None:
+            screen.reading(overview.member_rows(seen, datetime.now(UTC)), "Who is here")
+
+    draw()
+
+
+def happened(seen: Federation) -> None:
+    """The last events in words, newest first."""
+    st.markdown("#### What happened last")
+    latest = seen.events[: -overview.EVENTS_SHOWN - 1 : -1]
+    if not latest:
+        st.markdown("Nothing yet.")
+        return
+    zone = screen.zone()
+    screen.reading([{"when": moment(row.at, zone), "what": row.text} for row in latest], "What happened last")
+
+
+page()

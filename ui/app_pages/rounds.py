@@ -1,0 +1,58 @@
+"""Rounds: the table of all rounds, and one round in time and words."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from coordinator.store import RoundRow
+from ui import charts, rounds, screen
+from ui.sources import Federation
+from ui.words import clock
+
+
+def page() -> None:
+    """Arrange the page."""
+    st.title("Rounds")
+    seen = screen.federation()
+    if seen is None or not seen.rounds:
+        screen.waiting("Nothing yet: the coordinator has not started round 1.")
+        return
+    lines = [rounds.line(row, seen.events) for row in reversed(seen.rounds)]
+    zone = screen.zone()
+    columns = {"lost": st.column_config.TextColumn(width="medium")}
+    cells = [line.cells(zone) for line in lines]
+    st.dataframe(cells, hide_index=True, column_config=columns, alt="All rounds, the newest first")
+    numbers = [str(row.number) for row in seen.rounds]
+    number = int(screen.choose("Round", numbers[::-1], "round", fallback=rounds.worth_showing(seen.rounds)))
+    row = next(row for row in seen.rounds if row.number == number)
+    st.markdown(f"#### Round {number}")
+    st.markdown(rounds.sentence(row))
+    if row.phase_seconds:
+        timelines(row)
+    happened(seen, number)
+
+
+def timelines(row: RoundRow) -> None:
+    """The round on its own scale, and the masking session on another."""
+    whole = rounds.timeline(row)
+    if whole.segments:
+        screen.chart(
+            charts.timeline(whole, screen.paper()), rounds.phases_sentence(row), whole.rows(), "whole", "The whole round"
+        )
+    session = rounds.timeline(row, masking_only=True)
+    if session.segments and session.end_s < whole.end_s:
+        sentence = rounds.phases_sentence(row, masking_only=True)
+        screen.chart(charts.timeline(session, screen.paper()), sentence, session.rows(), "session", "Its masking session")
+    st.caption("Phases as the coordinator timed them, on its clock.")
+
+
+def happened(seen: Federation, number: int) -> None:
+    """Events of this round in words."""
+    st.markdown("#### What happened")
+    zone = screen.zone()
+    rows = [{"when": clock(event.at, zone), "what": event.text} for event in rounds.of_round(seen.events, number)]
+    if rows:
+        screen.reading(rows, f"Events of round {number}")
+
+
+page()

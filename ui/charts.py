@@ -1,0 +1,259 @@
+"""Altair charts from finished figures. The rules: nothing zooms on a live page, the y-axis of a budget always reaches
+its cap, series are labelled where they end instead of in a legend, and colour never stands alone.
+
+This file decides only how things look; sentences and tables beside a chart come from the modules of the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+from ui.accuracy import Point, labels
+from ui.bandwidth import GROUPS, Bar
+from ui.budget import Curve, Share
+from ui.palette import BLUE, FORECAST_DASH, GREEN, GREY, PURPLE, SOLID, VERMILLION, Dash, Ink, Style, on, styles
+from ui.rounds import Timeline
+from ui.words import duration, epsilon, phase, plain, size
+
+HEIGHT_PX = 300
+ROW_PX = 34
+LABEL_PX = 13
+LABEL_GAP_SHARE = 0.07  # of the axis: one line of label text on a chart of HEIGHT_PX
+LABEL_ROOM_SHARE = 0.3  # of the width: what a label at a line's end may need
+LETTER_SHARE = 0.0095  # of the axis: one letter of a name inside a bar of the timeline
+BYTE_COLOURS: dict[str, str] = dict(zip(GROUPS, (BLUE, GREEN, VERMILLION, GREY), strict=True))
+PHASE_COLOURS: dict[str, str] = {
+    "join": GREY,
+    "broadcast": GREEN,
+    "train": BLUE,
+    "advertise": GREEN,
+    "share": PURPLE,
+    "mask": VERMILLION,
+    "confirm": GREEN,
+    "reveal": PURPLE,
+    "result": GREY,
+    "evaluate": GREY,
+}
+
+Rows = list[dict[str, Any]]  # what Vega-Lite takes: one object for each mark
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """The values moved apart to at least `gap`, keeping their order: places for labels at line ends."""
+    placed = [0.0] * len(values)
+    floor = float("-inf")
+    for index in sorted(range(len(values)), key=values.__getitem__):
+        placed[index] = max(values[index], floor)
+        floor = placed[index] + gap
+    return placed
+
+
+def ticks(last: int, first: int = 0) -> list[int]:
+    """Whole rounds for an axis, at most about twelve."""
+    step = next(step * scale for scale in (1, 10, 100, 1000) for step in (1, 2, 5) if last - first <= 12 * step * scale)
+    return [value for value in range(0, last + 1, step) if value >= first]
+
+
+def _mark(rows: Rows) -> alt.Chart:
+    return alt.Chart(alt.InlineData(values=rows))
+
+
+def _text(paper: Ink, rows: Rows, y_type: str = "Q", **mark: Any) -> alt.Chart:
+    settings = {"fontSize": LABEL_PX, "align": "left", "baseline": "middle", "color": paper.strong} | mark
+    return _mark(rows).mark_text(**settings).encode(x="x:Q", y=f"y:{y_type}", text="text:N")
+
+
+def _rule(colour: str, dash: Dash, **place: float) -> alt.Chart:
+    """A rule across the chart at x or at y."""
+    axes = {axis: f"{axis}:Q" for axis in place}
+    return _mark([dict(place)]).mark_rule(color=colour, strokeWidth=2, strokeDash=list(dash)).encode(**axes)
+
+
+def _rounds_axis(first: float, last: int, right: float, label: str = "format(datum.value, ',d')") -> alt.X:
+    values = ticks(last, max(0, round(first)))
+    axis = alt.Axis(values=values, labelExpr=label, grid=False, labelFlush=False)
+    return alt.X("x:Q", title="round", scale=alt.Scale(domain=[first, right], nice=False), axis=axis)
+
+
+def _value_axis(title: str, top: float, field: str = "y") -> alt.Y:
+    scale = alt.Scale(domain=[0, top], nice=False)
+    return alt.Y(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
+
+
+def budget(curve: Curve, paper: Ink) -> alt.LayerChart:
+    """Epsilon by round: spent solid, the accountant's forecast dashed, the cap as a rule with its label."""
+    last = curve.last_round
+    top = max([curve.cap, *(reached for _, reached in (*curve.spent, *curve.forecast))]) * 1.14
+    x, y = _rounds_axis(0, last, last * 1.03), _value_axis("epsilon", top)
+    cap: Rows = [{"x": 0, "y": curve.cap, "text": f"cap {plain(curve.cap)} · {curve.cap_note}"}]
+    spent: Rows = [{"x": number, "y": reached, "shown": epsilon(reached)} for number, reached in curve.spent]
+    ahead: Rows = [{"x": number, "y": reached} for number, reached in curve.forecast]
+    tips = [alt.Tooltip("x:Q", title="after round"), alt.Tooltip("shown:N", title="epsilon")]
+    layers = [
+        _rule(paper.strong, SOLID, y=curve.cap),
+        _text(paper, cap, dx=6, dy=-11),
+        _steps(ahead, FORECAST_DASH).encode(x=x, y=y),
+        _steps(spent, SOLID).encode(x=x, y=y),
+        _mark(spent).mark_point(filled=True, size=42, color=BLUE, opacity=1).encode(x=x, y=y, tooltip=tips),
+    ]
+    return alt.layer(*layers, *_stop(curve, top, paper)).properties(height=HEIGHT_PX)
+
+
+def _steps(rows: Rows, dash: Dash) -> alt.Chart:
+    return _mark(rows).mark_line(interpolate="step-after", color=BLUE, strokeWidth=2.5, strokeDash=list(dash))
+
+
+def _stop(curve: Curve, top: float, paper: Ink) -> tuple[alt.Chart, ...]:
+    if curve.stop is None:
+        return ()
+    number, text = curve.stop
+    left = number > 0.6 * curve.last_round  # the label goes where there is room
+    place: Rows = [{"x": number, "y": top * 0.07, "text": text}]
+    label = _text(paper, place, align="right" if left else "left", dx=-7 if left else 7, fontWeight="bold")
+    return _rule(VERMILLION, (3, 3), x=number), label
+
+
+def shares(rows: Sequence[Share], colours: Mapping[str, Style], paper: Ink) -> alt.LayerChart:
+    """Horizontal bars: the share of each hospital's own cap that is spent, the nearest to its end on top."""
+    data: Rows = [
+        {"y": row.name, "share": row.share, "x": max(row.share, 1.0), "text": row.text, "colour": colours[row.name].colour}
+        for row in rows
+    ]
+    axis = alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format=".0%", grid=False, titleAnchor="start")
+    x = alt.X("share:Q", title="share of the cap that is spent", scale=alt.Scale(domain=[0, 1.9], nice=False), axis=axis)
+    bars = _mark(data).mark_bar(height=ROW_PX * 0.5).encode(x=x, y=_names(rows), color=alt.Color("colour:N", scale=None))
+    text = _text(paper, data, "N", dx=8).encode(y=_names(rows))
+    return alt.layer(bars, _rule(paper.strong, SOLID, x=1), text).properties(height=ROW_PX * len(rows) + 50)
+
+
+def _names(rows: Sequence[Share]) -> alt.Y:
+    return _party_axis([row.name for row in rows])
+
+
+def _party_axis(order: Sequence[str]) -> alt.Y:
+    axis = alt.Axis(labelLimit=180, labelFontSize=LABEL_PX, ticks=False, domain=False)
+    return alt.Y("y:N", sort=list(order), title=None, axis=axis)
+
+
+def accuracy(points: Sequence[Point], paper: Ink) -> alt.LayerChart:
+    """Mean Dice per label with its interval over public cases; round 0 is the start."""
+    names = labels(points)
+    drawn = styles(names, paper)
+    last = max(point.round for point in points)
+    width = max(last, 1)
+    named = "datum.value == 0 ? 'start' : format(datum.value, ',d')"
+    x, y = _rounds_axis(-0.02 * width, last, width * (1 + LABEL_ROOM_SHARE), named), _value_axis("mean Dice", 1)
+    layers = [layer for name in names for layer in _dice([p for p in points if p.label == name], drawn[name], x, y)]
+    ends = [point for point in points if point.round == last]
+    places = spread([point.mean for point in ends], LABEL_GAP_SHARE)
+    text: Rows = [
+        {"x": last, "y": place, "text": f"{point.label} {point.mean:.2f}"} for point, place in zip(ends, places, strict=True)
+    ]
+    return alt.layer(*layers, _text(paper, text, dx=10, fontWeight="bold")).properties(height=HEIGHT_PX)
+
+
+def _dice(points: Sequence[Point], style: Style, x: alt.X, y: alt.Y) -> tuple[alt.Chart, ...]:
+    data: Rows = [
+        {"x": p.round, "y": p.mean, "low": p.low, "high": p.high, "label": p.label, "cases": p.cases, "spread": p.spread}
+        for p in points
+    ]
+    tips = [
+        alt.Tooltip("label:N"),
+        alt.Tooltip("x:Q", title="round"),
+        alt.Tooltip("y:Q", title="mean Dice", format=".3f"),
+        alt.Tooltip("spread:N", title="95 % interval"),
+        alt.Tooltip("cases:Q", title="public cases"),
+    ]
+    band = _mark([row for row in data if row["low"] is not None])
+    return (
+        band.mark_area(color=style.colour, opacity=0.18).encode(x=x, y=_value_axis("mean Dice", 1, "low"), y2="high:Q"),
+        _mark(data).mark_line(color=style.colour, strokeDash=list(style.dash), strokeWidth=2.5).encode(x=x, y=y),
+        _mark(data).mark_point(color=style.colour, filled=True, size=46, opacity=1).encode(x=x, y=y, tooltip=tips),
+    )
+
+
+def bandwidth(bars: Sequence[Bar], float32_bytes: int, paper: Ink) -> alt.LayerChart:
+    """Bytes of one hospital by round, stacked by phase, with the float32 vector as a rule."""
+    first, last = min(bar.round for bar in bars), max(bar.round for bar in bars)
+    data = _stacked(bars)
+    highest = max(row["high"] for row in data)
+    scale, unit = (1e6, "MB") if max(highest, float32_bytes) >= 1e6 else (1e3, "kB")
+    for row in data:
+        row.update(low=row["low"] / scale, high=row["high"] / scale, left=row["x"] - 0.36, right=row["x"] + 0.36)
+    top = max(highest, float32_bytes) / scale * 1.15
+    left = first - 0.5
+    right = last + 0.5 + max(last - first + 1, 2) * LABEL_ROOM_SHARE * 1.4
+    tips = [alt.Tooltip("x:Q", title="round"), alt.Tooltip("group:N", title="part"), alt.Tooltip("amount:N", title="size")]
+    stack = _mark(data).mark_rect(stroke=paper.surface, strokeWidth=1)
+    stack = stack.encode(
+        x=alt.X("left:Q", title="round", scale=alt.Scale(domain=[left, right], nice=False), axis=_whole(last, first)),
+        x2="right:Q",
+        y=_value_axis(unit, top, "low"),
+        y2="high:Q",
+        color=alt.Color("colour:N", scale=None),
+        tooltip=tips,
+    )
+    reference: Rows = [{"x": left, "y": float32_bytes / scale, "text": f"float32 {size(float32_bytes)}"}]
+    rule = _rule(paper.strong, (7, 3), y=float32_bytes / scale)
+    named = _text(paper, reference, dx=6, dy=-10)
+    return alt.layer(stack, rule, named, *_stack_names(data, last, top, paper)).properties(height=HEIGHT_PX)
+
+
+def _whole(last: int, first: int) -> alt.Axis:
+    return alt.Axis(values=ticks(last, first), format=",d", grid=False)
+
+
+def _stacked(bars: Sequence[Bar]) -> Rows:
+    heights = dict.fromkeys((bar.round for bar in bars), 0.0)
+    rows: Rows = []
+    for bar in bars:
+        low = heights[bar.round]
+        heights[bar.round] = high = low + bar.bytes
+        amount, colour = size(bar.bytes), BYTE_COLOURS[bar.group]
+        rows.append({"x": bar.round, "group": bar.group, "low": low, "high": high, "amount": amount, "colour": colour})
+    return rows
+
+
+def _stack_names(data: Rows, last: int, top: float, paper: Ink) -> tuple[alt.Chart, alt.Chart]:
+    """Names of the parts beside the last bar, in the order of the stack, each with a square of its colour."""
+    ends = [row for row in data if row["x"] == last]
+    places = spread([(row["low"] + row["high"]) / 2 for row in ends], LABEL_GAP_SHARE * top)
+    text: Rows = [
+        {"x": row["right"], "y": place, "text": f"{row['group']} {row['amount']}", "square": "■", "colour": row["colour"]}
+        for row, place in zip(ends, places, strict=True)
+    ]
+    squares = _text(paper, text, dx=6).encode(text="square:N", color=alt.Color("colour:N", scale=None))
+    return squares, _text(paper, text, dx=22)
+
+
+def timeline(shown: Timeline, paper: Ink) -> alt.LayerChart:
+    """Phases of one round by hospital; a cross where a hospital was lost."""
+    data: Rows = [
+        {
+            "y": part.party,
+            "phase": phase(part.phase),
+            "start": part.start_s,
+            "end": part.end_s,
+            "took": duration(part.end_s - part.start_s),
+            "colour": PHASE_COLOURS[part.phase],
+        }
+        for part in shown.segments
+    ]
+    y = _party_axis(sorted({part.party for part in shown.segments}))
+    scale = alt.Scale(domain=[0, shown.end_s * 1.12], nice=False)
+    x = alt.X("start:Q", title="seconds", scale=scale, axis=alt.Axis(tickCount=8))
+    tips = [alt.Tooltip("y:N", title="hospital"), alt.Tooltip("phase:N"), alt.Tooltip("took:N")]
+    bars = _mark(data).mark_bar(height=ROW_PX * 0.6, stroke=paper.surface, strokeWidth=1)
+    bars = bars.encode(x=x, x2="end:Q", y=y, color=alt.Color("colour:N", scale=None), tooltip=tips)
+    wide = [row for row in data if row["end"] - row["start"] > LETTER_SHARE * len(row["phase"]) * shown.end_s]
+    inside: Rows = [
+        {"x": (row["start"] + row["end"]) / 2, "y": row["y"], "text": row["phase"], "ink": on(row["colour"])} for row in wide
+    ]
+    lost: Rows = [{"x": loss.at_s, "y": loss.party, "text": "✕ lost"} for loss in shown.losses]
+    names = _text(paper, inside, "N", align="center", fontSize=LABEL_PX - 1)
+    names = names.encode(y=y, color=alt.Color("ink:N", scale=None))
+    crosses = _text(paper, lost, "N", dx=5, fontWeight="bold").encode(y=y)
+    return alt.layer(bars, names, crosses).properties(height=ROW_PX * len({row["y"] for row in data}) + 50)

@@ -1,0 +1,99 @@
+"""secagg-ui: starts the app with settings fit for a hospital's network.
+
+This process becomes the server (exec), so that a signal or Ctrl-C reaches it directly and nothing is left behind.
+Loopback unless told otherwise; no usage statistics; errors are not shown to browsers.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ui.palette import theme_options
+from ui.settings import DEFAULT_PORT, LOOPBACK, Settings, SettingsError, checked, load
+
+APP = Path(__file__).parent / "app.py"
+MAX_UPLOAD_MB = 1  # the app takes no files
+
+command = typer.Typer(add_completion=False, help="Show privacy budget, accuracy, bandwidth and rounds in a browser.")
+
+
+def server_options(settings: Settings) -> dict[str, str]:
+    """Streamlit's options for production (officer-facing, offline, loopback)."""
+    return {
+        "server.address": settings.address,
+        "server.port": str(settings.port),
+        "server.headless": "true",
+        "server.fileWatcherType": "none",
+        "server.maxUploadSize": str(MAX_UPLOAD_MB),
+        "server.enableAgentApi": "false",
+        "server.showEmailPrompt": "false",
+        "browser.gatherUsageStats": "false",
+        "client.toolbarMode": "viewer",
+        "client.showErrorDetails": "none",
+        "client.showErrorLinks": "false",
+        "logger.level": "warning",
+        "logger.hideWelcomeMessage": "true",  # the address is printed once, by this program
+        **theme_options(),
+    }
+
+
+def command_line(settings: Settings) -> list[str]:
+    """The server's command with the app's own arguments after `--`."""
+    options = [f"--{name}={value}" for name, value in server_options(settings).items()]
+    return [sys.executable, "-m", "streamlit", "run", str(APP), *options, "--", *settings.arguments()]
+
+
+def check_address(address: str, port: int) -> None:
+    """SettingsError where the address cannot be bound, in words that say what to do."""
+    try:
+        family, kind, number, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, number) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise SettingsError(f"port {port} is in use: stop what listens there, or choose another with --port") from error
+        if error.errno == errno.EACCES:
+            raise SettingsError(f"port {port} needs administrator rights: choose one above 1023 with --port") from error
+        raise SettingsError(f"cannot listen on {address}: it is not an address of this machine (--address)") from error
+
+
+def resolve(
+    config: Path | None, coordinator: Path | None, hospitals: list[Path], address: str | None, port: int | None
+) -> Settings:
+    """Settings from the file, with command-line options in front. SettingsError in one sentence."""
+    base = Settings() if config is None else load(config)
+    given = {"coordinator": coordinator, "hospitals": tuple(hospitals), "address": address, "port": port}
+    return checked(Settings.model_validate(base.model_dump() | {name: value for name, value in given.items() if value}))
+
+
+@command.command()
+def start(
+    config: Annotated[Path | None, typer.Option(help="TOML file with coordinator, hospitals, address and port.")] = None,
+    coordinator: Annotated[Path | None, typer.Option(help="State folder of the coordinator.")] = None,
+    hospital: Annotated[list[Path] | None, typer.Option(help="State folder of a hospital node; repeat for more.")] = None,
+    address: Annotated[str | None, typer.Option(help=f"Address to listen on.  [default: {LOOPBACK}]")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help=f"Port to listen on.  [default: {DEFAULT_PORT}]")] = None,
+) -> None:
+    """Start the app and print its address. The folders may still be empty: the pages then wait for them."""
+    try:
+        settings = resolve(config, coordinator, hospital or [], address, port)
+        check_address(settings.address, settings.port)
+    except SettingsError as error:
+        print(f"secagg-ui: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    host = f"[{settings.address}]" if ":" in settings.address else settings.address
+    print(f"The app is at http://{host}:{settings.port}  (Ctrl-C stops it)", flush=True)
+    os.execv(sys.executable, command_line(settings))  # noqa: S606  (no shell, a fixed argument list)
+
+
+def main() -> None:
+    """Entry point of secagg-ui."""
+    command()

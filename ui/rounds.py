@@ -1,0 +1,180 @@
+"""Rounds as people read them: a table, who was lost where, and the phases of one round on a time axis.
+
+Times are the coordinator's (it is the only clock that all hospitals share). The phases of a round follow each other;
+training takes minutes and masking milliseconds, so the masking session also has an axis of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
+
+from coordinator.store import EventRow, RoundRow
+from ui.words import PHASES, counted, duration, listing, moment, party, phase
+
+MASKING_PHASES = ("advertise", "share", "mask", "confirm", "reveal")
+STATES = {
+    "training": "hospitals train",
+    "masking": "masking session",
+    "opened": "sum opened",
+    "aborted": "aborted",
+}
+DONE = ("opened", "aborted")
+OUT = ("declined", "failed", "excluded")  # kinds of events after which a hospital is not in the round
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row of the rounds table."""
+
+    number: int
+    state: str
+    returned: str
+    lost: str
+    took: str
+    started_at: datetime
+    sat_out: str
+    reason: str
+
+    def cells(self, zone: tzinfo) -> dict[str, str | int]:
+        """The row as the table shows it."""
+        return {
+            "round": self.number,
+            "state": self.state,
+            "in the sum": self.returned,
+            "lost": self.lost or "nobody",
+            "sat out": self.sat_out or "nobody",
+            "took": self.took,
+            "started": moment(self.started_at, zone),
+            "remark": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One hospital in one phase, in seconds since the first phase shown."""
+
+    party: str
+    phase: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Where a hospital was lost: the phase, and its end on the axis."""
+
+    party: str
+    phase: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The phases of one round, by hospital."""
+
+    segments: tuple[Segment, ...]
+    losses: tuple[Loss, ...]
+
+    @property
+    def end_s(self) -> float:
+        """Length of the axis."""
+        return max((segment.end_s for segment in self.segments), default=0.0)
+
+    def rows(self) -> list[dict[str, object]]:
+        """The same for the table."""
+        return [
+            {"hospital": part.party, "phase": phase(part.phase), "took": duration(part.end_s - part.start_s)}
+            for part in self.segments
+        ]
+
+
+def line(row: RoundRow, events: Sequence[EventRow]) -> Line:
+    """A round in words."""
+    out = sorted({party(event.party) for event in events if event.round == row.number and event.kind in OUT and event.party})
+    lost = [f"{party(uri)} ({phase(name)})" for uri, name in sorted(row.dropped.items())]
+    done = row.state in DONE
+    members = len(set(row.cohort) | set(row.dropped))
+    return Line(
+        number=row.number,
+        state=STATES.get(row.state, row.state),
+        returned=f"{len(row.survivors)} of {members}" if done else "",
+        lost=listing(lost),
+        took=duration(seconds(row)) if done else "",
+        started_at=row.started_at,
+        sat_out=listing(out),
+        reason=row.reason,
+    )
+
+
+def seconds(row: RoundRow) -> float:
+    """Wall-clock length of a finished round."""
+    return 0.0 if row.ended_at is None else (row.ended_at - row.started_at) / timedelta(seconds=1)
+
+
+def timeline(row: RoundRow, masking_only: bool = False) -> Timeline:
+    """Bars by hospital. A hospital's bars end with the phase in which it was lost."""
+    chosen = [name for name in PHASES if name in row.phase_seconds and (not masking_only or name in MASKING_PHASES)]
+    ends: dict[str, float] = {}
+    at_s = 0.0
+    for name in chosen:
+        at_s += row.phase_seconds[name]
+        ends[name] = at_s
+    members = sorted(set(row.cohort) | set(row.dropped))
+    segments = (
+        Segment(party(uri), name, ends[name] - row.phase_seconds[name], ends[name])
+        for uri in members
+        for name in chosen
+        if _position(name) <= _position(row.dropped.get(uri))
+    )
+    losses = (Loss(party(uri), name, ends[name]) for uri, name in sorted(row.dropped.items()) if name in ends)
+    return Timeline(tuple(segments), tuple(losses))
+
+
+def _position(name: str | None) -> int:
+    order = list(PHASES)
+    return order.index(name) if name in order else len(order)
+
+
+def sentence(row: RoundRow) -> str:
+    """What happened in one round."""
+    if row.state not in DONE:
+        return f"Round {row.number} is running: {STATES.get(row.state, row.state)}."
+    if row.state == "aborted":
+        return f"Round {row.number} was aborted after {duration(seconds(row))}: {row.reason or 'no reason was recorded'}."
+    members = len(set(row.cohort) | set(row.dropped))
+    text = f"Round {row.number} took {duration(seconds(row))}; {len(row.survivors)} of {counted(members, 'hospital')} returned"
+    lost = [f"{party(uri)} was lost in the phase '{phase(name)}'" for uri, name in sorted(row.dropped.items())]
+    return f"{text}; {listing(lost)}, and the round went on without." if lost else f"{text} and nobody was lost."
+
+
+def phases_sentence(row: RoundRow, masking_only: bool = False) -> str:
+    """How long the phases took."""
+    chosen = [name for name in PHASES if name in row.phase_seconds and (not masking_only or name in MASKING_PHASES)]
+    return _capital(listing([f"{phase(name)} {duration(row.phase_seconds[name])}" for name in chosen])) + "."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def latest(rounds: Sequence[RoundRow]) -> RoundRow | None:
+    """The newest round, finished or not."""
+    return rounds[-1] if rounds else None
+
+
+def worth_showing(rounds: Sequence[RoundRow]) -> str:
+    """Number of the round that the page opens with: the newest finished one, otherwise the newest."""
+    done = [row for row in rounds if row.state in DONE]
+    return str((done or list(rounds))[-1].number)
+
+
+def opened(rounds: Sequence[RoundRow]) -> tuple[RoundRow, ...]:
+    """Rounds whose sum was opened."""
+    return tuple(row for row in rounds if row.state == "opened")
+
+
+def of_round(events: Sequence[EventRow], number: int) -> tuple[EventRow, ...]:
+    """Events of one round in order."""
+    return tuple(event for event in events if event.round == number)

@@ -1,0 +1,144 @@
+"""What all pages share: reading the settings, the four figures, a chart with its sentence and table, and staying live.
+
+Live means: a small fragment compares a cheap signature of the stored facts every two seconds and reruns the page only
+where something visible changed. A paused page stays as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, tzinfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import altair as alt
+import streamlit as st
+
+from coordinator.store import StoreError
+from hospital_node.progress import LocalProgress
+from ui import overview, sources
+from ui.figures import Figure, Headline
+from ui.palette import Ink, ink
+from ui.settings import Settings, from_arguments
+from ui.sources import Federation
+from ui.words import clock
+
+POLL_S = 2.0
+PAUSE = "pause"
+SEEN = "signature"
+
+TableRows = Sequence[Mapping[str, object]]
+
+
+def settings() -> Settings:
+    """Settings that `secagg-ui` handed over."""
+    return from_arguments(sys.argv[1:])
+
+
+def federation() -> Federation | None:
+    """The coordinator's store; None before it exists. A store that cannot be read now is said, and the page stops."""
+    try:
+        return sources.federation(settings().coordinator)
+    except StoreError as error:
+        st.warning(f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        st.stop()
+
+
+def paper() -> Ink:
+    """Ink of the reader's theme."""
+    return ink(st.context.theme.type)
+
+
+def zone() -> tzinfo:
+    """The reader's time zone, as the browser names it; UTC where it does not."""
+    try:
+        return ZoneInfo(st.context.timezone or "UTC")
+    except (ZoneInfoNotFoundError, ValueError):
+        return UTC
+
+
+def paused() -> bool:
+    """Whether the reader holds the page."""
+    return bool(st.session_state.get(PAUSE, False))
+
+
+def run_every() -> float | None:
+    """Interval of a live fragment."""
+    return None if paused() else POLL_S
+
+
+def banner(state: Headline) -> None:
+    """State before numbers. Colours judge the state against what was agreed, never an epsilon."""
+    box = {"good": st.success, "watch": st.warning, "stop": st.error, "plain": st.info}[state.tone]
+    box(f"**{state.title}**  \n{state.detail}" if state.detail else f"**{state.title}**")
+
+
+def figures(shown: Sequence[Figure]) -> None:
+    """Figures side by side; each explains itself on hovering."""
+    for column, figure in zip(st.columns(len(shown)), shown, strict=True):
+        with column, st.container(border=True, height="stretch", gap=None):
+            st.metric(figure.label, figure.value, help=figure.help)
+            st.caption(figure.note)
+
+
+def chart(drawn: alt.LayerChart, sentence: str, rows: TableRows, key: str, title: str) -> None:
+    """A chart with its finding as a sentence and its figures as a table."""
+    st.markdown(f"#### {title}")
+    st.altair_chart(drawn, key=key, alt=f"{title}. {sentence}")
+    st.markdown(sentence)
+    table(rows, f"{title}: the figures as a table", key=f"{key}-table")
+
+
+def table(rows: TableRows, label: str, *, key: str) -> None:
+    """A folded table."""
+    with st.expander(label, key=key):
+        st.dataframe(list(rows), hide_index=True, alt=label)
+
+
+def reading(rows: TableRows, label: str) -> None:
+    """A table of sentences: wrapped, all of it on the page and in print."""
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    st.table(columns, border="horizontal", hide_index=True, alt=label)
+
+
+def doing(who: str, found: LocalProgress) -> None:
+    """What one node does at this moment, with a bar where its length is known."""
+    text, share = overview.progress_line(found, datetime.now(UTC))
+    if share is None:
+        st.markdown(f"**{who}** · {text}")
+    else:
+        st.progress(share, text=f"**{who}** · {text}")
+
+
+def waiting(sentence: str) -> None:
+    """There is nothing to show yet, and why; the page fills by itself."""
+    st.info(f"**{sentence}**  \nThis page fills by itself as soon as there is something to show.")
+
+
+def choose(label: str, options: Sequence[str], key: str, fallback: str | None = None) -> str:
+    """A choice that is part of the address. A value in a link that no longer exists falls back."""
+    value = st.session_state.get(key)
+    if value is not None and value not in options:
+        del st.session_state[key]
+    start = options.index(fallback) if fallback in options else 0
+    chosen = st.selectbox(label, list(options), index=start, key=key, bind="query-params")
+    return chosen if chosen is not None and chosen in options else options[start]
+
+
+def remember() -> None:
+    """Keep what this run shows, so that the watcher notices the next change."""
+    st.session_state[SEEN] = sources.signature(settings())
+
+
+def watch() -> None:
+    """The live control of the side bar and the fragment that reruns the page when something changed."""
+    st.toggle("Pause", key=PAUSE, bind="query-params", help="A paused page stays as it is until it is let go on.")
+
+    @st.fragment(run_every=run_every())
+    def watcher() -> None:
+        if not paused() and sources.signature(settings()) != st.session_state.get(SEEN):
+            st.rerun(scope="app")
+        st.caption("Paused" if paused() else f"Live · looked at {clock(datetime.now(UTC), zone())}")
+        st.caption(f"Times: {zone()}")
+
+    watcher()

@@ -1,0 +1,200 @@
+"""Reads what other processes write, read-only, and keeps a reading until the file behind it has changed.
+
+Nothing here computes an epsilon or asks a question twice: a store is read again when its revision grows, a ledger when
+its file changes, and both are verified by their own packages. A file that does not exist yet is not an error.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from coordinator.store import EventRow, MemberRow, RoundRow, ScoreRow, StoreError, StoreReader, TrafficRow, open_store
+from hospital_node.ledger import BudgetView, CannotRecord, Event, Ledger, LedgerError, LedgerMissing
+from hospital_node.progress import LEAVES_FILE, PROGRESS_FILE, Leaves, LocalProgress, read_leaves, read_progress
+from hospital_node.reports import Statement, statement
+from proto.plan import Plan, PlanError, from_canonical
+from ui.settings import Settings
+from ui.words import party
+
+STORE_FILE = "store.db"
+LEDGER_FILE = "ledger.db"
+PLAN_FILE = "plan.json"
+NODE_FILE = "node.json"
+KEPT = 64  # readings in memory: one for each hospital and a few older ones
+
+Stamp = tuple[int, int, int]  # inode, size, time of the last change in ns
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """One reading of the coordinator's store."""
+
+    revision: int
+    plan: Plan
+    rounds: tuple[RoundRow, ...]
+    traffic: tuple[TrafficRow, ...]
+    scores: tuple[ScoreRow, ...]
+    events: tuple[EventRow, ...]
+    members: tuple[MemberRow, ...]
+    float32_bytes: int
+    waiting: str
+    finished: str
+
+    @property
+    def hospitals(self) -> tuple[str, ...]:
+        """URIs in the order of the plan."""
+        return tuple(hospital.uri for hospital in self.plan.hospitals)
+
+
+@dataclass(frozen=True, slots=True)
+class Hospital:
+    """One reading of a hospital node's state folder.
+
+    `problem` says why a ledger that exists cannot be trusted, or, where `busy`, why it cannot be read at this moment.
+    """
+
+    name: str
+    folder: Path
+    plan: Plan | None = None
+    head: str = ""
+    events: tuple[Event, ...] = ()
+    budget: BudgetView | None = None
+    leaves: Leaves | None = None
+    problem: str = ""
+    busy: bool = False
+
+
+def stamp(path: Path) -> Stamp | None:
+    """What changes when the file does; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def federation(folder: Path | None) -> Federation | None:
+    """The coordinator's store; None before it exists. Raises StoreError where it cannot be read."""
+    if folder is None or (found := stamp(folder / STORE_FILE)) is None:
+        return None
+    reader = _reader(folder / STORE_FILE, found[0])
+    return _federation(reader, reader.revision())
+
+
+@lru_cache(maxsize=4)
+def _reader(path: Path, inode: int) -> StoreReader:
+    """One reader for each file; the inode notices a store that was deleted and made again."""
+    del inode
+    return open_store(path)
+
+
+@lru_cache(maxsize=4)
+def _federation(reader: StoreReader, revision: int) -> Federation:
+    return Federation(
+        revision=revision,
+        plan=reader.plan(),
+        rounds=tuple(reader.rounds()),
+        traffic=tuple(reader.traffic()),
+        scores=tuple(reader.scores()),
+        events=tuple(reader.events()),
+        members=tuple(reader.members()),
+        float32_bytes=reader.float32_bytes(),
+        waiting=reader.waiting(),
+        finished=reader.finished(),
+    )
+
+
+def hospital(folder: Path) -> Hospital:
+    """One hospital's ledger and files. Never raises: a damaged ledger is something to show."""
+    files = (LEDGER_FILE, "ledger.counter", PLAN_FILE, LEAVES_FILE)
+    try:
+        return _hospital(folder, tuple(stamp(folder / name) for name in files))
+    except CannotRecord as error:  # a lock or the disk, not the ledger: nothing to keep, it is asked again
+        return Hospital(name_of(folder), folder, plan=_plan(folder / PLAN_FILE), problem=str(error), busy=True)
+
+
+@lru_cache(maxsize=KEPT)
+def _hospital(folder: Path, stamps: tuple[Stamp | None, ...]) -> Hospital:
+    del stamps
+    plan = _plan(folder / PLAN_FILE)
+    leaves = read_leaves(folder / LEAVES_FILE)
+    try:
+        ledger = Ledger.open_readonly(folder / LEDGER_FILE)
+        events = ledger.events()
+        return Hospital(
+            name=ledger.hospital,
+            folder=folder,
+            plan=plan,
+            head=events[-1].digest.hex(),
+            events=events,
+            budget=_budget(ledger, events[-1].digest, plan),
+            leaves=leaves,
+        )
+    except CannotRecord:
+        raise
+    except LedgerMissing:
+        return Hospital(name_of(folder), folder, plan=plan, leaves=leaves)
+    except LedgerError as error:
+        return Hospital(name_of(folder), folder, plan=plan, leaves=leaves, problem=str(error))
+
+
+@lru_cache(maxsize=KEPT)
+def _budget(ledger: Ledger, head: bytes, plan: Plan | None) -> BudgetView:
+    """The figures of one head: computed once, because the accountant takes part of a second."""
+    del head
+    return ledger.budget(plan)
+
+
+@lru_cache(maxsize=KEPT)
+def statement_of(folder: Path, head: str) -> Statement:
+    """The generated statement of one head; computed once, like its figures. Raises LedgerError where it was changed since."""
+    del head
+    found = hospital(folder)
+    return statement(found.events, found.plan)
+
+
+def _plan(path: Path) -> Plan | None:
+    try:
+        return from_canonical(path.read_bytes())
+    except (OSError, PlanError):
+        return None
+
+
+def name_of(folder: Path) -> str:
+    """A hospital's name: as its node wrote it, or from the folder before the node ran."""
+    try:
+        return party(str(json.loads((folder / NODE_FILE).read_bytes())["uri"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder.parent.name if folder.name == "state" else folder.name
+
+
+def hospitals(settings: Settings) -> tuple[Hospital, ...]:
+    """All hospitals of this deployment in the order configured."""
+    return tuple(hospital(folder) for folder in settings.hospitals)
+
+
+def progress(folder: Path) -> LocalProgress | None:
+    """What a node does at this moment; read anew each time, because it changes several times a second."""
+    return read_progress(folder / PROGRESS_FILE)
+
+
+def signature(settings: Settings) -> tuple[object, ...]:
+    """What a page shows, in a value that is cheap to compare: it differs only where something visible changed."""
+    try:
+        seen = federation(settings.coordinator)
+    except StoreError as error:
+        return (str(error),)
+    shown = () if seen is None else _visible(seen)
+    stamps = (stamp(folder / name) for folder in settings.hospitals for name in (LEDGER_FILE, LEAVES_FILE, PLAN_FILE))
+    return (*shown, *stamps)
+
+
+def _visible(seen: Federation) -> tuple[object, ...]:
+    """Without the moments at which parties were last heard of, which change all the time."""
+    last = seen.events[-1].seq if seen.events else 0
+    states = tuple((member.state, member.code) for member in seen.members)
+    rounds = tuple((row.number, row.state) for row in seen.rounds[-2:])
+    return (last, states, rounds, len(seen.scores), seen.waiting, seen.finished)
