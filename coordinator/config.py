@@ -6,12 +6,11 @@ names them, so that a folder can be moved as a whole. This file decides nothing.
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from proto.plan import Frozen, explain
+from proto.frozen import Frozen, from_toml
 
 
 class ConfigError(ValueError):
@@ -51,16 +50,7 @@ class CoordinatorConfig(Frozen):
 
 def load_config(path: Path) -> CoordinatorConfig:
     """Read the TOML file at `path`. Raises ConfigError with one sentence."""
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    try:
-        config = CoordinatorConfig.model_validate(fields)
-    except ValidationError as error:
-        raise ConfigError(explain(error, str(path))) from error
+    config = from_toml(CoordinatorConfig, path, "the configuration", ConfigError)
     return _from_folder(config, path.resolve().parent)
 
 

@@ -12,7 +12,7 @@ from typing import Final, Literal, TypeAlias
 
 from hospital_node import ledger_rules as rules
 from hospital_node.accounting import Mechanism, across_hospitals, attacker_recognised, epsilon
-from hospital_node.cap import Cap, CapFilter, ReadingKind
+from hospital_node.cap import Cap, CapFilter, ReadingKind, rounded_up
 from hospital_node.forecast import curve, rounds_left, thinned
 from hospital_node.ledger_errors import Paused
 from hospital_node.ledger_schema import Approved, Event
@@ -200,16 +200,16 @@ def _within(outlook: _Outlook) -> tuple[BudgetState, str]:
     """State and sentence of an approved study with a guarantee."""
     asked, cap, spent = outlook.asked, outlook.cap, outlook.spent
     if not outlook.further:
-        return "within budget", f"Study '{asked.study}' used all its rounds; epsilon stays at {spent:.2f}."
+        return "within budget", f"Study '{asked.study}' used all its rounds; epsilon stays at {rounded_up(spent)}."
     assert cap is not None  # an approval with a guarantee sets one
-    step = f"Round {outlook.next_round} would take epsilon from {spent:.2f} to {outlook.ahead[0][1]:.2f}"
+    step = f"Round {outlook.next_round} would take epsilon from {rounded_up(spent)} to {rounded_up(outlook.ahead[0][1])}"
     if outlook.fits == 0:
         return "spent", f"{step}, above the cap of {cap.epsilon:g}: this hospital stopped by itself."
     if outlook.fits == outlook.further:
         end = outlook.ahead[-1][1]
         return (
             "within budget",
-            f"{step} of {cap.epsilon:g}; all {outlook.further} rounds left in the plan fit, ending at {end:.2f}.",
+            f"{step} of {cap.epsilon:g}; all {outlook.further} rounds left in the plan fit, ending at {rounded_up(end)}.",
         )
     state: BudgetState = "near the cap" if outlook.fits <= NEAR_ROUNDS else "within budget"
     stop = outlook.last_round

@@ -33,6 +33,11 @@ ORDERS: Final = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)  
 MAX_RENYI_ORDER: Final = 256
 
 
+def rounded_up(value: float) -> str:
+    """An epsilon in two decimals, never rounded down."""
+    return "no guarantee" if math.isinf(value) else f"{math.ceil(value * 100 - 1e-6) / 100:.2f}"
+
+
 def plain(value: float) -> str:
     """A delta as people write it: 1e-5, not 1e-05."""
     return f"{value:g}".replace("e-0", "e-")

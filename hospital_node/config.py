@@ -6,13 +6,13 @@ for everybody is in the plan, never here; what is here never changes the mechani
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from proto.plan import MIN_COHORT, Frozen, explain
+from proto.frozen import Frozen, from_toml
+from proto.plan import MIN_COHORT
 
 MAX_PORT = 65_535
 PATH_KEYS = ("identity", "state", "data", "peers")
@@ -82,17 +82,4 @@ class NodeConfig(Frozen):
 
 def load_config(path: Path) -> NodeConfig:
     """Read and check one file. Raises ConfigError with one sentence."""
-    fields = _read_toml(path)
-    try:
-        return NodeConfig.model_validate(fields, context={"folder": path.resolve().parent})
-    except ValidationError as error:
-        raise ConfigError(explain(error, str(path))) from error
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; name it with --config") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return from_toml(NodeConfig, path, "the configuration", ConfigError, {"folder": path.resolve().parent})

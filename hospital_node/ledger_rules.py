@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from hospital_node.accounting import Mechanism
-from hospital_node.cap import ORDERS, Cap, CapFilter, ReadingKind, best_order, plain
+from hospital_node.cap import ORDERS, Cap, CapFilter, ReadingKind, best_order, plain, rounded_up
 from hospital_node.ledger_errors import (
     AlreadyReleased,
     BudgetExhausted,
@@ -111,11 +111,11 @@ def _exhausted(events: Sequence[Event], round_number: int, before: float, after:
             f"Round {unprotected.round} of study '{unprotected.study}' was released without noise, so this ledger can never "
             "state a finite epsilon again: use data of other patients with a ledger of their own."
         )
-    reach = f"to {after:.2f}" if math.isfinite(after) else "beyond any bound"
+    reach = f"to {rounded_up(after)}" if math.isfinite(after) else "beyond any bound"
     return (
-        f"Round {round_number} would take epsilon from {before:.2f} {reach} at delta {plain(cap.delta)}, above the cap of "
-        f"{cap.epsilon:g}: this hospital stops itself here. Ask for a plan with more noise or fewer steps; only two people "
-        "together can raise the cap."
+        f"Round {round_number} would take epsilon from {rounded_up(before)} {reach} at delta {plain(cap.delta)}, above "
+        f"the cap of {cap.epsilon:g}: this hospital stops itself here. Ask for a plan with more noise or fewer "
+        "steps; only two people together can raise the cap."
     )
 
 

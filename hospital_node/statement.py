@@ -22,7 +22,7 @@ from hospital_node.accounting import (
     renyi_epsilon,
 )
 from hospital_node.budget import BudgetView, budget_view
-from hospital_node.cap import plain
+from hospital_node.cap import plain, rounded_up
 from hospital_node.ledger_schema import Charge, Event
 from proto.plan import Plan
 
@@ -85,7 +85,7 @@ def paragraph(hospital: str, view: BudgetView, charged: Sequence[Charge]) -> str
             "updates from the coordinator, but their sum may reveal patients. Use only public or synthetic data this way."
         )
     return (
-        f"{last}, everything {hospital} has sent satisfies (ε = {_up(view.non_adaptive)}, δ = {plain(view.delta)})-"
+        f"{last}, everything {hospital} has sent satisfies (ε = {rounded_up(view.non_adaptive)}, δ = {plain(view.delta)})-"
         "differential privacy for adding or removing all data of one patient, computed with PLD accounting "
         f"({accountant_version()}) for {_mechanisms_in_words(charged)}. This covers all intermediate and final models. "
         f"{_adaptive(view)}It does not rely on the coordinator or on other hospitals being honest. {_several(view)}It does not "
@@ -99,14 +99,16 @@ def _adaptive(view: BudgetView) -> str:
         return ""
     return (
         "Because the settings of later studies may have been chosen after seeing results, only the cap "
-        f"(ε = {view.cap:g}), which a Rényi filter enforces, is a guarantee; the filter reads ε = {_up(view.spent)}. "
+        f"(ε = {view.cap:g}), which a Rényi filter enforces, is a guarantee; the filter reads ε = {rounded_up(view.spent)}. "
     )
 
 
 def _several(view: BudgetView) -> str:
     if view.hospitals_per_patient == 1:
         return "It assumes that a patient attends one hospital only. "
-    return f"For a patient who attends {view.hospitals_per_patient} of the hospitals, ε is {_up(view.across_hospitals)}. "
+    return (
+        f"For a patient who attends {view.hospitals_per_patient} of the hospitals, ε is {rounded_up(view.across_hospitals)}. "
+    )
 
 
 def _mechanisms_in_words(charged: Sequence[Charge]) -> str:
@@ -116,11 +118,6 @@ def _mechanisms_in_words(charged: Sequence[Charge]) -> str:
         for one in merged(charge.mechanism for charge in charged)
     ]
     return " and ".join(parts) + f" and clipping norm {' or '.join(f'{clip:g}' for clip in clips)}"
-
-
-def _up(value: float) -> str:
-    """An epsilon in two decimals, never rounded down."""
-    return "no guarantee" if math.isinf(value) else f"{math.ceil(value * 100 - 1e-6) / 100:.2f}"
 
 
 def _fields(
@@ -166,12 +163,12 @@ def _strength(view: BudgetView, mechanisms: Sequence[Mechanism]) -> tuple[Statem
     recognised = 100 * attacker_recognised(mechanisms)
     fields = [
         StatementField(
-            group, "epsilon", _up(view.non_adaptive), f"At delta {plain(view.delta)}, by {accountant_version()} (PLD)."
+            group, "epsilon", rounded_up(view.non_adaptive), f"At delta {plain(view.delta)}, by {accountant_version()} (PLD)."
         ),
         StatementField(
             group,
             "second accountant",
-            _up(renyi_epsilon(mechanisms, view.delta)),
+            rounded_up(renyi_epsilon(mechanisms, view.delta)),
             "The same releases by Rényi accounting, which is coarser and never smaller.",
         ),
         StatementField(
@@ -189,7 +186,7 @@ def _strength(view: BudgetView, mechanisms: Sequence[Mechanism]) -> tuple[Statem
     ]
     if view.hospitals_per_patient > 1:
         explanation = f"Composed for a patient of {view.hospitals_per_patient} hospitals, not added."
-        fields.append(StatementField(group, "epsilon across hospitals", _up(view.across_hospitals), explanation))
+        fields.append(StatementField(group, "epsilon across hospitals", rounded_up(view.across_hospitals), explanation))
     return tuple(fields)
 
 

@@ -8,12 +8,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, NewType, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+from proto.frozen import Frozen, explain, from_toml, parsed
+
+__all__ = [
+    "DECLINE_CODES",
+    "MIN_COHORT",
+    "PROTOCOL_VERSION",
+    "Aggregation",
+    "Frozen",
+    "Hospital",
+    "Masking",
+    "Network",
+    "Plan",
+    "PlanError",
+    "Preparation",
+    "Privacy",
+    "Timing",
+    "Training",
+    "Uri",
+    "default_threshold",
+    "explain",
+    "from_canonical",
+    "load_toml",
+    "role_of",
+    "short_name",
+]
 
 PROTOCOL_VERSION = 1
 DIGEST_LABEL = b"hospital-secagg plan v1\n"
@@ -35,12 +60,6 @@ DECLINE_CODES = {
 
 class PlanError(ValueError):
     """A plan that cannot be used; the text names the field and the remedy."""
-
-
-class Frozen(BaseModel):
-    """Base of all plan parts: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def _party_uri(text: str) -> str:
@@ -229,13 +248,7 @@ def role_of(uri: str) -> str:
 
 def load_toml(path: Path) -> Plan:
     """Read a plan from TOML. Raises PlanError naming file, field and reason."""
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path} is not valid TOML: {error}") from error
-    return _validated(fields, str(path))
+    return from_toml(Plan, path, "the plan", PlanError)
 
 
 def from_canonical(data: bytes) -> Plan:
@@ -244,28 +257,7 @@ def from_canonical(data: bytes) -> Plan:
         fields = json.loads(data)
     except (ValueError, UnicodeDecodeError, RecursionError) as error:
         raise PlanError("the plan received is not valid JSON") from error
-    plan = _validated(fields, "the plan received")
+    plan = parsed(Plan, fields, "the plan received", PlanError)
     if plan.canonical() != data:
         raise PlanError("the plan received is not in canonical form: it was made by another software version")
     return plan
-
-
-def _validated(fields: object, source: str) -> Plan:
-    try:
-        return Plan.model_validate(fields)
-    except ValidationError as error:
-        raise PlanError(explain(error, source)) from error
-
-
-def explain(error: ValidationError, source: str) -> str:
-    """One sentence for people from a pydantic error: where, which key, what is wrong. Used for every config file."""
-    parts = []
-    for item in error.errors(include_url=False):
-        where = ".".join(str(step) for step in item["loc"]) or "the whole file"
-        if item["type"] == "extra_forbidden":
-            parts.append(f"unknown key '{where}': remove it or correct its spelling")
-        elif item["type"] == "missing":
-            parts.append(f"key '{where}' is missing")
-        else:
-            parts.append(f"'{where}': {item['msg'].removeprefix('Value error, ')}")
-    return f"{source}: " + "; ".join(parts)

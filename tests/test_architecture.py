@@ -30,6 +30,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "ui": frozenset(
         {
             "proto.plan",
+            "proto.frozen",
             "coordinator.store",
             *(f"hospital_node.{side}" for side in ("ledger", "accounting", "reports", "scans", "progress")),
         }

@@ -5,13 +5,12 @@ The app writes nothing: every folder named here belongs to another process and i
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from proto.plan import Frozen, explain
+from proto.frozen import Frozen, from_toml
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 8501  # Streamlit's own, so that people find it
@@ -37,16 +36,7 @@ class Settings(Frozen):
 
 def load(path: Path) -> Settings:
     """Settings from TOML; relative folders are relative to the file. Raises SettingsError in one sentence."""
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}") from error
-    try:
-        settings = Settings.model_validate(fields)
-    except ValidationError as error:
-        raise SettingsError(explain(error, str(path))) from error
+    settings = from_toml(Settings, path, "the settings", SettingsError)
     base = path.absolute().parent
     return checked(
         settings.model_copy(

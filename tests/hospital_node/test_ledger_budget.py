@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,11 @@ def test_a_plan_that_waits_for_approval_shows_what_it_would_cost(tmp_path: Path)
     assert view.next_epsilon == view.forecast[0][1]
 
 
+def up(value: float) -> str:
+    """Two decimals, never less than the value."""
+    return str(Decimal(value).quantize(Decimal("0.01"), ROUND_CEILING))
+
+
 def test_within_budget(tmp_path: Path) -> None:
     ledger = new_ledger(tmp_path, PLAN, Cap(epsilon=8, delta=DELTA))
     release(ledger, PLAN, 1)
@@ -51,8 +57,8 @@ def test_within_budget(tmp_path: Path) -> None:
     assert view.forecast == tuple((3 + k, pytest.approx(after(2 + k))) for k in range(1, 28))
     assert view.stops_after_round is None
     assert view.sentence == (
-        f"Round 4 would take epsilon from {after(2):.2f} to {after(3):.2f} of 8; all 27 rounds left in the plan fit, "
-        f"ending at {after(29):.2f}."
+        f"Round 4 would take epsilon from {up(after(2))} to {up(after(3))} of 8; all 27 rounds left in the plan fit, "
+        f"ending at {up(after(29))}."
     )
     assert view.recognised == attacker_recognised([ROUND.times(2)])
     assert (view.head, view.entries) == (ledger.head.hex(), 6)
@@ -71,7 +77,7 @@ def test_near_the_cap_and_spent(tmp_path: Path) -> None:
     view = ledger.budget()
     assert (view.state, view.rounds_left, view.stops_after_round) == ("spent", 0, 5)
     assert view.sentence == (
-        f"Round 6 would take epsilon from {after(5):.2f} to {after(6):.2f}, above the cap of 3: "
+        f"Round 6 would take epsilon from {up(after(5))} to {up(after(6))}, above the cap of 3: "
         "this hospital stopped by itself."
     )
 

@@ -249,6 +249,11 @@ def test_nothing_is_answered_after_the_result(here: Here) -> None:
     assert refused(lambda: here.desk.reveal(reveal)).code == "unknown-session"
 
 
+def test_an_update_that_missed_its_round_is_dropped(here: Here) -> None:
+    assert here.desk.result(here.coordinator.result()) is Outcome.NOT_HERE
+    assert not here.desk.holds(1, model_digest(BASE))
+
+
 def test_a_restart_holds_no_update(here: Here) -> None:
     here.restart()
     assert refused(lambda: here.desk.open(here.coordinator.order)).code == "no-update"
