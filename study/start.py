@@ -13,7 +13,7 @@ from pathlib import Path
 from hospital_node.modelfile import Model, read_model, write_model
 from study.presets import Preset
 
-GENERATOR = "shapes v1"  # raise it when the same seed gives other volumes
+GENERATOR = "shapes v1, pretraining v2"  # raise it when the same seed gives another start
 SEED = 7
 MARGIN_VOXELS = 8  # public volumes are a little larger than a patch, so that patches differ
 
