@@ -47,9 +47,21 @@ class Display:
         with self._lock:
             self._shown = self._shown.model_copy(update={"rounds": rounds})
 
-    def show(self, phase: NodePhase, sentence: str, *, round_number: int | None = None) -> None:
-        """A new phase, or another sentence for the same one."""
+    def show(
+        self,
+        phase: NodePhase,
+        sentence: str,
+        *,
+        round_number: int | None = None,
+        only_after: tuple[NodePhase, ...] | None = None,
+    ) -> None:
+        """A new phase, or another sentence for the same one.
+
+        `only_after` is for the background thread: it changes nothing where the conversation has gone on to another phase.
+        """
         with self._lock:
+            if only_after is not None and self._shown.phase not in only_after:
+                return
             now = self._now()
             same = phase == self._shown.phase and round_number in (None, self._shown.round)
             fields = {

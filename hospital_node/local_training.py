@@ -19,6 +19,7 @@ from hospital_node.work import Background, Count, Interrupted, Trained, WorkFail
 from proto.layout import Vector
 from proto.plan import Plan
 
+PREPARING = "preparing the studies of this hospital"
 WAITING = "studies prepared; waiting for the coordinator"
 TRAINING = "training on this hospital's patients"
 
@@ -129,17 +130,16 @@ class LocalTraining:
 
     def _prepare(self) -> Sequence[Any]:
         """In the background thread."""
-        self._display.show("preparing", "preparing the studies of this hospital")
+        self._display.show("preparing", PREPARING, only_after=("connecting", "waiting", "training"))
         started_s = self._clock()
         try:
             with counted("preparing studies") as bar:
                 patients = self._workshop.prepare(self._plan, lambda done, total: self._count(bar, done, total))
         except WorkFailed as error:
-            self._display.show("failed", str(error))
+            self._display.show("failed", str(error), only_after=("preparing",))
             raise
         logger().info("studies prepared", seconds=round(self._clock() - started_s, 1))
-        if self._display.shown.phase == "preparing":  # an order may have been declined meanwhile
-            self._display.show("waiting", WAITING)
+        self._display.show("waiting", WAITING, only_after=("preparing",))
         return patients
 
     def _count(self, bar: Count, done: int, total: int) -> None:
@@ -161,7 +161,7 @@ class LocalTraining:
         if job.given_up.is_set():
             raise Interrupted
         number = job.authorization.round
-        self._display.show("training", TRAINING, round_number=number)
+        self._display.show("training", TRAINING, round_number=number, only_after=("preparing", "waiting", "training"))
         ready_s = self._clock() + self._plan.timing.ready_after_s
         trained = self._workshop.train(
             self._plan, self._uri, base, patients, threads=self._threads, round=number, on_step=on_step

@@ -148,8 +148,7 @@ class Hospital:
         if self._at_work is None or self._at_work.study.digest != plan.digest():
             self._take_plan(plan)
         self._log.info("joined", study=plan.study, plan=plan.digest().hex()[:12], round=reply.rounds_done)
-        if self._display.shown.phase == "connecting":
-            self._display.show("waiting", "connected; waiting for the coordinator")
+        self._display.show("waiting", "connected; waiting for the coordinator", only_after=("connecting",))
 
     def settle(self, link: Link) -> None:
         """Report what ended in the background, and take up an order that was put off if people lifted the reason."""

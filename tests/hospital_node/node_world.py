@@ -283,6 +283,7 @@ class Trainer:
     gate: threading.Event | None = None
     rounds: list[int] = field(default_factory=list)
     error: Exception | None = None
+    base_digest: bytes | None = None  # what it claims to have started from
 
     def __call__(
         self,
@@ -302,7 +303,7 @@ class Trainer:
             on_step(Step(step, plan.training.local_steps))
         if self.error is not None:
             raise self.error
-        return Trained(self.update, model_digest(base))
+        return Trained(self.update, self.base_digest or model_digest(base))
 
 
 def make_workshop(trainer: Trainer, prepare: Callable[[Plan, Any], Sequence[Any]] | None = None) -> Workshop:

@@ -209,6 +209,31 @@ def test_a_newer_round_replaces_the_one_in_training(node: Node) -> None:
     assert (ready.round, ready.state) == (2, READY)
 
 
+def test_preparation_in_the_background_does_not_hide_what_came_after(node: Node) -> None:
+    gate = threading.Event()
+
+    def prepare(plan: Any, count: Any) -> Any:
+        gate.wait(10)
+        return ()
+
+    node.prepare = prepare
+    node.start()
+    node.ledger.pause("Dr Keller", "holidays", datetime.fromtimestamp(NOW_S, UTC))
+    node.link.put(train=train_order())
+    assert node.link.wait_for(1).code == "paused"
+    gate.set()
+    node.link.put(finished=pb.Finished(reason="over"))
+    node.future.result(10)
+    assert node.phase == "finished"
+
+
+def test_training_from_another_model_than_named_is_not_released(node: Node) -> None:
+    node.trainer.base_digest = bytes(32)
+    node.start()
+    node.link.put(train=train_order())
+    assert node.link.wait_for(2).state == FAILED
+
+
 def test_the_same_order_again_does_not_train_again(node: Node) -> None:
     node.start()
     node.link.put(train=train_order())
