@@ -29,7 +29,6 @@ from hospital_node.durable import write_whole
 from hospital_node.ledger import LedgerError
 from hospital_node.link import LinkLost, LinkRefused, dial
 from hospital_node.logs import configure
-from hospital_node.modelfile import Model, ModelFileError, read_model, write_model
 from hospital_node.officer import ConfigFile, read_plan
 from hospital_node.reach import reason_of_loss
 from hospital_node.state import StateError, StateFolder
@@ -37,6 +36,7 @@ from hospital_node.study import plan_offered
 from hospital_node.terminal import counted
 from hospital_node.traffic import ByteMeter
 from hospital_node.work import WorkFailed
+from proto.modelfile import Model, ModelFileError, encode_model, read_model
 from proto.plan import Plan, PlanError, load_toml
 
 EXIT_USER_ERROR = 2
@@ -153,7 +153,7 @@ def init_model(
 
     fresh = random_model(load_toml(plan))
     model = fresh if start is None else _same_layout(read_model(start), fresh, start)
-    write_model(out, model)
+    write_whole(out, encode_model(model))
     typer.echo(f"{out}: {model.layout.length} values in {len(model.layout.tensors)} tensors")
     typer.echo(f'start_digest = "{model.digest.hex()}"')
 

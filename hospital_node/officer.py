@@ -63,7 +63,8 @@ def approve(
     cap = _cap_for(chosen, node.cap, epsilon_cap, delta)
     console = Console()
     console.print(_summary(chosen))
-    _ledger(node).approve(
+    ledger = _ledger(node)
+    ledger.approve(
         chosen,
         by,
         reason,
@@ -75,6 +76,8 @@ def approve(
     )
     what = "without any guarantee" if chosen.privacy.no_guarantee else f"under the cap {cap}"
     console.print(f"Approved by {by}: plan {chosen.digest().hex()[:12]} of study '{chosen.study}', {what}.")
+    if (fits := ledger.budget(chosen).rounds_left) < chosen.rounds:
+        console.print(_stops_early(chosen, cap, fits), style="bold")
 
 
 @app.command()
@@ -187,6 +190,13 @@ def _table(title: str, rows: Mapping[str, str]) -> Table:
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def _stops_early(plan: Plan, cap: Cap, fits: int) -> str:
+    remedy = "ask for a plan with more noise or fewer steps, or raise the cap with a second person"
+    if fits == 0:
+        return f"The cap {cap} is too small for even one round of this plan, so this node will train none: {remedy}."
+    return f"Under the cap {cap} {fits} of {plan.rounds} rounds fit and this node then stops by itself; to go on, {remedy}."
 
 
 def _figure(value: float) -> str:

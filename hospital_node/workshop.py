@@ -14,7 +14,6 @@ import torch
 from hospital_node.cases import CohortError, discover
 from hospital_node.config import NodeConfig
 from hospital_node.inference import dice, predict
-from hospital_node.modelfile import Model
 from hospital_node.network import NetworkError, build, layout_of, load_vector, vector_of
 from hospital_node.prepare import PreparedCase, PreparedCohort, TooManySkipped, prepare
 from hospital_node.prepared_cache import CacheError
@@ -22,6 +21,7 @@ from hospital_node.state import StateFolder
 from hospital_node.train import TrainingError, train_round
 from hospital_node.work import Count, Score, Scored, Trained, Trainer, WorkFailed, Workshop
 from proto.layout import Layout, Vector
+from proto.modelfile import Model
 from proto.plan import Plan, PlanError
 
 

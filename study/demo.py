@@ -20,8 +20,8 @@ from rich.console import Console
 from certs.party import CertificateError
 from coordinator.store import EventRow, StoreError, StoreReader, open_store
 from hospital_node.ledger import LedgerError
-from hospital_node.modelfile import ModelFileError
 from hospital_node.state import StateError, StateFolder
+from proto.modelfile import ModelFileError
 from proto.plan import Plan, PlanError
 from study import approvals, picture, presets, sites, start, summary
 from study.cast import CastError, choose

@@ -10,7 +10,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from hospital_node.modelfile import Model, read_model, write_model
+from hospital_node.durable import write_whole
+from proto.modelfile import Model, encode_model, read_model
 from study.presets import Preset
 
 GENERATOR = "shapes v1, pretraining v2"  # raise it when the same seed gives another start
@@ -33,7 +34,7 @@ def load_or_make(folder: Path, anatomy: str, preset: Preset, announce: Callable[
     steps, volumes = preset.start.steps, preset.start.volumes
     announce(f"Public start: pretraining {steps} steps on {volumes} abstract volumes, no scan of any cohort ...")
     folder.mkdir(parents=True, exist_ok=True)
-    write_model(path, _pretrained(anatomy, preset))
+    write_whole(path, encode_model(_pretrained(anatomy, preset)))
     return path
 
 

@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from hospital_node import checks, cli, officer
 from hospital_node.ledger import Ledger
-from hospital_node.modelfile import read_model
+from proto.modelfile import read_model
 from proto.plan import Plan, load_toml
 
 APPROVAL = ["--by", "Dr Keller", "--reason", "first study"]
@@ -53,6 +53,16 @@ def test_an_approval_makes_the_ledger_and_names_the_plan(folders: Folders, capsy
     approved = Ledger.open(folders.state.ledger).approval(plan)
     assert approved is not None
     assert (approved.by, approved.cap.epsilon, approved.cap.delta) == ("Dr Keller", 8.0, 1e-5)
+
+
+@pytest.mark.parametrize(("cap", "says"), [(0.01, "too small for even one round"), (1000, None)])
+def test_approve_says_at_once_where_the_cap_ends_the_plan_early(
+    folders: Folders, cap: float, says: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = write_plan(folders, make_plan())
+    assert call(folders, "approve", "--plan", plan, *APPROVAL, "--epsilon", cap) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert says in shown if says else "rounds fit" not in shown
 
 
 def test_the_plan_offered_last_is_approved_where_none_is_named(folders: Folders) -> None:

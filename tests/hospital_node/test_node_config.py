@@ -7,18 +7,15 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from node_world import LAYOUT, ME, NAMES, make_plan, uri
+from node_world import ME, NAMES, make_plan, uri
 
 from hospital_node import logs, state
 from hospital_node.config import ConfigError, NodePolicy, load_config
-from hospital_node.modelfile import Model, ModelFileError, read_model, write_model
 from hospital_node.state import SESSION_BYTES, StateError, StateFolder
 from hospital_node.study import policy_obstacle
-from proto.layout import Layout
 from proto.plan import PlanError
 
 GOOD = 'coordinator = "c.example.org:8443"\nidentity = "id"\nstate = "st"\ndata = "data"\npeers = "peers.toml"\n'
@@ -165,38 +162,6 @@ def test_the_ledger_of_another_hospital_is_refused(folder: StateFolder) -> None:
 
 
 # ---- model files ----
-
-
-def test_a_model_file_comes_back_bit_by_bit(tmp_path: Path) -> None:
-    model = Model(LAYOUT, np.linspace(-1, 1, LAYOUT.length, dtype=np.float32))
-    write_model(tmp_path / "m.safetensors", model)
-    again = read_model(tmp_path / "m.safetensors")
-    assert (again.layout, again.digest) == (model.layout, model.digest)
-
-
-def test_model_files_that_cannot_be_used(tmp_path: Path) -> None:
-    path = tmp_path / "m.safetensors"
-    with pytest.raises(ModelFileError, match="init-model"):
-        read_model(path)
-    path.write_bytes(b"not a model")
-    with pytest.raises(ModelFileError, match="cannot be used"):
-        read_model(path)
-    write_model(path, Model(LAYOUT, np.full(LAYOUT.length, np.inf, np.float32)))
-    with pytest.raises(ModelFileError, match="not finite"):
-        read_model(path)
-
-
-def test_a_model_file_of_another_layout_is_refused(tmp_path: Path) -> None:
-    from safetensors.numpy import save
-
-    path = tmp_path / "m.safetensors"
-    tensors = {"a": np.zeros(3, np.float32)}
-    path.write_bytes(save(tensors, metadata={"layout": Layout((("a", (4,)),)).to_json()}))
-    with pytest.raises(ModelFileError, match="another shape"):
-        read_model(path)
-    path.write_bytes(save(tensors))
-    with pytest.raises(ModelFileError, match="names no layout"):
-        read_model(path)
 
 
 # ---- policy and log ----

@@ -209,6 +209,18 @@ def test_a_newer_round_replaces_the_one_in_training(node: Node) -> None:
     assert (ready.round, ready.state) == (2, READY)
 
 
+def test_the_same_order_while_training_does_not_begin_again(node: Node) -> None:
+    node.trainer.gate = threading.Event()
+    node.start()
+    node.link.put(train=train_order())
+    node.link.wait_for(1)
+    node.link.put(train=train_order())
+    assert node.link.wait_for(2).state == TRAINING
+    node.trainer.gate.set()
+    assert node.link.wait_for(3).state == READY
+    assert node.trainer.rounds == [1]
+
+
 def test_preparation_in_the_background_does_not_hide_what_came_after(node: Node) -> None:
     gate = threading.Event()
 

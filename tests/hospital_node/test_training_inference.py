@@ -8,7 +8,8 @@ from training_world import SILENT, URI, Scan, people, person, plan
 
 from hospital_node import inference, network
 from hospital_node.train import train_round
-from study.pretrain import Schedule, pretrain
+from study import pretrain as pretraining
+from study.pretrain import Schedule, class_weights, pretrain
 
 
 class Threshold(nn.Module):
@@ -61,7 +62,12 @@ def test_scores_are_per_case_that_holds_the_label():
     assert scores == {"head": [1.0, 1.0], "tail": [1.0]}
 
 
-def test_pretraining_on_public_volumes_teaches_the_shape():
+@pytest.fixture
+def short_trials(monkeypatch):
+    monkeypatch.setattr(pretraining, "TRIAL_STEPS", 4)
+
+
+def test_pretraining_on_public_volumes_teaches_the_shape(short_trials):
     one = plan(preparation={"patch_zyx": (16, 16, 16)})
     volumes = [(scan.image, scan.label) for index in range(6) for scan in person(f"v{index}").cases]
     start = pretrain(one.network, one.preparation, one.training, iter(volumes), Schedule(steps=40, threads=1, seed=4))
@@ -71,7 +77,7 @@ def test_pretraining_on_public_volumes_teaches_the_shape():
     assert np.mean(inference.dice_per_label(module, unseen, ("lesion",), (16, 16, 16))["lesion"]) > 0.3
 
 
-def test_pretraining_repeats_and_follows_its_seed():
+def test_pretraining_repeats_and_follows_its_seed(short_trials):
     one = plan()
     volumes = [(scan.image, scan.label) for scan in person("v", scans=3).cases]
     first, again, other = (
@@ -80,6 +86,34 @@ def test_pretraining_repeats_and_follows_its_seed():
     )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_pretraining_goes_on_from_the_best_of_its_random_starts(short_trials, monkeypatch):
+    # Two starts of three cannot learn: all their biases and normalisations are dead and fixed.
+    built = []
+    fresh = pretraining._fresh
+
+    def with_dead_ones(plan_network, seed, number):
+        module = fresh(plan_network, seed, number)
+        if number != 1:
+            for p in module.parameters():
+                p.requires_grad_(requires_grad=p.ndim > 1)
+                p.data.mul_(0 if p.ndim == 1 else 1)
+        built.append(module)
+        return module
+
+    monkeypatch.setattr(pretraining, "_fresh", with_dead_ones)
+    one = plan()
+    volumes = [(scan.image, scan.label) for scan in person("v", scans=3).cases]
+    vector = pretrain(one.network, one.preparation, one.training, volumes, Schedule(steps=2, threads=1))
+    assert len(built) == pretraining.CANDIDATES
+    assert np.array_equal(vector, network.vector_of(built[1]))
+
+
+def test_class_weights_by_hand():
+    labels = torch.tensor([0] * 12 + [1] * 4)
+    assert class_weights(labels, 3, 0.5).tolist() == pytest.approx([(16 / 12) ** 0.5, 2.0, 0.0])
+    assert class_weights(labels, 2, 0.0).tolist() == [1.0, 1.0]
 
 
 def test_rounds_of_training_teach_the_shape():

@@ -12,8 +12,8 @@ from coordinator.store import StoreReader, open_store
 from hospital_node.accounting import Mechanism, epsilon
 from hospital_node.cap import Cap
 from hospital_node.ledger import Ledger
-from hospital_node.modelfile import read_model
 from hospital_node.state import StateFolder
+from proto.modelfile import read_model
 from proto.plan import Plan
 from study import presets, sites, synthetic
 from study.cast import Cast, Role

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from proto.layout import Layout
 from proto.modelfile import Model, ModelFileError, encode_model, read_model
@@ -31,4 +32,15 @@ def test_missing_foreign_cut_and_non_finite_files_are_named(tmp_path):
             read_model(path)
     path.write_bytes(encode_model(Model(LAYOUT, np.full(8, np.nan, np.float32))))
     with pytest.raises(ModelFileError, match="not finite"):
+        read_model(path)
+
+
+def test_tensors_that_do_not_fit_the_layout_are_refused(tmp_path):
+    path = tmp_path / "m.safetensors"
+    tensors = {"a": np.zeros(3, np.float32)}
+    path.write_bytes(save(tensors, metadata={"layout": Layout((("a", (4,)),)).to_json()}))
+    with pytest.raises(ModelFileError, match="another shape"):
+        read_model(path)
+    path.write_bytes(save(tensors))
+    with pytest.raises(ModelFileError, match="layout"):
         read_model(path)
