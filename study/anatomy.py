@@ -16,7 +16,7 @@ from study.textures import Field, Triple, ball_box, blur, paint_ball, smooth_noi
 AIR_HU, FAT_HU, MUSCLE_HU, BLOOD_HU, LIVER_HU = -1000.0, -100.0, 45.0, 50.0, 60.0
 MARROW_HU, CORTEX_HU, RIB_HU, DISC_HU = 180.0, 480.0, 420.0, 80.0
 RIB_PERIOD_MM, VERTEBRA_PERIOD_MM = 26.0, 26.0
-NODULE_DIAMETERS_MM = (8.0, 24.0)
+NODULE_DIAMETERS_MM = (12.0, 28.0)  # three to seven voxels of the demonstration's 4 mm grid
 NODULE_HU = (-50.0, 100.0)
 VESSEL_STEP_MM = 2.5
 

@@ -15,7 +15,7 @@ from study import deal, synthetic
 
 SYNTHETIC_HOSPITALS = ("st-anna", "nordklinik", "lakeside", "riverside")
 SYNTHETIC_PATIENTS = 40
-SYNTHETIC_TEST_PATIENTS = 12
+SYNTHETIC_TEST_PATIENTS = 16
 COHORT_SEED = 20261121
 EVALUATOR = "public-test"
 
@@ -41,7 +41,6 @@ class Cast:
 
     study: str
     template: str
-    anatomy: str  # which public generator makes the start: "chest" or "hippocampus"
     hospitals: tuple[Role, ...]
     evaluator: Role
     note: str  # one sentence about the data, for people
@@ -69,7 +68,6 @@ def _synthetic(folder: Path, progress: Callable[[str, int, int], None]) -> Cast:
     return Cast(
         study="demo-chest-ct",
         template="chest-ct",
-        anatomy="chest",
         hospitals=tuple(roles),
         evaluator=Role(EVALUATOR, test, SYNTHETIC_TEST_PATIENTS),
         note="Synthetic chest CT in LUNA16's layout; no real patient is involved.",
@@ -86,7 +84,6 @@ def _split_sites(data: Path) -> Cast:
     return Cast(
         study="demo-hippocampus",
         template="hippocampus",
-        anatomy="hippocampus",
         hospitals=roles,
         evaluator=Role(EVALUATOR, data, tested, fold="test"),
         note="MSD Hippocampus is public: its epsilon demonstrates the mechanism, it protects nobody.",
@@ -109,7 +106,6 @@ def _luna(data: Path, folder: Path) -> Cast:
     return Cast(
         study="demo-luna16",
         template="luna16",
-        anatomy="chest",
         hospitals=tuple(roles[name] for name in SYNTHETIC_HOSPITALS),
         evaluator=roles[EVALUATOR],
         note="Your own LUNA16 files, dealt by patient to four hospitals; one patient in seven is the public test set.",

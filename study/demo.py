@@ -81,7 +81,7 @@ def run(options: Options, console: Console) -> summary.Summary:
     """Play the whole demonstration. Raises one of FAILURES, one sentence each; every child is stopped on the way out."""
     began_s = time.monotonic()
     with Family(options.threads) as family:
-        world = _prepare(options, console)
+        world = _prepare(family, options, console)
         _start_coordinator(family, world)
         address = _address(family, world)
         if options.app:
@@ -97,7 +97,7 @@ def run(options: Options, console: Console) -> summary.Summary:
     return result
 
 
-def _prepare(options: Options, console: Console) -> Sites:
+def _prepare(family: Family, options: Options, console: Console) -> Sites:
     """Data, start, certificates, plan, approvals: everything before the first process."""
     folder = options.folder / "sites" / (options.data.resolve().name if options.data else "synthetic")
     with _told(console, "Scans") as told:
@@ -107,16 +107,16 @@ def _prepare(options: Options, console: Console) -> Sites:
     sites.certify(world)
     sites.begin_anew(world)
     console.print("Certificates: one key per party; fresh ledgers, as no real patient is involved or the data are public")
-    plan, model = _plan(options, world, console)
+    plan, model = _plan(family, options, world, console)
     sites.write_coordinator(world, plan, model, drill_pause_s=1.0 if options.kill else 0.0)
     approvals.approve_all(world, plan, console)
     return world
 
 
-def _plan(options: Options, world: Sites, console: Console) -> tuple[Plan, Path]:
+def _plan(family: Family, options: Options, world: Sites, console: Console) -> tuple[Plan, Path]:
     cast = world.cast
     preset = presets.load(cast.template if options.private else f"{cast.template}-plain")
-    model = start.load_or_make(options.folder / "starts", cast.anatomy, preset, console.print)
+    model = start.load_or_make(options.folder / "starts", preset, family, console.print)
     plan = presets.complete(
         preset.fields,
         study=cast.study,

@@ -1,7 +1,7 @@
 """Plans of the demonstration: readable TOML files under `plans/`, completed with who takes part.
 
-A template is a whole plan without `study`, `hospitals`, `evaluators` and `start_digest`, and one more table: [start], how
-the public start is pretrained. `complete` makes a plan of it, validated as any plan is.
+A template is a whole plan without `study`, `hospitals`, `evaluators` and `start_digest`, and with two more keys: `anatomy` of
+the public shapes and [start], how the public start is pretrained. `complete` makes a plan of it, validated as any plan is.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import tomli_w
 from pydantic import Field, ValidationError
@@ -33,6 +33,7 @@ class Preset(Frozen):
     """One template: the plan's fields and how its start is made."""
 
     name: str
+    anatomy: Literal["chest", "hippocampus"]
     fields: dict[str, object]
     start: StartRecipe
     network: Network
@@ -42,9 +43,9 @@ class Preset(Frozen):
     @classmethod
     def of(cls, name: str, fields: dict[str, object]) -> Self:
         """From a template's content."""
-        recipe = fields.pop("start")
+        recipe, anatomy = fields.pop("start"), fields.pop("anatomy")
         parts = {key: fields[key] for key in ("network", "preparation", "training")}
-        return cls.model_validate({"name": name, "fields": fields, "start": recipe, **parts})
+        return cls.model_validate({"name": name, "anatomy": anatomy, "fields": fields, "start": recipe, **parts})
 
 
 def load(name: str) -> Preset:

@@ -18,6 +18,8 @@ from study.textures import Field, Triple, ball_box, blur, paint_ball, smooth_noi
 
 PATH_POINTS = 24  # of the bent tube's axis: closer than its radius
 PLACING_TRIES = 20
+CORE = 0.8  # of a ball's radius is labelled: as if drawn tighter than at the hospitals, which private training has to learn
+WALL_SHARE = 0.6  # of the volumes: without walls a start takes the skin of a body for its target
 
 Pair = tuple[NDArray[np.float32], NDArray[np.uint8]]
 Shape = tuple[int, int, int]
@@ -49,6 +51,8 @@ def _balls(rng: np.random.Generator, shape: Shape, spacing: Triple) -> Pair:
     field = smooth_noise(rng, shape, [int(rng.integers(2, 5)) for _ in shape])
     solid = field > np.quantile(field, rng.uniform(0.4, 0.85))
     image = np.where(solid, np.float32(bright), np.float32(dark))
+    if rng.random() < WALL_SHARE:
+        _paint_wall(rng, (image, solid), spacing, (dark, bright))
     image += rng.uniform(0.0, 0.06) * smooth_noise(rng, shape, [max(extent // 3, 1) for extent in shape])
     for _ in range(int(rng.integers(4, 16))):
         _paint_tube(rng, image, spacing, bright)
@@ -58,6 +62,27 @@ def _balls(rng: np.random.Generator, shape: Shape, spacing: Triple) -> Pair:
     image = blur(image, _triple(rng.uniform(0.2, 0.7, 3)))
     image += rng.uniform(0.01, 0.06) * rng.standard_normal(shape, np.float32)
     return np.clip(image, -1, 1), label
+
+
+def _paint_wall(
+    rng: np.random.Generator, pair: tuple[Field, NDArray[np.bool_]], spacing: Triple, levels: tuple[float, float]
+) -> None:
+    """A wide curved wall with nothing behind it and a softer rim, as between a body and the air around it."""
+    image, solid = pair
+    dark, bright = levels
+    heading = rng.standard_normal(3)
+    heading /= np.linalg.norm(heading)
+    radius = rng.uniform(50.0, 160.0)
+    middle = (np.array(image.shape) - 1) / 2 * spacing
+    centre = middle + heading * (radius + rng.uniform(-45.0, 45.0))
+    axes = [np.arange(extent) * step - c for extent, step, c in zip(image.shape, spacing, centre, strict=True)]
+    distance = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2)
+    depth = (radius - distance) if rng.random() < 0.7 else (distance - radius)
+    wall = (depth >= 0) & (depth < rng.uniform(10.0, 60.0))
+    image[depth < 0] = max(dark - rng.uniform(0.0, 0.3), -1.0)
+    image[wall] = bright
+    image[wall & (depth < rng.uniform(4.0, 16.0))] = bright - rng.uniform(0.0, 0.35)
+    solid |= wall
 
 
 def _paint_tube(rng: np.random.Generator, image: Field, spacing: Triple, bright: float) -> None:
@@ -82,7 +107,7 @@ def _paint_target(
         inside = distance <= radius
         if inside.any() and solid[place][inside].mean() < 0.15 and not label[place][inside].any():
             paint_ball(image, centre, radius, spacing, bright + rng.uniform(-0.25, 0.2))
-            label[place][inside] = 1
+            label[place][distance <= CORE * radius] = 1
             return
 
 

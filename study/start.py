@@ -1,40 +1,52 @@
 """The public start of a demonstration: pretraining on abstract shapes, kept by the digest of everything that shaped it.
 
-No scan of any cohort enters, synthetic cohorts included, so the start costs no privacy.
+No scan of any cohort enters, synthetic cohorts included, so the start costs no privacy. Two candidates are trained side by
+side, one a core, and the one with the smaller loss on public volumes that neither has seen is kept: a small network now and
+then learns poor features, and noisy private training cannot repair those.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hospital_node.durable import write_whole
 from proto.modelfile import Model, encode_model, read_model
+from study import presets, shapes
 from study.presets import Preset
+from study.processes import Family
 
-GENERATOR = "shapes v1, pretraining v2"  # raise it when the same seed gives another start
-SEED = 7
+GENERATOR = "shapes v2, pretraining v4"  # raise it when the same seed gives another start
+SEEDS = (3, 7)
+HELD_OUT_SEED, HELD_OUT = 1_000_003, 48  # volumes for the choice
 MARGIN_VOXELS = 8  # public volumes are a little larger than a patch, so that patches differ
+LOSS_KEY = "held-out-loss"
+WAIT_S = 0.1
 
 
-def load_or_make(folder: Path, anatomy: str, preset: Preset, announce: Callable[[str], None]) -> Path:
+def load_or_make(folder: Path, preset: Preset, family: Family, announce: Callable[[str], None]) -> Path:
     """Path of the start for `preset`; made now if it is not there. `announce` gets one sentence either way."""
-    recipe = {
-        "generator": GENERATOR,
-        "anatomy": anatomy,
-        "parts": [part.model_dump(mode="json") for part in (preset.network, preset.preparation, preset.training, preset.start)],
-    }
+    parts = (preset.network, preset.preparation, preset.training, preset.start)
+    recipe = {"generator": GENERATOR, "seeds": SEEDS, "parts": [part.model_dump(mode="json") for part in parts]}
     name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / f"{anatomy}-{name}.safetensors"
+    path = folder / f"{preset.name}-{name}.safetensors"
     if path.is_file():
         announce("Public start: kept from an earlier run")
         return path
     steps, volumes = preset.start.steps, preset.start.volumes
-    announce(f"Public start: pretraining {steps} steps on {volumes} abstract volumes, no scan of any cohort ...")
+    announce(
+        f"Public start: {len(SEEDS)} candidates, {steps} steps on {volumes} abstract volumes each, no scan of any cohort ..."
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, encode_model(_pretrained(anatomy, preset)))
+    candidates = _candidates(folder, preset, family)
+    best = min(candidates, key=lambda candidate: float(read_model(candidate).provenance[LOSS_KEY]))
+    best.replace(path)
+    for candidate in candidates:
+        candidate.unlink(missing_ok=True)
     return path
 
 
@@ -43,14 +55,49 @@ def digest_of(path: Path) -> bytes:
     return read_model(path).digest
 
 
-def _pretrained(anatomy: str, preset: Preset) -> Model:
+def make_candidate(preset: Preset, seed: int) -> Model:
+    """One candidate, trained on one thread, with its loss on held-out public volumes in the provenance."""
     from hospital_node import network
-    from study import pretrain, shapes
+    from study import pretrain
 
+    recipe, parts = preset.start, (preset.network, preset.preparation, preset.training)
+    schedule = pretrain.Schedule(
+        steps=recipe.steps, batch=recipe.batch, learning_rate=recipe.learning_rate, threads=1, seed=seed
+    )
+    vector = pretrain.pretrain(*parts, _volumes(preset, recipe.volumes, seed), schedule)
+    loss = pretrain.held_out_loss(parts, vector, _volumes(preset, HELD_OUT, HELD_OUT_SEED), HELD_OUT_SEED)
+    provenance = {"made-by": GENERATOR, "seed": str(seed), LOSS_KEY: repr(loss)}
+    return Model(network.layout_of(network.build(preset.network)), vector, provenance)
+
+
+def _candidates(folder: Path, preset: Preset, family: Family) -> list[Path]:
+    paths = [folder / f"{preset.name}-candidate-{seed}.safetensors" for seed in SEEDS]
+    children = [
+        family.start(
+            f"pretraining {seed}",
+            [sys.executable, "-m", "study.start", preset.name, str(seed), str(path)],
+            folder / f"pretraining-{seed}.log",
+        )
+        for seed, path in zip(SEEDS, paths, strict=True)
+    ]
+    while any(child.running for child in children):
+        time.sleep(WAIT_S)
+    family.raise_if_any_failed()
+    family.children[:] = [child for child in family.children if child not in children]
+    return paths
+
+
+def _volumes(preset: Preset, count: int, seed: int) -> Iterator[shapes.Pair]:
     depth, height, width = (side + MARGIN_VOXELS for side in preset.preparation.patch_zyx)
-    make = shapes.public_tubes if anatomy == "hippocampus" else shapes.public_volumes
-    pairs = make(preset.start.volumes, SEED, preset.preparation.spacing_xyz_mm, (depth, height, width))
-    recipe = preset.start
-    schedule = pretrain.Schedule(steps=recipe.steps, batch=recipe.batch, learning_rate=recipe.learning_rate, seed=SEED)
-    vector = pretrain.pretrain(preset.network, preset.preparation, preset.training, pairs, schedule)
-    return Model(network.layout_of(network.build(preset.network)), vector)
+    make = shapes.public_tubes if preset.anatomy == "hippocampus" else shapes.public_volumes
+    return make(count, seed, preset.preparation.spacing_xyz_mm, (depth, height, width))
+
+
+def main() -> None:
+    """`python -m study.start TEMPLATE SEED FILE`: one candidate, as a process of its own."""
+    template, seed, path = sys.argv[1:]
+    write_whole(Path(path), encode_model(make_candidate(presets.load(template), int(seed))))
+
+
+if __name__ == "__main__":
+    main()

@@ -24,7 +24,7 @@ from study.textures import Triple
 
 __all__ = ["SCANNERS", "Scanner", "public_tubes", "public_volumes", "write_cohort", "write_public_cohort"]
 
-GENERATOR = "synthetic chest v1"  # in the marker file; raise it when the same arguments give other voxels
+GENERATOR = "synthetic chest v2"  # in the marker file; raise it when the same arguments give other voxels
 MARKER = "cohort.json"
 SECOND_SERIES_EVERY = 8  # every eighth patient came back for a second scan
 MARGIN_MM = 8.0  # air around the body

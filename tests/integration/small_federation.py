@@ -60,7 +60,7 @@ class SmallFederation:
         for index, role in enumerate(roles):
             synthetic.write_cohort(role.data, index, PATIENTS, 5)
         synthetic.write_public_cohort(public.data, 2, 5)
-        self.world = sites.Sites(self.folder, Cast(STUDY, "none", "chest", roles, public, ""))
+        self.world = sites.Sites(self.folder, Cast(STUDY, "none", roles, public, ""))
         sites.certify(self.world)
         self.plan = presets.complete(
             FIELDS,

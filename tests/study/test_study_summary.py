@@ -104,7 +104,7 @@ def test_templates_with_noise_end_below_epsilon_8_and_the_low_cap_stops_in_betwe
 
 def test_admitted_hospitals_declare_what_the_cast_says(tmp_path):
     roles = tuple(Role(name, tmp_path, 40 + index) for index, name in enumerate("abc"))
-    cast = Cast("demo", "chest-ct", "chest", roles, Role("public", tmp_path, 3), "")
+    cast = Cast("demo", "chest-ct", roles, Role("public", tmp_path, 3), "")
     admitted = presets.admitted(cast, lambda role: f"secagg://demo/hospital/{role.name}")
     assert [hospital.declared_patients for hospital in admitted] == [40, 41, 42]
     assert np.unique([hospital.weight for hospital in admitted]).tolist() == [1]
