@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from coordinator import events as ev
 from coordinator import optimizer, orders
 from coordinator.config import CoordinatorConfig
 from coordinator.mailbox import Mailbox, first_id
-from coordinator.meter import Meter
+from coordinator.meter import Lane, Meter
 from coordinator.models import ModelError, ModelFolder, read_start
 from coordinator.rounds import step
 from coordinator.spool import Spool, SpoolError
@@ -177,14 +177,18 @@ class Run:
         if not stored and not drawn:
             return
         at = time.time()
+        ended = any(isinstance(effect, ev.SaveRound) for effect in stored)
+        counts = self.meter.drain() if ended else {}  # who reads that a round ended reads its bytes with it
         try:
             with self.store.batch() as changes:
+                _store_traffic(changes, counts)
                 for effect in stored:
                     _store(changes, effect, self.layout.length, at)
                 for item in drawn:
                     changes.new_session(item.session, state.round, item.roster, at)
                 self._store_views(changes, state)
         except StoreError:
+            self.meter.give_back(counts)
             self._shown.clear()
             raise
 
@@ -301,8 +305,7 @@ class Run:
             return
         try:
             with self.store.batch() as changes:
-                for lane, size in counts.items():
-                    changes.traffic(lane.round, lane.party, lane.direction, lane.phase, size)
+                _store_traffic(changes, counts)
                 if late:
                     self._store_seen(changes)
         except StoreError:
@@ -339,6 +342,11 @@ STORED = (ev.CommitPoint, ev.AbortSession, ev.Publish, ev.SaveRound, ev.SavePhas
 def _say(sentence: str) -> None:
     with suppress(OSError, ValueError):  # a closed terminal must not stop a run; the store has the event
         log.info(sentence)
+
+
+def _store_traffic(changes: Batch, counts: Mapping[Lane, int]) -> None:
+    for lane, size in counts.items():
+        changes.traffic(lane.round, lane.party, lane.direction, lane.phase, size)
 
 
 def _store(changes: Batch, effect: ev.Effect, length: int, at: float) -> None:

@@ -131,6 +131,15 @@ def test_bytes_are_kept_until_they_can_be_stored(run):
     assert run.store.traffic()[0].bytes > 100
 
 
+def test_who_reads_that_a_round_went_on_reads_its_bytes_too(run, identities):
+    from coordinator.meter import Lane
+
+    run.meter.add(Lane(1, uri(0), "up", "train"), pb.Chunk(data=bytes(100)))
+    advertising(run, identities)  # the round's row changes to masking
+    assert [row.state for row in run.store.rounds()] == ["masking"]
+    assert run.store.traffic()[0].bytes > 100
+
+
 def test_weights_that_leave_no_safe_cohort_open_no_session_and_say_so(tmp_path, identities):
     plan = small_plan(3)
     heavy = plan.hospitals[0].model_copy(update={"weight": 1 << 20})
