@@ -22,7 +22,7 @@ from coordinator.store import EventRow, StoreError, StoreReader, open_store
 from hospital_node.ledger import LedgerError
 from hospital_node.state import StateError, StateFolder
 from proto.modelfile import ModelFileError
-from proto.plan import Plan, PlanError
+from proto.plan import DECLINE_CODES, Plan, PlanError, short_name
 from study import approvals, picture, presets, sites, start, summary
 from study.cast import CastError, choose
 from study.deal import DealError
@@ -201,11 +201,21 @@ def _follow(family: Family, options: Options, world: Sites, console: Console, dr
                 result = summary.summarise(world.store, ledgers)
                 told = _tell_rounds(result, told, console)
                 summary.write(result, options.folder / "summary.json")
+                _raise_if_stuck(reader, world)
             if over:
                 return result
             if drill:
                 drill.tick()
             time.sleep(DRILL_POLL_S if drill else POLL_S)
+
+
+def _raise_if_stuck(reader: StoreReader, world: Sites) -> None:
+    """ProcessFailed where so many hospitals declined that no cohort can form; the coordinator itself would wait for people."""
+    out = {row.uri: row.code for row in reader.members() if row.state in {"declined", "failed"}}
+    if reader.finished() or len(world.cast.hospitals) - len(out) >= reader.plan().masking.minimum_cohort:
+        return
+    reasons = "; ".join(f"{short_name(uri)}: {DECLINE_CODES.get(code, code)}" for uri, code in sorted(out.items()))
+    raise ProcessFailed(f"too few hospitals are left for a cohort ({reasons}): see node.log in each folder of {world.folder}")
 
 
 def _tell(reader: StoreReader, told: Told, console: Console, drill: Drill | None) -> Told:
