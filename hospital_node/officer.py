@@ -76,8 +76,9 @@ def approve(
     )
     what = "without any guarantee" if chosen.privacy.no_guarantee else f"under the cap {cap}"
     console.print(f"Approved by {by}: plan {chosen.digest().hex()[:12]} of study '{chosen.study}', {what}.")
-    if (fits := ledger.budget(chosen).rounds_left) < chosen.rounds:
-        console.print(_stops_early(chosen, cap, fits), style="bold")
+    view = ledger.budget(chosen)
+    if view.stops_after_round is not None:  # of the rounds still to come: an approval may be renewed in the middle of a study
+        console.print(_stops_early(chosen, cap, view.rounds_left), style="bold")
 
 
 @app.command()
@@ -195,8 +196,10 @@ def _table(title: str, rows: Mapping[str, str]) -> Table:
 def _stops_early(plan: Plan, cap: Cap, fits: int) -> str:
     remedy = "ask for a plan with more noise or fewer steps, or raise the cap with a second person"
     if fits == 0:
-        return f"The cap {cap} is too small for even one round of this plan, so this node will train none: {remedy}."
-    return f"Under the cap {cap} {fits} of {plan.rounds} rounds fit and this node then stops by itself; to go on, {remedy}."
+        return f"The cap {cap} is too small for even one more round of this plan, so this node will train none: {remedy}."
+    return (
+        f"Under the cap {cap} {fits} more of {plan.rounds} rounds fit and this node then stops by itself; to go on, {remedy}."
+    )
 
 
 def _figure(value: float) -> str:

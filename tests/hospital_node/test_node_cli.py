@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,32 @@ def test_an_approval_makes_the_ledger_and_names_the_plan(folders: Folders, capsy
     assert (approved.by, approved.cap.epsilon, approved.cap.delta) == ("Dr Keller", 8.0, 1e-5)
 
 
-@pytest.mark.parametrize(("cap", "says"), [(0.01, "too small for even one round"), (1000, None)])
+@pytest.mark.parametrize(("cap", "says"), [(0.01, "too small for even one more round"), (1000, None)])
 def test_approve_says_at_once_where_the_cap_ends_the_plan_early(
     folders: Folders, cap: float, says: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = write_plan(folders, make_plan())
     assert call(folders, "approve", "--plan", plan, *APPROVAL, "--epsilon", cap) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert says in shown if says else "rounds fit" not in shown
+    if says:
+        assert says in shown
+    else:
+        assert "stops by itself" not in shown
+
+
+def test_an_approval_renewed_in_mid_study_counts_only_the_rounds_to_come(
+    folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan()
+    approved_ledger(folders, plan)
+    ledger = Ledger.open(folders.state.ledger)
+    ledger.commit(ledger.authorize(plan, 1), bytes(32), bytes(16), datetime.now(UTC))
+    cap = ledger.cap
+    assert cap is not None
+    assert ledger.budget(plan).stops_after_round is None
+    again = ["--epsilon", cap.epsilon, "--delta", cap.delta]
+    assert call(folders, "approve", "--plan", write_plan(folders, plan), *APPROVAL, *again) == 0
+    assert "stops by itself" not in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_plan_offered_last_is_approved_where_none_is_named(folders: Folders) -> None:
