@@ -41,6 +41,7 @@ from certs.party import (
 )
 
 ROOT_KEY_FILE = "ca.key"
+AUTHORITY_ORIGIN = "name the folder that secagg-certs init-ca made"
 RECORD_FILE = "issued.jsonl"  # append-only: one line for each certificate signed
 LEAF_DAYS = 90
 MAX_LEAF_DAYS = 398  # as for public web servers; there is no revocation list, so a leaf must not live long
@@ -123,9 +124,11 @@ def create_authority(folder: Path, study: str, now: datetime | None = None) -> A
 
 def load_authority(folder: Path) -> Authority:
     """Read ca.key and ca.crt; CertificateError if they do not belong together."""
-    key = load_private_key(files.read_private(folder / ROOT_KEY_FILE, "the root key"), str(folder / ROOT_KEY_FILE))
+    key = load_private_key(
+        files.read_private(folder / ROOT_KEY_FILE, "the root key", AUTHORITY_ORIGIN), str(folder / ROOT_KEY_FILE)
+    )
     source = str(folder / ROOT_FILE)
-    certificate = parse_certificate(files.read_bytes(folder / ROOT_FILE, "the root certificate"), source)
+    certificate = parse_certificate(files.read_bytes(folder / ROOT_FILE, "the root certificate", AUTHORITY_ORIGIN), source)
     if public_key_der_of(leaf_key(certificate.public_key, source)) != public_key_der_of(key.public_key()):
         raise CertificateError(
             f"{folder}: {ROOT_FILE} was made for another key than {ROOT_KEY_FILE}: use the folder of one authority"

@@ -146,7 +146,9 @@ def peers(
     """Write the list of confirmed keys: a hospital's own peers, or the parties that a coordinator admits."""
     at = datetime.now(UTC)
     parties = [
-        party_of_certificate(parse_certificate(files.read_bytes(path, "the certificate"), str(path)), at, str(path))
+        party_of_certificate(
+            parse_certificate(files.read_bytes(path, "the certificate", enrol.SIGNED), str(path)), at, str(path)
+        )
         for path in map(_file_in, certificates)
     ]
     if unconfirmed == (confirmed_by is not None):
@@ -179,7 +181,7 @@ def _file_in(path: Path) -> Path:
 
 
 def _read_any(path: Path) -> tuple[str, bytes]:
-    pem = files.read_bytes(path, "the certificate or request")
+    pem = files.read_bytes(path, "the certificate or request", "name a file that is there")
     if PEM_CERTIFICATE not in pem:
         asked = enrol.read_request(pem, str(path))
         return f"request of {asked.uri}", asked.fingerprint

@@ -20,6 +20,7 @@ from certs.authority import LEAF_DAYS, Leaf, load_authority, private_pem, record
 from certs.identity import (
     CERTIFICATE_FILE,
     KEY_FILE,
+    KEY_ORIGIN,
     ROOT_FILE,
     Identity,
     check_issued,
@@ -43,6 +44,8 @@ from certs.party import (
 from certs.words import compare_words
 
 REQUEST_FILE = "node.csr"
+REQUESTED = "its party makes it with secagg-certs request and sends it; name it as you kept it"
+SIGNED = "the coordinator makes it with secagg-certs sign and sends it; name it as you kept it"
 
 
 def create_request(folder: Path, uri: str) -> bytes:
@@ -96,7 +99,7 @@ def sign_request(
     """
     authority = load_authority(authority_folder)
     at = now or datetime.now(UTC)
-    asked = read_request(files.read_bytes(request, "the request"), str(request))
+    asked = read_request(files.read_bytes(request, "the request", REQUESTED), str(request))
     if PartyName.parse(asked.uri).purpose is not Purpose.CLIENT:
         raise CertificateError(
             f"{asked.uri} is a coordinator: make its key and certificate on its own machine with secagg-certs issue"
@@ -113,7 +116,7 @@ def sign_request(
 def install(folder: Path, signed: Path, spoken_root_words: str, now: datetime | None = None) -> Identity:
     """Put a signed certificate beside its key, after comparing the root's words. An older one of the same key is replaced."""
     at = now or datetime.now(UTC)
-    certificates = parse_certificates(files.read_bytes(signed, "the signed certificate"), str(signed))
+    certificates = parse_certificates(files.read_bytes(signed, "the signed certificate", SIGNED), str(signed))
     if len(certificates) != 2:
         raise CertificateError(
             f"{signed} holds {len(certificates)} certificates, expected yours and the root: ask for the file again"
@@ -124,7 +127,7 @@ def install(folder: Path, signed: Path, spoken_root_words: str, now: datetime | 
     root_pem, source = root.public_bytes(Encoding.PEM), str(signed)
     check_issued(leaf, root_pem, at, source)
     party = party_of_certificate(leaf, at, source)
-    key = load_private_key(files.read_private(folder / KEY_FILE, "the private key"), str(folder / KEY_FILE))
+    key = load_private_key(files.read_private(folder / KEY_FILE, "the private key", KEY_ORIGIN), str(folder / KEY_FILE))
     if key_fingerprint(key) != party.fingerprint:
         raise CertificateError(
             f"{signed} was made for another key than {folder / KEY_FILE}: install it where its request was made"
@@ -137,5 +140,8 @@ def install(folder: Path, signed: Path, spoken_root_words: str, now: datetime | 
 
 def _check_same_name(folder: Path, uri: str) -> None:
     path = folder / CERTIFICATE_FILE
-    if path.exists() and uri_of(parse_certificate(files.read_bytes(path, "the certificate"), str(path)), str(path)) != uri:
+    if (
+        path.exists()
+        and uri_of(parse_certificate(files.read_bytes(path, "the certificate", SIGNED), str(path)), str(path)) != uri
+    ):
         raise CertificateError(f"{folder} belongs to another party than {uri}: give every party its own folder")

@@ -12,25 +12,25 @@ PRIVATE = 0o600  # readable by its owner only, like an ssh key
 PUBLIC = 0o644
 
 
-def read_bytes(path: Path, what: str) -> bytes:
-    """The content of a file; CertificateError naming `what` and the path."""
+def read_bytes(path: Path, what: str, origin: str) -> bytes:
+    """The content of a file; CertificateError naming `what` and the path, and where it is missing its `origin`."""
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CertificateError(f"cannot read {what} {path}: {error.strerror}") from error
+        raise _unreadable(path, what, origin, error) from error
 
 
-def read_private(path: Path, what: str) -> bytes:
+def read_private(path: Path, what: str, origin: str) -> bytes:
     """Like `read_bytes`, and refuses a file that other users of the machine may read."""
     try:
         mode = path.stat().st_mode & 0o777
     except OSError as error:
-        raise CertificateError(f"cannot read {what} {path}: {error.strerror}") from error
+        raise _unreadable(path, what, origin, error) from error
     if mode & 0o077:
         raise CertificateError(
             f"{what} {path} is open to other users (mode {mode:04o}): run chmod 600 on it, and renew it if shared"
         )
-    return read_bytes(path, what)
+    return read_bytes(path, what, origin)
 
 
 def make_folder(folder: Path) -> None:
@@ -75,6 +75,11 @@ def refuse_existing(folder: Path, *names: str) -> None:
             raise CertificateError(
                 f"{folder / name} exists already and is not overwritten: move it away or choose another folder"
             )
+
+
+def _unreadable(path: Path, what: str, origin: str, error: OSError) -> CertificateError:
+    remedy = origin if isinstance(error, FileNotFoundError) else "let this user read it"
+    return CertificateError(f"cannot read {what} {path}: {error.strerror}; {remedy}")
 
 
 def _write_temporary(path: Path, content: bytes, mode: int) -> Path:

@@ -30,6 +30,8 @@ from certs.party import (
 KEY_FILE = "node.key"
 CERTIFICATE_FILE = "node.crt"
 ROOT_FILE = "ca.crt"
+KEY_ORIGIN = "make it with secagg-certs request, a coordinator's with secagg-certs issue"
+CERTIFICATE_ORIGIN = "install the signed one with secagg-certs install, a coordinator's comes from secagg-certs issue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,10 @@ class Identity:
 
 def load_identity(folder: Path, now: datetime | None = None) -> Identity:
     """Read node.key, node.crt and ca.crt; raise CertificateError unless they belong together and are valid at `now`."""
-    key_pem = files.read_private(folder / KEY_FILE, "the private key")
+    key_pem = files.read_private(folder / KEY_FILE, "the private key", KEY_ORIGIN)
     key = load_private_key(key_pem, str(folder / KEY_FILE))
-    certificate_pem = files.read_bytes(folder / CERTIFICATE_FILE, "the certificate")
-    ca_pem = files.read_bytes(folder / ROOT_FILE, "the root certificate")
+    certificate_pem = files.read_bytes(folder / CERTIFICATE_FILE, "the certificate", CERTIFICATE_ORIGIN)
+    ca_pem = files.read_bytes(folder / ROOT_FILE, "the root certificate", CERTIFICATE_ORIGIN)
     certificate = parse_certificate(certificate_pem, str(folder / CERTIFICATE_FILE))
     at = now or datetime.now(UTC)
     party = party_of_certificate(certificate, at, str(folder / CERTIFICATE_FILE))

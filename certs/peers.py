@@ -97,7 +97,7 @@ def peer_of(party: Party, confirmed_by: str, confirmed_at: datetime) -> Peer:
 
 def load_peers(path: Path) -> PeerList:
     """Read a peer list; CertificateError naming the file, the entry and the reason."""
-    content = files.read_bytes(path, "the peer list")
+    content = files.read_bytes(path, "the peer list", "write it with secagg-certs peers")
     try:
         fields = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -125,9 +125,9 @@ def check_approval(config: NodeConfig, plan: Plan | None) -> Check:
         return Check(
             "approval", ok=False, sentence=f"nobody approved study '{plan.study}' as it is now: run `secagg-node approve`"
         )
-    return Check(
-        "approval", ok=budget.rounds_left > 0, sentence=f"approved by {approved.by}; {budget.rounds_left} rounds fit the budget"
-    )
+    over = budget.next_epsilon is None  # the plan has no further round: nothing has to fit any more
+    outlook = f"{budget.rounds_left} rounds fit the budget" if budget.rounds_left else budget.sentence
+    return Check("approval", ok=over or budget.rounds_left > 0, sentence=f"approved by {approved.by}; {outlook}")
 
 
 def check_data(config: NodeConfig) -> Check:

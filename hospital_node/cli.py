@@ -41,6 +41,7 @@ from proto.plan import Plan, PlanError, load_toml
 
 EXIT_USER_ERROR = 2
 EXIT_NOT_READY = 1
+NODE_PACKAGES = frozenset({"SimpleITK", "dp_accounting", "monai", "opacus", "torch"})  # not part of a bare install
 SIGNAL_CHECK_S = 0.5
 USER_ERRORS = (
     CertificateError,
@@ -86,6 +87,10 @@ def guarded(command: Callable[[], object]) -> int:
         text = str(error)
     except typer.Abort:
         text = "interrupted"
+    except ModuleNotFoundError as error:
+        if error.name not in NODE_PACKAGES:
+            raise
+        text = f"{error.name} is not installed, which a node needs: run pip install '.[node]' in the repository's folder"
     else:
         return status if isinstance(status, int) else 0
     if text:
