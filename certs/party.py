@@ -154,12 +154,18 @@ def party_of_certificate(certificate: x509.Certificate, now: datetime, source: s
     (1) an EC P-256 key; (2) exactly one party URI; (3) not a CA; (4) the purpose of that party's role and no other;
     (5) valid at `now`. The caller still has to check the CA's signature (TLS does) and the key's pin (PeerList.check).
     """
+    party = party_named_in(certificate, source)
+    check_dates(certificate, now, source)  # (5)
+    return party
+
+
+def party_named_in(certificate: x509.Certificate, source: str) -> Party:
+    """The checks (1) to (4) of `party_of_certificate`, which hold at any time."""
     key = leaf_key(certificate.public_key, source)  # (1)
     uri = uri_of(certificate, source)  # (2)
     if is_ca(certificate, source):  # (3)
         raise CertificateError(f"{source} belongs to a CA, not to a party: use the party's own certificate")
     _check_purpose(certificate, PartyName.parse(uri).purpose, source)  # (4)
-    check_dates(certificate, now, source)  # (5)
     spki = public_key_der_of(key)
     return Party(uri, fingerprint_of(spki), spki)
 

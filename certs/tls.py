@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -20,9 +21,12 @@ if not certs.TLS_FLOOR_SET:
     )
 
 import grpc
+from cryptography import x509
 
 from certs.identity import Identity, load_identity
-from certs.party import CertificateError, Party, Purpose, parse_certificate, party_of_certificate
+from certs.party import CertificateError, Party, Purpose, check_dates, parse_certificate, party_named_in
+
+KNOWN_CERTIFICATES = 1024  # of parties that call; each takes a few kB
 
 
 class TlsContext(Protocol):
@@ -55,17 +59,25 @@ def party_of(context: TlsContext, now: datetime | None = None) -> Party:
     P-256 key, at `now` (a connection can outlive a certificate). The handshake has checked the CA's signature. The caller still
     checks the key against its allow list.
     """
+    source = "the certificate of the caller"
     session = context.auth_context()
     if list(session.get("transport_security_type", ())) != [b"ssl"]:  # (1)
         raise CertificateError("the connection is not TLS: connect with the credentials of an enrolled party")
     shown = list(session.get("x509_pem_cert", ()))
     if len(shown) != 1:  # (2)
         raise CertificateError("the connection shows no client certificate: connect with the credentials of an enrolled party")
-    source = "the certificate of the caller"
-    party = party_of_certificate(parse_certificate(shown[0], source), now or datetime.now(UTC), source)  # (3)
+    certificate, party = _read(shown[0], source)  # (3)
+    check_dates(certificate, now or datetime.now(UTC), source)
     if party.name.purpose is not Purpose.CLIENT:
         raise CertificateError(f"{party.uri} is not a party that may call: only hospitals and evaluators dial in")
     return party
+
+
+@lru_cache(maxsize=KNOWN_CERTIFICATES)
+def _read(pem: bytes, source: str) -> tuple[x509.Certificate, Party]:
+    """A certificate and whom it names: a pure function of its bytes, which every call of a connection shows again."""
+    certificate = parse_certificate(pem, source)
+    return certificate, party_named_in(certificate, source)
 
 
 def _load_for(purpose: Purpose, folder: Path, now: datetime | None) -> Identity:

@@ -77,8 +77,10 @@ def check_plan(plan: Annotated[Path, typer.Argument(help="The study plan, TOML."
         smallest = smallest_cohort(study)
     except PlanError as error:
         _fail(error)
-    typer.echo(f"Study '{study.study}': {len(study.hospitals)} hospitals, {study.rounds} rounds, digest {study.digest().hex()}")
-    for size in range(smallest, len(study.hospitals) + 1):
+    asked = "" if study.participants is None else f", {study.participants} of them in each"
+    rounds = f"{len(study.hospitals)} hospitals, {study.rounds} rounds{asked}"
+    typer.echo(f"Study '{study.study}': {rounds}, digest {study.digest().hex()}")
+    for size in range(smallest, study.largest_cohort + 1):
         threshold = study.threshold_of(size)
         if fits(study, size):
             typer.echo(f"{size} hospitals: any {threshold} open the sum, {size - max(threshold, smallest)} may drop out")

@@ -6,7 +6,9 @@ Rules it keeps (architecture.md, "One round, as a walk"; protocol.md):
 (3) a session never has fewer members than the plan and its collusion bound allow;
 (4) once members may have released updates (CommitPoint) a failed session ends the round: the next one has a new number
     and the same base, and nobody is asked for the same update again;
-(5) before that a failed session costs nothing: the same round forms another, under another id.
+(5) before that a failed session costs nothing: the same round forms another, under another id;
+(6) a round belongs to the hospitals that the plan selects for it: nobody else is offered it, counts for it or replaces one of
+    them. Where too few of those have budget left the round is passed over.
 
 An event that does not fit the state changes nothing and decides nothing.
 """
@@ -91,6 +93,8 @@ def _settle(turn: Turn) -> None:
     if turn.state.session is not None and turn.state.session.ended is not None:
         _session_failed(turn, turn.state.session.ended)
     if turn.state.phase is Phase.TRAIN and not _finish_if_too_few(turn):
+        _pass_over_if_too_few(turn)
+    if turn.state.phase is Phase.TRAIN:
         _form_cohort(turn)
 
 
@@ -131,7 +135,7 @@ def _notice_lost(turn: Turn) -> None:
 def _on_reported(turn: Turn, event: Reported) -> None:
     member = _heard(turn, event.party)
     state = turn.state
-    if member is None or event.round != state.round or member.standing is Standing.EXCLUDED:
+    if member is None or event.round != state.round or member.standing is Standing.EXCLUDED or member.uri not in state.asked:
         return
     match event.report:
         case Report.READY:
@@ -187,10 +191,10 @@ def _start(turn: Turn) -> None:
 
 
 def _begin_round(turn: Turn) -> None:
-    """Offer the round to every hospital that joined and has not declined for good."""
+    """Offer the round to every hospital of it that joined and has not declined for good; the others are told to wait."""
     turn.emit(SaveRound(turn.state.round, "training"))
     _enter_training(turn)
-    turn.record("round", f"offered to {', '.join(map(short_name, _willing(turn.state)))}")
+    turn.record("round", f"offered to {', '.join(map(short_name, _willing_now(turn.state)))}")
     for member in tuple(turn.state.members.values()):
         if member.standing is not Standing.ABSENT and not member.definitive:
             turn.change_member(member.uri, standing=Standing.IDLE, code="", refusals=0)
@@ -203,13 +207,17 @@ def _enter_training(turn: Turn) -> None:
 
 
 def _offer(turn: Turn, uri: str) -> None:
-    turn.instruct(uri, Train(turn.state.round, turn.state.base_digest))
+    state = turn.state
+    if uri in state.asked:
+        turn.instruct(uri, Train(state.round, state.base_digest))
+    else:
+        turn.instruct(uri, Wait(f"the plan does not select this hospital for round {state.round}"))
 
 
 def _form_cohort(turn: Turn) -> None:
     """Begin a session where everybody that anybody waits for is ready, or time is up (rules 1 to 3)."""
     state = turn.state
-    live = [m for m in state.members.values() if not is_lost(state, m, turn.now_s)]
+    live = [m for m in state.members.values() if m.uri in state.asked and not is_lost(state, m, turn.now_s)]
     ready = tuple(m.uri for m in live if m.standing is Standing.READY)
     behind = [m for m in live if m.standing is not Standing.READY and m.standing not in OUT]
     if state.forming or ready == state.impossible or (behind and turn.now_s < state.deadline_s):
@@ -240,7 +248,7 @@ def _another_try(turn: Turn) -> None:
     turn.change(deadline_s=turn.now_s + turn.state.plan.timing.training_deadline_s)
     turn.record("waiting", "the training deadline passed with too few updates; the round stays open")
     for member in tuple(turn.state.members.values()):
-        if member.standing in OUT and not member.definitive:
+        if member.uri in turn.state.asked and member.standing in OUT and not member.definitive:
             turn.change_member(member.uri, standing=Standing.IDLE, code="", refusals=0)
             _offer(turn, member.uri)
 
@@ -274,7 +282,7 @@ def _back_to_training(turn: Turn) -> None:
         keeps = member.standing is Standing.READY and member.uri not in session.dropped
         if keeps and member.uri in session.uris:
             turn.instruct(member.uri, Wait("the masking session ended before anything was released: keep the update"))
-        elif not keeps and member.standing in {Standing.READY, Standing.IDLE}:
+        elif not keeps and member.uri in turn.state.asked and member.standing in {Standing.READY, Standing.IDLE}:
             turn.change_member(member.uri, standing=Standing.IDLE)
             _offer(turn, member.uri)
 
@@ -303,15 +311,34 @@ def _on_broken(turn: Turn, event: SessionBroken) -> None:
 
 
 def _next_round(turn: Turn) -> None:
+    """Begin the next round that enough of its hospitals can take part in, or end the run."""
     turn.change(session=None)
-    if turn.state.round >= turn.state.plan.rounds:
-        _finish(turn, f"all {turn.state.plan.rounds} rounds are done")
-        return
-    turn.change(round=turn.state.round + 1)
-    if len(_willing(turn.state)) < smallest_cohort(turn.state.plan):
-        _finish_if_too_few(turn)
-    else:
-        _begin_round(turn)
+    plan = turn.state.plan
+    while turn.state.round < plan.rounds:
+        number = turn.state.round + 1
+        turn.change(round=number, asked=frozenset(plan.selected(number)))
+        if _finish_if_too_few(turn):
+            return
+        if len(_willing_now(turn.state)) >= smallest_cohort(plan):
+            _begin_round(turn)
+            return
+        _pass_over(turn)
+    _finish(turn, f"all {plan.rounds} rounds are done")
+
+
+def _pass_over_if_too_few(turn: Turn) -> None:
+    if len(_willing_now(turn.state)) < smallest_cohort(turn.state.plan):
+        _pass_over(turn)
+        _next_round(turn)
+
+
+def _pass_over(turn: Turn) -> None:
+    """End a round before any session of it: too few of its hospitals have budget left, and nobody takes their place (6)."""
+    state = turn.state
+    able = f"{len(_willing_now(state))} of its {len(state.asked)} hospitals have budget left"
+    reason = f"{able} and {smallest_cohort(state.plan)} are needed"
+    turn.emit(SaveRound(state.round, "aborted", reason=reason))
+    turn.record("round-aborted", f"passed over: {reason}")
 
 
 # ---- the end, and everybody ----
@@ -354,3 +381,7 @@ def _joined(members: Iterable[Member]) -> list[str]:
 
 def _willing(state: State) -> list[str]:
     return [m.uri for m in state.members.values() if not m.definitive]
+
+
+def _willing_now(state: State) -> list[str]:
+    return [uri for uri in _willing(state) if uri in state.asked]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from coordinator import events as ev
 from coordinator import optimizer, orders
 from coordinator.config import CoordinatorConfig
 from coordinator.mailbox import Mailbox, first_id
-from coordinator.meter import Lane, Meter
+from coordinator.meter import Meter
 from coordinator.models import ModelError, ModelFolder, read_start
 from coordinator.rounds import step
 from coordinator.spool import Spool, SpoolError
@@ -181,7 +181,7 @@ class Run:
         counts = self.meter.drain() if ended else {}  # who reads that a round ended reads its bytes with it
         try:
             with self.store.batch() as changes:
-                _store_traffic(changes, counts)
+                changes.traffic_of(counts)
                 for effect in stored:
                     _store(changes, effect, self.layout.length, at)
                 for item in drawn:
@@ -305,7 +305,7 @@ class Run:
             return
         try:
             with self.store.batch() as changes:
-                _store_traffic(changes, counts)
+                changes.traffic_of(counts)
                 if late:
                     self._store_seen(changes)
         except StoreError:
@@ -342,11 +342,6 @@ STORED = (ev.CommitPoint, ev.AbortSession, ev.Publish, ev.SaveRound, ev.SavePhas
 def _say(sentence: str) -> None:
     with suppress(OSError, ValueError):  # a closed terminal must not stop a run; the store has the event
         log.info(sentence)
-
-
-def _store_traffic(changes: Batch, counts: Mapping[Lane, int]) -> None:
-    for lane, size in counts.items():
-        changes.traffic(lane.round, lane.party, lane.direction, lane.phase, size)
 
 
 def _store(changes: Batch, effect: ev.Effect, length: int, at: float) -> None:

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from coordinator.orders import Seat
 from proto.plan import Plan, PlanError, short_name
-from secagg.messages import Advert, Confirmation, ShareSet
+from secagg.messages import Advert, Confirmation, ShareSet, UploadSeal
 
 # A decline that people at the hospital cannot lift while the run lasts: the run ends when too few others remain.
 DEFINITIVE_DECLINES = frozenset({"budget-exhausted"})
@@ -40,7 +40,7 @@ class Standing(StrEnum):
     """What a hospital does in the present round."""
 
     ABSENT = "absent"  # has not joined since this coordinator started
-    IDLE = "idle"  # was offered the round
+    IDLE = "idle"  # was offered the round, or has no part in it
     TRAINING = "training"
     READY = "ready"
     DECLINED = "declined"
@@ -85,6 +85,7 @@ class Session:
     answered: frozenset[str] = frozenset()
     adverts: Mapping[str, Advert] = field(default_factory=dict)
     sets: Mapping[str, ShareSet] = field(default_factory=dict)
+    seals: Mapping[str, UploadSeal] = field(default_factory=dict)
     confirmations: Mapping[str, Confirmation] = field(default_factory=dict)
     survivors: tuple[str, ...] = ()
     dropped: Mapping[str, str] = field(default_factory=dict)
@@ -114,6 +115,7 @@ class State:
     plan: Plan
     members: Mapping[str, Member]
     round: int
+    asked: frozenset[str]  # hospitals that the plan selects for `round`; nobody else has a part in it
     base_digest: bytes
     due: tuple[tuple[int, bytes], ...]  # models that evaluators still have to measure when the run starts
     drill_pause_s: float = 0.0
@@ -145,6 +147,7 @@ def begin(
         plan=plan,
         members=dict(sorted(members.items())),
         round=round,
+        asked=frozenset(plan.selected(round)),
         base_digest=base_digest,
         base_round=base_round,
         due=due,
@@ -166,13 +169,13 @@ def fits(plan: Plan, roster_size: int) -> bool:
 
 
 def smallest_cohort(plan: Plan) -> int:
-    """Fewest members with which a session may open. PlanError where no roster of the plan's hospitals fits."""
-    for size in range(plan.masking.minimum_cohort, len(plan.hospitals) + 1):
+    """Fewest members with which a session may open. PlanError where no roster that the plan can have fits."""
+    for size in range(plan.masking.minimum_cohort, plan.largest_cohort + 1):
         if fits(plan, size):
             return size
     raise PlanError(
         f"no cohort of study '{plan.study}' is safe against {plan.masking.max_colluders} colluders: c < 2t - n and t - c >= 2 "
-        f"hold for no n up to {len(plan.hospitals)}; admit more hospitals, or lower masking.max_colluders"
+        f"hold for no n up to {plan.largest_cohort}; let more hospitals take part, or lower masking.max_colluders"
     )
 
 
@@ -206,13 +209,22 @@ def why_not(state: State, party: str, session_id: bytes, phase: Phase) -> str | 
     return None
 
 
+def needs_people(state: State) -> bool:
+    """Whether the round stands still until people act: each of its hospitals is ready or out, and no cohort can form."""
+    settled = {Standing.READY, *OUT}
+    return (
+        state.phase is Phase.TRAIN and not state.forming and all(state.members[uri].standing in settled for uri in state.asked)
+    )
+
+
 def member_view(state: State, uri: str) -> tuple[str, str, str]:
     """(state, phase, code) of a hospital as the store's MemberRow shows them."""
     member, session = state.members[uri], state.session
     if session is not None and uri in session.expected:
         return "masking", state.phase.value, ""
     word = "joined" if member.standing is Standing.IDLE else member.standing.value
-    phase = Phase.TRAIN.value if state.phase is Phase.TRAIN and member.standing not in OUT else ""
+    trains = state.phase is Phase.TRAIN and uri in state.asked and member.standing not in OUT
+    phase = Phase.TRAIN.value if trains else ""
     return word, phase, member.code if member.standing in OUT else ""
 
 
@@ -224,8 +236,9 @@ def waiting_for(state: State, now_s: float) -> str:
     if state.phase is not Phase.TRAIN:
         return ""
     needed = smallest_cohort(state.plan)
-    ready = sum(member.standing is Standing.READY for member in state.members.values())
-    behind = [_described(state, m, now_s) for m in state.members.values() if m.standing is not Standing.READY]
+    asked = [state.members[uri] for uri in sorted(state.asked)]
+    ready = sum(member.standing is Standing.READY for member in asked)
+    behind = [_described(state, m, now_s) for m in asked if m.standing is not Standing.READY]
     if not behind:
         return ""
     return f"Round {state.round} · {ready} ready, {needed} needed · waiting for {', '.join(behind)}"

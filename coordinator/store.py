@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Select, create_engine, event, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, create_engine, event, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator import tables
@@ -167,16 +167,18 @@ class StoreReader:
             rows = connection.execute(select(tables.rounds).order_by(tables.rounds.c.number)).all()
         return [_round_row(row, times.get(row.number, {})) for row in rows]
 
-    def traffic(self) -> list[TrafficRow]:
-        """Bytes by round, party, direction and phase."""
+    def traffic(self, number: int | None = None) -> list[TrafficRow]:
+        """Bytes by round, party, direction and phase; of one round where it is named."""
         table = tables.traffic
-        query = select(table).order_by(table.c.round, table.c.party, table.c.direction, table.c.phase)
+        query = select(table).where(*_of_round(table, number))
+        query = query.order_by(table.c.round, table.c.party, table.c.direction, table.c.phase)
         return [TrafficRow(row.round, row.party, row.direction, row.phase, row.bytes) for row in self._all(query)]
 
-    def scores(self) -> list[ScoreRow]:
-        """Dice per case, by round, evaluator and label."""
+    def scores(self, number: int | None = None) -> list[ScoreRow]:
+        """Dice per case, by round, evaluator and label; of one round where it is named."""
         table = tables.scores
-        query = select(table).order_by(table.c.round, table.c.evaluator, table.c.position)
+        query = select(table).where(*_of_round(table, number))
+        query = query.order_by(table.c.round, table.c.evaluator, table.c.position)
         return [ScoreRow(row.round, row.label, tuple(row.per_case), row.evaluator) for row in self._all(query)]
 
     def events(self, after_seq: int = 0) -> list[EventRow]:
@@ -245,6 +247,10 @@ def sqlite_engine(name: str) -> Engine:
         connection.execute("PRAGMA foreign_keys=ON")
 
     return engine
+
+
+def _of_round(table: Table, number: int | None) -> tuple[ColumnElement[bool], ...]:
+    return () if number is None else (table.c.round == number,)
 
 
 def _round_row(row: Any, seconds: dict[str, float]) -> RoundRow:

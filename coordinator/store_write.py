@@ -10,18 +10,22 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator import tables
+from coordinator.meter import Direction, Lane
 from coordinator.store import StoreError, StoreReader, cause, shown, sqlite_engine
 from proto.layout import Layout
 from proto.plan import Plan, short_name
 
 DONE_STATES = ("opened", "aborted")
+UPSERTING: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}  # SQL has no standard form of it
 RESTARTED = "the coordinator was restarted in this round"
 
 
@@ -88,12 +92,16 @@ class Batch:
 
     def phase_seconds(self, round: int, phase: str, seconds: float) -> None:  # noqa: A002
         """Add to the time that a round spent in a phase (a restarted session enters one twice)."""
-        self._add(tables.phase_times, {"round": round, "phase": phase}, "seconds", seconds)
+        self._add(tables.phase_times, "seconds", [{"round": round, "phase": phase, "seconds": seconds}])
 
-    def traffic(self, round: int, party: str, direction: str, phase: str, count: int) -> None:  # noqa: A002
+    def traffic(self, round: int, party: str, direction: Direction, phase: str, count: int) -> None:  # noqa: A002
         """Add to the bytes of one party, direction and phase of a round."""
-        key = {"round": round, "party": party, "direction": direction, "phase": phase}
-        self._add(tables.traffic, key, "bytes", count)
+        self.traffic_of({Lane(round, party, direction, phase): count})
+
+    def traffic_of(self, counts: Mapping[Lane, int]) -> None:
+        """Add to the bytes of many, in one statement."""
+        if counts:
+            self._add(tables.traffic, "bytes", [{**lane._asdict(), "bytes": size} for lane, size in counts.items()])
 
     def member(self, uri: str, state: str, last_seen_at: float | None, phase: str = "", code: str = "") -> None:
         """Replace what is known of a party."""
@@ -120,22 +128,19 @@ class Batch:
 
     def count(self, name: str, by: int = 1) -> int:
         """Add to a counter and return it."""
-        self._add(tables.counters, {"name": name}, "number", by)
-        table = tables.counters
-        return int(self._connection.scalar(select(table.c.number).where(table.c.name == name)) or 0)
+        adding = _adding(self._connection.dialect.name, tables.counters, "number").returning(tables.counters.c.number)
+        return int(self._connection.execute(adding, {"name": name, "number": by}).scalar_one())
 
     def _upsert(
         self, table: Table, key: Mapping[str, Any], values: Mapping[str, Any], at_first: Mapping[str, Any] | None = None
     ) -> None:
-        changed = self._connection.execute(update(table).where(*_same(table, key)).values(dict(values)))
-        if changed.rowcount == 0:
-            self._connection.execute(insert(table).values({**key, **values, **(at_first or {})}))
+        """Insert a row; where the key is there already, replace `values` and leave what was set `at_first`."""
+        replacing = _replacing(self._connection.dialect.name, table, tuple(values))
+        self._connection.execute(replacing, {**key, **values, **(at_first or {})})
 
-    def _add(self, table: Table, key: Mapping[str, Any], column: str, amount: float) -> None:
-        more = {column: table.c[column] + amount}
-        changed = self._connection.execute(update(table).where(*_same(table, key)).values(more))
-        if changed.rowcount == 0:
-            self._connection.execute(insert(table).values({**key, column: amount}))
+    def _add(self, table: Table, column: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert rows; where the key is there already, add to `column` instead."""
+        self._connection.execute(_adding(self._connection.dialect.name, table, column), rows)
 
 
 class StoreWriter(StoreReader):
@@ -234,5 +239,18 @@ def _claim(changes: Batch, connection: Connection, plan: Plan, layout: Layout, e
         changes.member(uri, "absent", None)
 
 
-def _same(table: Table, key: Mapping[str, Any]) -> list[Any]:
-    return [table.c[name] == value for name, value in key.items()]
+@lru_cache
+def _adding(dialect: str, table: Table, column: str) -> Any:
+    """Statement that inserts a row or adds to `column`. Built once: a coordinator runs it thousands of times."""
+    new = UPSERTING[dialect](table)
+    more = {column: table.c[column] + new.excluded[column]}
+    return new.on_conflict_do_update(index_elements=table.primary_key.columns, set_=more)
+
+
+@lru_cache
+def _replacing(dialect: str, table: Table, columns: tuple[str, ...]) -> Any:
+    """Statement that inserts a row or replaces `columns`."""
+    new = UPSERTING[dialect](table)
+    return new.on_conflict_do_update(
+        index_elements=table.primary_key.columns, set_={name: new.excluded[name] for name in columns}
+    )

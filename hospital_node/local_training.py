@@ -14,8 +14,7 @@ from typing import Any
 from hospital_node.display import Clock, Display
 from hospital_node.ledger import Authorization
 from hospital_node.logs import logger
-from hospital_node.terminal import counted
-from hospital_node.work import Background, Count, Interrupted, Trained, WorkFailed, Workshop
+from hospital_node.work import Background, Interrupted, Trained, WorkFailed, Workshop
 from proto.layout import Vector
 from proto.plan import Plan
 
@@ -133,8 +132,7 @@ class LocalTraining:
         self._display.show("preparing", PREPARING, only_after=("connecting", "waiting", "training"))
         started_s = self._clock()
         try:
-            with counted("preparing studies") as bar:
-                patients = self._workshop.prepare(self._plan, lambda done, total: self._count(bar, done, total))
+            patients = self._workshop.prepare(self._plan, self._count)
         except WorkFailed as error:
             self._display.show("failed", str(error), only_after=("preparing",))
             raise
@@ -142,10 +140,9 @@ class LocalTraining:
         self._display.show("waiting", WAITING, only_after=("preparing",))
         return patients
 
-    def _count(self, bar: Count, done: int, total: int) -> None:
+    def _count(self, done: int, total: int) -> None:
         if self._background.stopping.is_set():
             raise Interrupted
-        bar(done, total)
         self._display.steps("preparing", done, total)
 
     def _train(self, job: _Job, base: Vector) -> Trained:

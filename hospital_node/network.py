@@ -16,7 +16,7 @@ from proto.layout import Layout, Vector
 from proto.plan import Network
 
 GROUPS = 4  # groups of GroupNorm: divides every channel count offered and stays meaningful at 4 channels
-MIN_LEVELS = {"DynUNet": 3, "UNet": 2}  # fewer cannot be built by MONAI
+MIN_LEVELS = {"DynUNet": 3, "UNet": 2}  # fewer cannot be built by MONAI; these are all that a node trains
 CROSS_PATIENT = (nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001  the public classes do not share a public base
 
 
@@ -81,6 +81,11 @@ def load_vector(module: nn.Module, layout: Layout, vector: Vector) -> None:
 
 
 def _check_channels(network: Network) -> None:
+    if network.architecture not in MIN_LEVELS:
+        raise NetworkError(
+            f"network.architecture '{network.architecture}' belongs to a task of a study on one machine; a node trains "
+            f"segmentation networks only: use {' or '.join(MIN_LEVELS)}"
+        )
     levels = MIN_LEVELS[network.architecture]
     if len(network.channels) < levels:
         raise NetworkError(

@@ -237,7 +237,7 @@ class Hospital:
 
     def _leave_to_train(self, at_work: AtWork, order: pb.Train) -> Authorization:
         plan = at_work.study.plan
-        obstacle = policy_obstacle(plan, self._me, self._config.policy, self._pinned)
+        obstacle = policy_obstacle(plan, self._me, self._config.policy, self._pinned, order.round)
         if obstacle is not None:
             raise WorkFailed("policy", f"This node's policy refuses the plan: {obstacle}.")
         return self._ledger().authorize(plan, order.round)

@@ -43,20 +43,23 @@ def plan_offered(reply: pb.JoinReply, me: str) -> Plan:
     return plan
 
 
-def policy_obstacle(plan: Plan, me: str, policy: NodePolicy, pinned: Mapping[str, bytes]) -> str | None:
-    """Why no session of this plan can ever meet this node's policy, or None. The session itself is checked again."""
-    known = [hospital.uri for hospital in plan.hospitals if hospital.uri == me or hospital.uri in pinned]
-    unknown = len(plan.hospitals) - len(known)
-    missing = (
-        "" if not unknown else f" ({unknown} of {len(plan.hospitals)} hospitals are not on this node's list of confirmed keys)"
-    )
-    if len(known) < policy.minimum_cohort:
-        return f"at most {len(known)} hospitals can take part and this node demands {policy.minimum_cohort}{missing}"
-    best = max(
-        (collusion_bound(size, plan.threshold_of(size)), size)
-        for size in range(policy.minimum_cohort, len(known) + 1)
-        if plan.threshold_of(size) <= size
-    )
+def policy_obstacle(
+    plan: Plan, me: str, policy: NodePolicy, pinned: Mapping[str, bytes], round_number: int | None = None
+) -> str | None:
+    """Why no session of this plan, or of one round of it, can meet this node's policy. The session itself is checked again."""
+    asked = [hospital.uri for hospital in plan.hospitals] if round_number is None else plan.selected(round_number)
+    if round_number is not None and me not in asked:
+        return f"it asks {len(asked)} hospitals for round {round_number} and this one is not among them"
+    known = [uri for uri in asked if uri == me or uri in pinned]
+    unknown = len(asked) - len(known)
+    missing = "" if not unknown else f" ({unknown} of {len(asked)} hospitals are not on this node's list of confirmed keys)"
+    most = min(len(known), plan.largest_cohort)
+    if most < policy.minimum_cohort:
+        return f"at most {most} hospitals can take part and this node demands {policy.minimum_cohort}{missing}"
+    sizes = [size for size in range(policy.minimum_cohort, most + 1) if plan.threshold_of(size) <= size]
+    if not sizes:
+        return f"its threshold is {plan.threshold_of(most)} and at most {most} hospitals can take part{missing}"
+    best = max((collusion_bound(size, plan.threshold_of(size)), size) for size in sizes)
     if best[0] < policy.max_colluders:
         return (
             f"no cohort of the plan withstands the {policy.max_colluders} colluders that this node demands"

@@ -3,6 +3,8 @@
 Rules. The privacy unit is a patient. q, the steps, the clip norm and the divisor come from the plan, never from the data.
 Model and optimizer live and die inside `train_round`, so a discarded round leaves nothing behind. After training, the
 history that Opacus' accountant recorded must be the plan's (sigma, q, steps); otherwise the update is dropped.
+What is learned is an `Objective`, which sees one patient at a time; who is drawn, the clip, the noise and the check are
+the same for every objective. A node trains `SEGMENTATION`.
 The arithmetic is in dp_optimizer.py, the randomness in noise.py; TRAINING.md lists the pitfalls and where each is closed.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -53,15 +56,70 @@ class TrainedUpdate:
     nonfinite: int  # patient gradients counted as zero; for the hospital's own eyes
 
 
+class Keyed(Protocol):
+    """One privacy unit, whatever else it holds."""
+
+    @property
+    def key(self) -> str:
+        """Name of the patient inside this hospital; never leaves the process."""
+        ...
+
+
+class Objective(Protocol):
+    """What is learned. Rule: `loss` depends on the module, the plan, one patient and that patient's generator, on nothing else.
+
+    No state, no other chance (dropout draws from torch's own generator), no layer that mixes patients: `train_round`
+    refuses those.
+    """
+
+    def check(self, plan: Plan) -> None:
+        """Return if this can be learned as the plan says; otherwise raise TrainingError or NetworkError with the remedy."""
+        ...
+
+    def build(self, plan: Plan) -> nn.Module:
+        """A fresh network; its parameters, in order, are the vector of the federation."""
+        ...
+
+    def loss(self, module: nn.Module, plan: Plan, patient: Any, rng: np.random.Generator) -> torch.Tensor:
+        """Scalar loss of one patient, whose gradient is that patient's contribution before the clip."""
+        ...
+
+
+class Segmentation:
+    """The product's objective: Dice and cross-entropy over a few patches of one patient (hospital_node.patches.Patient)."""
+
+    def check(self, plan: Plan) -> None:
+        """Sides of a patch must be multiples of what the network divides its grid by."""
+        side = network.divisor(plan.network)
+        if any(extent % side for extent in plan.preparation.patch_zyx):
+            raise TrainingError(
+                f"preparation.patch_zyx {list(plan.preparation.patch_zyx)} must hold multiples of {side}, because the network "
+                f"of the plan halves its grid {len(plan.network.channels) - 1} times: correct the plan"
+            )
+
+    def build(self, plan: Plan) -> nn.Module:
+        """A MONAI network by name."""
+        return network.build(plan.network)
+
+    def loss(self, module: nn.Module, plan: Plan, patient: Patient, rng: np.random.Generator) -> torch.Tensor:
+        """Mean loss of the patient's patches."""
+        images, labels = patches.draw(patient, plan.preparation, plan.training, rng)
+        return dice_ce(module(images), labels)
+
+
+SEGMENTATION = Segmentation()
+
+
 def train_round(
     plan: Plan,
     uri: str,
     base: Vector,
-    patients: Sequence[Patient],
+    patients: Sequence[Keyed],
     *,
     threads: int = 1,
     round: int = 1,  # noqa: A002  the plan's word
     on_step: Callable[[StepProgress], None] = lambda _: None,
+    objective: Objective = SEGMENTATION,
     rand: Rand = os.urandom,
 ) -> TrainedUpdate:
     """Train `plan.training.local_steps` steps at hospital `uri` from `base` and return the difference.
@@ -69,15 +127,16 @@ def train_round(
     `base` and `patients` are not changed. Raises TrainingError, NetworkError or PlanError; what was trained is then gone.
     """
     _check_patients(patients)
-    _check_patch(plan)
+    objective.check(plan)
     torch.set_num_threads(threads)
-    module = network.build(plan.network)
+    module = objective.build(plan)
+    network.refuse_shared_statistics(module)
     network.load_vector(module, network.layout_of(module), base)
     optimizer = private_optimizer(module, plan, uri, round=round, normals=NormalStream(rand))
     accountant = RDPAccountant()
     optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(1 / plan.privacy.inverse_sampling_rate))
     for step in range(1, plan.training.local_steps + 1):
-        take_step(module, optimizer, plan, patients, StepCoins.fresh(rand))
+        take_step(module, optimizer, plan, patients, StepCoins.fresh(rand), objective)
         on_step(StepProgress(step, plan.training.local_steps))
     history = tuple((sigma, rate, int(steps)) for sigma, rate, steps in accountant.history)
     check_history(history, plan)
@@ -85,21 +144,26 @@ def train_round(
 
 
 def take_step(
-    module: nn.Module, optimizer: PatientOptimizer, plan: Plan, patients: Sequence[Patient], coins: StepCoins
+    module: nn.Module,
+    optimizer: PatientOptimizer,
+    plan: Plan,
+    patients: Sequence[Keyed],
+    coins: StepCoins,
+    objective: Objective = SEGMENTATION,
 ) -> None:
     """One DP-SGD step. Each patient is drawn by a coin of its own; whoever is drawn adds one clipped gradient."""
     module.train()
+    optimizer.zero_grad(set_to_none=True)  # else the noised mean of the step before enters the first patient's gradient
     for patient in patients:
         if coins.drawn(patient.key, plan.privacy.inverse_sampling_rate):
-            backward(module, plan, patient, coins)
+            backward(module, plan, patient, coins, objective)
             optimizer.clip_and_accumulate()
     optimizer.step()
 
 
-def backward(module: nn.Module, plan: Plan, patient: Patient, coins: StepCoins) -> None:
-    """Leave the gradient of the mean loss of one patient's patches in `p.grad`."""
-    images, labels = patches.draw(patient, plan.preparation, plan.training, coins.generator(patient.key))
-    dice_ce(module(images), labels).backward()
+def backward(module: nn.Module, plan: Plan, patient: Keyed, coins: StepCoins, objective: Objective = SEGMENTATION) -> None:
+    """Leave the gradient of one patient's loss in `p.grad`."""
+    objective.loss(module, plan, patient, coins.generator(patient.key)).backward()
 
 
 def private_optimizer(module: nn.Module, plan: Plan, uri: str, *, round: int, normals: NormalStream) -> PatientOptimizer:  # noqa: A002
@@ -146,18 +210,9 @@ def _local_optimizer(module: nn.Module, plan: Plan, round_number: int) -> Optimi
     return SGD(module.parameters(), lr=rate, momentum=plan.training.momentum)
 
 
-def _check_patients(patients: Sequence[Patient]) -> None:
+def _check_patients(patients: Sequence[Keyed]) -> None:
     if len({patient.key for patient in patients}) != len(patients):
         raise TrainingError("two entries of the cohort carry the same patient key: join their scans into one patient")
-
-
-def _check_patch(plan: Plan) -> None:
-    side = network.divisor(plan.network)
-    if any(extent % side for extent in plan.preparation.patch_zyx):
-        raise TrainingError(
-            f"preparation.patch_zyx {list(plan.preparation.patch_zyx)} must hold multiples of {side}, because the network of "
-            f"the plan halves its grid {len(plan.network.channels) - 1} times: correct the plan"
-        )
 
 
 def _difference(trained: Vector, base: Vector) -> Vector:

@@ -18,6 +18,7 @@ from hospital_node.network import NetworkError, build, layout_of, load_vector, v
 from hospital_node.prepare import PreparedCase, PreparedCohort, TooManySkipped, prepare
 from hospital_node.prepared_cache import CacheError
 from hospital_node.state import StateFolder
+from hospital_node.terminal import counted
 from hospital_node.train import TrainingError, train_round
 from hospital_node.work import Count, Score, Scored, Trained, Trainer, WorkFailed, Workshop
 from proto.layout import Layout, Vector
@@ -26,10 +27,16 @@ from proto.plan import Plan, PlanError
 
 
 def real_workshop(config: NodeConfig, train: Trainer = train_round) -> Workshop:
-    """What a node works with. `train` may wrap the real one."""
+    """What a node works with. `train` may wrap the real one. At a terminal a bar shows how preparing goes."""
 
     def prepared(plan: Plan, count: Count) -> Sequence[Any]:
-        return prepare_studies(config, plan, count).patients
+        with counted("preparing studies") as bar:
+
+            def both(done: int, total: int) -> None:
+                count(done, total)
+                bar(done, total)
+
+            return prepare_studies(config, plan, both).patients
 
     return Workshop(layout_of_plan, prepared, _with_known_errors(train), real_scorer)
 

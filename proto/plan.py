@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal, NewType, Self
 from urllib.parse import urlsplit
@@ -42,6 +43,9 @@ __all__ = [
 
 PROTOCOL_VERSION = 1
 DIGEST_LABEL = b"hospital-secagg plan v1\n"
+SELECTION_LABEL = b"hospital-secagg participants v1\n"
+ARCHITECTURES = ("DynUNet", "UNet")  # MONAI's, which a hospital's node trains
+TASK_NETWORK = re.compile(r"task:[a-z0-9][a-z0-9-]{0,62}")  # a study's own task brings its network; no node builds it
 MIN_COHORT = 3  # with two members each learns the other's update from the sum
 
 Uri = NewType("Uri", str)
@@ -69,7 +73,14 @@ def _party_uri(text: str) -> str:
     return text
 
 
+def _architecture(name: str) -> str:
+    if name not in ARCHITECTURES and not TASK_NETWORK.fullmatch(name):
+        raise ValueError(f"'{name}' is none of {', '.join(ARCHITECTURES)} and not of the form task:<name>")
+    return name
+
+
 PartyUri = Annotated[str, AfterValidator(_party_uri)]
+Architecture = Annotated[str, AfterValidator(_architecture)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -82,9 +93,9 @@ class Hospital(Frozen):
 
 
 class Network(Frozen):
-    """A MONAI network by name. Normalisation across patients is not offered."""
+    """A MONAI network by name, or `task:<name>`: that task's own. Normalisation across patients is not offered."""
 
-    architecture: Literal["DynUNet", "UNet"] = "DynUNet"
+    architecture: Architecture = "DynUNet"
     channels: tuple[int, ...] = (8, 16, 32)
     labels: tuple[str, ...] = Field(min_length=1)  # foreground labels in the order of their values 1, 2, ...
     norm: Literal["group", "instance"] = "group"
@@ -96,9 +107,12 @@ class Network(Frozen):
 
 
 class Preparation(Frozen):
-    """From a hospital's file to a tensor; looks at one patient at a time."""
+    """From a hospital's file to a tensor; looks at one patient at a time.
 
-    modality: Literal["CT", "MR"]
+    Modality "none" prepares nothing: the task of the network brings arrays of its own, of any shape.
+    """
+
+    modality: Literal["CT", "MR", "none"]
     spacing_xyz_mm: tuple[Positive, Positive, Positive]
     window_hu: tuple[float, float] | None = None  # CT: clipped to [low, high] and scaled to [-1, 1]; None: z-score per image
     patch_zyx: tuple[int, int, int]
@@ -108,8 +122,9 @@ class Preparation(Frozen):
     def _check(self) -> Self:
         if self.window_hu is not None and self.window_hu[0] >= self.window_hu[1]:
             raise ValueError("window_hu needs low < high")
-        if min(self.patch_zyx) < 8:
-            raise ValueError("patch_zyx must be at least 8 voxels on every axis")
+        least = 1 if self.modality == "none" else 8
+        if min(self.patch_zyx) < least:
+            raise ValueError(f"patch_zyx must be at least {least} voxels on every axis")
         return self
 
 
@@ -176,6 +191,7 @@ class Plan(Frozen):
 
     study: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     rounds: int = Field(ge=1)
+    participants: int | None = Field(default=None, ge=MIN_COHORT)  # hospitals asked in a round (`selected`); None: all
     evaluate_every: int = Field(default=1, ge=1)
     network: Network
     preparation: Preparation
@@ -196,6 +212,8 @@ class Plan(Frozen):
         for uri in uris:
             if urlsplit(uri).netloc != self.study:
                 raise ValueError(f"'{uri}' belongs to another study than '{self.study}'")
+        if self.preparation.modality == "none" and self.network.architecture in ARCHITECTURES:
+            raise ValueError(f"preparation.modality 'none' leaves {self.network.architecture} without scans: say CT or MR")
         smallest = min(h.declared_patients for h in self.hospitals)
         if not self.privacy.no_guarantee and self.privacy.delta >= 1 / smallest:
             raise ValueError(
@@ -205,7 +223,17 @@ class Plan(Frozen):
             raise ValueError(
                 f"masking.minimum_cohort {self.masking.minimum_cohort} exceeds the {len(self.hospitals)} hospitals"
             )
+        if self.participants is not None and not self.masking.minimum_cohort <= self.participants <= len(self.hospitals):
+            raise ValueError(
+                f"participants {self.participants} must lie between {self.masking.minimum_cohort} (masking.minimum_cohort) and "
+                f"{len(self.hospitals)}, all hospitals of the plan"
+            )
         return self
+
+    @property
+    def largest_cohort(self) -> int:
+        """Most hospitals that one round can have."""
+        return self.participants or len(self.hospitals)
 
     def hospital(self, uri: str) -> Hospital:
         """The entry of `uri`; PlanError if it is not admitted."""
@@ -218,13 +246,29 @@ class Plan(Frozen):
         """Public divisor of the noised gradient sum: expected patients per step, from the declared size."""
         return self.hospital(uri).declared_patients / self.privacy.inverse_sampling_rate
 
+    def selected(self, round_number: int) -> tuple[str, ...]:
+        """Who is asked in a round, in the plan's order: the `participants` hospitals whose hash for this round is smallest.
+
+        It follows from the plan's digest and the number alone: everybody can compute it, and once a plan is approved nobody
+        can bend it.
+        """
+        uris = [hospital.uri for hospital in self.hospitals]
+        if self.participants is None:
+            return tuple(uris)
+        prefix = SELECTION_LABEL + self.digest() + round_number.to_bytes(8, "big")
+        chosen = sorted(uris, key=lambda uri: hashlib.sha256(prefix + uri.encode()).digest())[: self.participants]
+        return tuple(uri for uri in uris if uri in chosen)
+
     def threshold_of(self, roster_size: int) -> int:
         """Shares needed to open a session of `roster_size` members (protocol.md, threat model)."""
         return self.masking.threshold or default_threshold(roster_size)
 
     def canonical(self) -> bytes:
         """The bytes that the digest covers: JSON with sorted keys and no white space."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        fields = self.model_dump(mode="json")
+        if self.participants is None:
+            del fields["participants"]  # a plan that asks everybody keeps the digest, and the approvals, that it always had
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     def digest(self) -> bytes:
         """32 bytes that name this plan."""

@@ -68,10 +68,15 @@ def upload_trailer(digest: bytes, signature: bytes) -> pb.UploadChunk:
 def open_params(plan: Plan, order: pb.Open, layout: Layout) -> RoundParams:
     """Session parameters from the approved plan and an Open order. WireError where they do not fit each other."""
     uris = [member.uri for member in order.members]
+    asked = plan.selected(order.round)
     try:
         for member in order.members:
             if member.weight != plan.hospital(member.uri).weight:
                 raise WireError(f"the coordinator gives {member.uri} another weight than the plan")
+            if member.uri not in asked:
+                raise WireError(
+                    f"the coordinator puts {member.uri} into round {order.round}, for which the plan does not select it"
+                )
         return RoundParams(
             session=order.session,
             participants=tuple(uris),

@@ -1,12 +1,14 @@
-"""Recorded approvals of a demonstration: each hospital's officer agrees to the plan under a cap; one cap is low on purpose.
+"""Approvals that code records for hospitals which exist on one machine only, into ledgers of their own.
 
-The last hospital's cap lies between two rounds, so that one sees a node stop by itself while the others go on.
+In a demonstration one cap is low on purpose: the last hospital's lies between two rounds, so that one sees a node stop by
+itself while the others go on.
 """
 
 from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from pathlib import Path
 
 from rich.console import Console
 
@@ -18,6 +20,7 @@ from proto.plan import Plan
 from study.sites import Sites
 
 OFFICER = "Demo officer"
+REASON = "demonstration on synthetic or public data"
 USUAL_CAP = 8.0
 LOW_CAP_SHARE = 0.6  # of the plan's rounds fit under the low cap
 
@@ -26,22 +29,22 @@ def approve_all(world: Sites, plan: Plan, console: Console) -> None:
     """Create each hospital's ledger and record its officer's decision."""
     low = low_cap(plan)
     for role in world.cast.hospitals:
-        folder = StateFolder(world.state(role))
-        folder.create()
         is_low = not plan.privacy.no_guarantee and role == world.cast.hospitals[-1]
         cap = Cap(epsilon=low if is_low else USUAL_CAP, delta=plan.privacy.delta)
-        now = datetime.now(UTC)
-        Ledger.create(folder.ledger, world.uri(role), now).approve(
-            plan,
-            OFFICER,
-            "demonstration on synthetic or public data",
-            cap,
-            now,
-            accept_no_guarantee=plan.privacy.no_guarantee,
-            data_is_public=plan.privacy.no_guarantee,
-        )
+        public = plan.privacy.no_guarantee
+        approve(world.state(role), world.uri(role), plan, cap, OFFICER, REASON, data_is_public=public)
         if is_low:
             console.print(f"{role.name} has a low cap on purpose (epsilon {low:g}): watch it stop by itself")
+
+
+def approve(state: Path, uri: str, plan: Plan, cap: Cap, by: str, reason: str, *, data_is_public: bool) -> None:
+    """Create the ledger of `uri` in its state folder and record that `by` agrees to `plan`. Raises LedgerError, StateError."""
+    folder = StateFolder(state)
+    folder.create()
+    now = datetime.now(UTC)
+    Ledger.create(folder.ledger, uri, now).approve(
+        plan, by, reason, cap, now, accept_no_guarantee=plan.privacy.no_guarantee, data_is_public=data_is_public
+    )
 
 
 def low_cap(plan: Plan) -> float:

@@ -12,6 +12,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from study.bench import cli as bench
+
 APP = typer.Typer(add_completion=False, no_args_is_help=True, help="Whole federations on one machine.")
 
 
@@ -23,11 +25,6 @@ class Switch(StrEnum):
 
     ON = "on"
     OFF = "off"
-
-
-@APP.callback()
-def _root() -> None:
-    """Keep `demo` a named command."""
 
 
 @APP.command()
@@ -56,6 +53,9 @@ def demo(
     except play.FAILURES as error:
         print(f"secagg-study: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
+
+
+bench.register(APP)
 
 
 def _as_interrupt(_signal: int, _frame: FrameType | None) -> None:

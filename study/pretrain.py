@@ -6,7 +6,7 @@ out is written by proto.modelfile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from proto.plan import Network, Preparation, Training
 
 WARM_SHARE = 0.2  # of the steps: learning rate rises, then falls to nothing
 WEIGHT_DECAY = 1e-4
+SHORTEST_CYCLE = 10  # steps; OneCycleLR divides by zero where its rise is one step long
 BALANCE = 0.5  # exponent of the class weights at the first step, falling to 0: without it a short run calls all background
 CANDIDATES = 2  # random starts tried: with 4 channels about one in three never learns to call foreground
 TRIAL_STEPS = 30  # for each of them; the one with the lowest loss goes on
@@ -79,6 +80,34 @@ def pretrain(
     return network.vector_of(best)
 
 
+def refine(
+    parts: tuple[Network, Preparation, Training],
+    base: Vector,
+    cases: Sequence[Case],
+    schedule: Schedule,
+    count: Callable[[int, int], None] = lambda _done, _steps: None,
+) -> Vector:
+    """Ordinary one-cycle training from `base` on scans that may be used without privacy: the baselines of a study.
+
+    The same optimizer, loss, patches and class weights as `pretrain`, which looks for a good random start first. `count` is
+    told (steps done, steps in all) after each step and may raise to end it.
+    """
+    plan_network, preparation, training = parts
+    torch.set_num_threads(schedule.threads)
+    module = network.build(plan_network)
+    network.load_vector(module, network.layout_of(module), base)
+    batch = training.model_copy(update={"patches_per_patient": schedule.batch})
+    rng = np.random.default_rng(schedule.seed)
+
+    def batches() -> Iterator[Batch]:
+        for done in range(schedule.steps):
+            yield patches.draw(_Pool(cases), preparation, batch, rng)
+            count(done + 1, schedule.steps)
+
+    _train(module, batches(), schedule.steps, schedule.learning_rate, lambda done: BALANCE * (1 - done), cycle=True)
+    return network.vector_of(module)
+
+
 def held_out_loss(parts: tuple[Network, Preparation, Training], vector: Vector, volumes: Iterable[Pair], seed: int) -> float:
     """Mean loss on volumes that were not trained on; the same patches for every vector. Used to choose among starts."""
     plan_network, preparation, training = parts
@@ -105,7 +134,11 @@ def _train(
 ) -> float:
     """Train in place and return the mean loss of the last quarter; `balance` maps the share done to the weights' exponent."""
     optimizer = AdamW(module.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
-    schedule = OneCycleLR(optimizer, rate, total_steps=steps, pct_start=WARM_SHARE) if cycle else ConstantLR(optimizer, 1.0)
+    schedule = (
+        OneCycleLR(optimizer, rate, total_steps=max(steps, SHORTEST_CYCLE), pct_start=WARM_SHARE)
+        if cycle
+        else ConstantLR(optimizer, 1.0)
+    )
     losses = []
     for step, (images, labels) in enumerate(batches):
         logits = module(images)

@@ -23,6 +23,7 @@ from study import presets
 from study.cast import Cast, Role
 
 COORDINATOR = "coordinator"
+AUTHORITY = "ca"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def write_node(sites: Sites, role: Role, address: str) -> None:
 
 
 def _make_certificates(sites: Sites) -> None:
-    root = sites.folder / "ca"
+    root = sites.folder / AUTHORITY
     homes: Sequence[Path] = [sites.coordinator, *(sites.home(role) for role in sites.roles)]
     for folder in (root, *(home / "identity" for home in homes)):
         shutil.rmtree(folder, ignore_errors=True)

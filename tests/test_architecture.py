@@ -45,7 +45,10 @@ OWNERS: dict[str, frozenset[str]] = {
         {"certs/tls.py", "coordinator/service.py", "hospital_node/link.py", "proto/federation_pb2_grpc.py", "study"}
     ),
     **dict.fromkeys(("streamlit", "altair"), frozenset({"ui"})),
-    "sqlalchemy": frozenset({"coordinator", "hospital_node"}),
+    "sqlalchemy": frozenset(
+        {"coordinator", "hospital_node", "study/results.py", "study/results_tables.py", "study/results_write.py"}
+    ),
+    "ray": frozenset({"study/bench/engine_ray.py"}),
     "typer": frozenset({"certs", "coordinator", "hospital_node", "ui", "study"}),
 }
 NEVER = frozenset({"flwr", "proto_plus", "syft", "tenseal"})  # frameworks that bring their own protocol, or clash with `proto`
@@ -64,7 +67,7 @@ SECAGG_FORBIDDEN = frozenset(
 )
 
 HEAVY = frozenset(
-    {"torch", "opacus", "monai", "SimpleITK", "streamlit", "altair", "matplotlib", "grpc", "sqlalchemy", "dp_accounting"}
+    {"torch", "opacus", "monai", "SimpleITK", "streamlit", "altair", "matplotlib", "grpc", "sqlalchemy", "dp_accounting", "ray"}
 )
 LIGHT_NODE_MODULES = ("ledger", "accounting", "progress", "config")  # read by the app and by command lines, without torch
 
@@ -296,6 +299,11 @@ def test_the_masking_protocol_runs_with_numpy_and_cryptography_alone() -> None:
 
 def test_the_app_reads_a_node_without_torch() -> None:
     done = import_without(TORCH, [f"hospital_node.{name}" for name in LIGHT_NODE_MODULES], [])
+    assert done.returncode == 0, done.stderr
+
+
+def test_results_of_a_study_are_read_without_torch() -> None:
+    done = import_without(TORCH | {"dp_accounting", "matplotlib", "ray"}, ["study.results", "study.results_write"], [])
     assert done.returncode == 0, done.stderr
 
 

@@ -89,7 +89,7 @@ def read_line(line: str) -> list[Command]:
 
 
 def documents() -> list[Path]:
-    return [ROOT / "README.md", *(ROOT / package / "README.md" for package in PACKAGES)]
+    return [ROOT / "README.md", *(ROOT / package / "README.md" for package in PACKAGES), ROOT / "study" / "STUDIES.md"]
 
 
 def text_of(path: Path) -> str:

@@ -57,6 +57,7 @@ class Partition(Frozen):
     alpha: Annotated[float, Field(gt=0)] = 0.3  # concentration of the Dirichlet kinds: small is uneven
     strength: Annotated[float, Field(ge=0, le=1)] = 0.5  # of quality and domain shifts at the worst hospital
     by: Literal["noise", "resolution", "intensity", "scanner"] | None = None  # what quality and domain shift by
+    weights: Literal["equal", "patients"] = "equal"  # of the hospitals in the mean; public, as the declared sizes are
 
 
 class Ordinary(Frozen):

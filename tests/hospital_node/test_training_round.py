@@ -75,6 +75,16 @@ def test_removing_one_patient_leaves_every_other_contribution_the_same_to_the_bi
     assert not np.array_equal(everyone[2], everyone[1])
 
 
+def test_a_patient_adds_the_same_in_every_step_that_shows_it_the_same(contributions):
+    # one patch that is the whole scan, no augmentation, and a rate too small to move the model: nothing differs but the step
+    changes = {"local_steps": 3, "optimizer": "sgd", "learning_rate": 1e-30, "augment": False, "foreground_share": 0.0}
+    plan_ = plan(preparation={"patch_zyx": (16, 16, 16)}, training=changes, privacy={"inverse_sampling_rate": 1})
+    train_round(plan_, URI, base_of(plan_), people(3))
+    first, *later = (contributions[at : at + 3] for at in (0, 3, 6))
+    for step in later:
+        assert all(np.array_equal(one, again) for one, again in zip(first, step, strict=True))
+
+
 def test_who_is_drawn_does_not_depend_on_the_others():
     cohort, k = people(30), 3
     coins = StepCoins.fresh(replayed(b"coins"))

@@ -1,0 +1,366 @@
+"""A study file and the cells that it stands for.
+
+Every `[[grid]]` table is the full product of its lists, and a study is the union of its tables. A value that a method cannot
+read is brought to one normal form, so that no two cells of a study do the same work: `unread` is the rule.
+Everything is checked against the plan's own schema here, before anything runs; every mistake is one StudyError.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import Field, ValidationError
+
+from hospital_node.accounting import noise_multiplier_for
+from hospital_node.cap import UNIFORM_SHARE
+from proto.frozen import Frozen, explain, parsed, read_toml
+from proto.plan import MIN_COHORT, Plan
+from study.bench.cells import Cell, Data, Method, Ordinary, Partition, Setting
+from study.bench.task import StudyError
+from study.presets import PLANS, Preset
+
+BASELINES = frozenset({Method.POOLED, Method.LOCAL})
+SHIFTING = frozenset({"quality", "domain"})  # partitions that change the images themselves, also of pooled patients
+OF_THE_STUDY = ("study", "hospitals", "evaluators", "start_digest")  # plan fields that every cell fills in itself
+OF_THE_START = ("anatomy", "start")  # of a template: how its public start is made; kept where the cell begins from it
+OF_THE_CELL = ("data", "partition", "ordinary")  # tables of the study file whose fields a grid may vary
+ALIASES = {"seeds": "seed", "hospitals": "partition.hospitals"}
+SHORT = {"partition.hospitals": "hospitals"}
+STAND_IN = "secagg://check/hospital/h{}"  # only for checking a template: who takes part is known when a cell runs
+
+# plan fields that ordinary training does not read, in the one form that every baseline carries
+ORDINARY_FORM: dict[str, Any] = {
+    "rounds": 1,
+    "participants": None,
+    "evaluate_every": 1,
+    "training.local_steps": 1,
+    "training.learning_rate": 1e-2,
+    "training.learning_rate_decay": 1.0,
+    "privacy": {"noise_multiplier": 0.0, "no_guarantee": True, "inverse_sampling_rate": 1},
+    "masking": {},
+    "timing": {},
+    "aggregation": {},
+}
+
+
+class StudyFile(Frozen):
+    """A study file as written; study/STUDIES.md explains it to those who write one."""
+
+    study: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    task: str = "segmentation"
+    plan: str
+    seeds: tuple[int, ...] = Field(min_length=1)
+    start: str = "random"
+    data: Data = Data()
+    partition: Partition = Partition()
+    ordinary: Ordinary = Ordinary()
+    set: dict[str, Any] = Field(default_factory=dict)
+    grid: tuple[dict[str, Any], ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A plan without its participants, and the recipe of its public start where it has one."""
+
+    name: str
+    fields: dict[str, Any] = field(repr=False)
+    recipe: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A study file that was read and checked. `source`: its text, kept with the results."""
+
+    file: StudyFile
+    source: str = field(repr=False)
+    planned: tuple[Cell, ...] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Of the study."""
+        return self.file.study
+
+    def cells(self) -> tuple[Cell, ...]:
+        """Every cell once, in the order of the file."""
+        return self.planned
+
+
+def load_study(path: Path) -> Study:
+    """Read and expand a study file. Raises StudyError with one sentence that names the file and the key or the cell."""
+    file = parsed(StudyFile, read_toml(path, "the study file", StudyError), str(path), StudyError)
+    cells = {cell.id: cell for cell in _Expansion(file, path).cells()}
+    return Study(file, path.read_text(encoding="utf-8"), tuple(cells.values()))
+
+
+def noise_for(cell: Cell, plan_fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `plan_fields` with the noise that the cell's epsilon asks for over all its rounds; the plan's own for None.
+
+    Raises StudyError where no noise reaches the target.
+    """
+    fields = copy.deepcopy(dict(plan_fields))
+    if cell.epsilon is None:
+        return fields
+    privacy = fields["privacy"]
+    if math.isinf(cell.epsilon):
+        fields["privacy"] = {**privacy, "noise_multiplier": 0.0, "no_guarantee": True}
+        return fields
+    steps = fields["rounds"] * fields["training"]["local_steps"]
+    delta = privacy.get("delta", 1e-5)
+    try:
+        noise = _noise_multiplier(cell.epsilon, delta, privacy["inverse_sampling_rate"], steps)
+    except ValueError as error:
+        raise StudyError(f"study {cell.study}, cell {cell.label}: {error}: ask for a larger epsilon or fewer steps") from error
+    fields["privacy"] = {**privacy, "noise_multiplier": noise, "no_guarantee": False}
+    return fields
+
+
+@lru_cache
+def _noise_multiplier(epsilon: float, delta: float, inverse_sampling_rate: int, steps: int) -> float:
+    return noise_multiplier_for(epsilon, UNIFORM_SHARE * delta, 1 / inverse_sampling_rate, steps)  # as the ledger reads it
+
+
+def unread(name: str, method: Method, shifts: bool = False) -> bool:
+    """Whether a setting cannot change what `method` gives: it is left out of such a cell instead of multiplying it.
+
+    Ordinary training reads neither rounds, privacy, masks nor the coordinator; federated training reads no recipe of ordinary
+    training, and without masks none of masking; pooled patients are dealt to nobody unless the deal changes the images.
+    """
+    table = _head(name)
+    if method in BASELINES:
+        dealt = table in {"partition", "hospitals"} and method is Method.POOLED and not shifts
+        return dealt or name == "epsilon" or name in ORDINARY_FORM or table in ORDINARY_FORM
+    return table == "ordinary" or (table == "masking" and method is Method.PLAIN)
+
+
+class _Expansion:
+    """From one study file to its cells."""
+
+    def __init__(self, file: StudyFile, path: Path) -> None:
+        self.file = file
+        self.path = path
+        self.templates: dict[str, Template] = {}
+        self.changes = dict(_flat(file.set))
+        for name in self.changes:
+            _check_plan_name(f"{path}: [set], which changes plan fields", name)
+        self.tables = [self._table(number, table) for number, table in enumerate(file.grid, 1)]
+        self.varied = list(dict.fromkeys(name for table in self.tables for name in table if name not in {"method", "seed"}))
+
+    def cells(self) -> Iterator[Cell]:
+        for number, table in enumerate(self.tables, 1):
+            for values in itertools.product(*table.values()):
+                chosen = dict(zip(table, values, strict=True))
+                shown = ", ".join(f"{name} {value}" for name, value in chosen.items())
+                yield self._cell(f"{self.path}: [[grid]] {number}, cell {shown}", chosen)
+
+    def _table(self, number: int, written: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """One table: setting -> its values; the study's seeds where it has none of its own."""
+        where = f"{self.path}: [[grid]] {number}"
+        table = {ALIASES.get(name, name): value for name, value in _flat(written)}
+        if "method" not in table:
+            raise StudyError(f"{where}: key 'method' is missing: choose from {', '.join(Method)}")
+        found = {name: _values(where, name, value) for name, value in table.items()}
+        for name in found:
+            _check_name(where, name)
+        if "epsilon" in found and {"privacy.noise_multiplier", "privacy.no_guarantee"} & found.keys():
+            raise StudyError(f"{where}: epsilon already decides privacy.noise_multiplier: leave one of them out")
+        return found if "seed" in found else {**found, "seed": list(self.file.seeds)}
+
+    def _cell(self, where: str, chosen: Mapping[str, Any]) -> Cell:
+        method = _method(where, chosen["method"])
+        template = self._template(where, chosen.get("plan", self.file.plan))
+        parts = self._parts(chosen)
+        hospitals = parts["partition"]["hospitals"]
+        plan = self._plan(where, template, chosen, hospitals)
+        plan = _checked(where, _normal_plan(where, method, plan, chosen.get("epsilon")), hospitals)
+        start = chosen.get("start", self.file.start)
+        fields = {
+            "study": self.file.study,
+            "task": self.file.task,
+            "method": method,
+            "seed": chosen["seed"],
+            **self._normal_parts(method, parts),
+            "start": start,
+            "epsilon": _normal_epsilon(method, plan, chosen.get("epsilon")),
+            "plan": plan | (_recipe(where, template, plan) if start == "public" else {}),
+            "settings": {},
+        }
+        cell = parsed(Cell, fields, where, StudyError)
+        cell = cell.model_copy(update={"settings": self._settings(cell, template.name)})
+        noise_for(cell, plan)  # a target that no noise reaches is refused here
+        return cell
+
+    def _plan(self, where: str, template: Template, chosen: Mapping[str, Any], hospitals: object) -> dict[str, Any]:
+        """The template with the changes of `[set]` and of the cell, checked and with every default written out."""
+        own = {name: value for name, value in chosen.items() if _is_plan_field(name)}
+        changes = {**self.changes, **own}
+        if "privacy.noise_multiplier" in changes and "privacy.no_guarantee" not in changes:
+            changes["privacy.no_guarantee"] = changes["privacy.noise_multiplier"] == 0
+        return _checked(where, _with(where, template.fields, changes), hospitals)
+
+    def _parts(self, chosen: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """The tables of the study file, with the cell's own values."""
+        parts = {table: getattr(self.file, table).model_dump() for table in OF_THE_CELL}
+        for name, value in chosen.items():
+            table, _, key = name.partition(".")
+            if key and table in parts:
+                parts[table][key] = value
+        return parts
+
+    def _normal_parts(self, method: Method, parts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """`parts` with what the method does not read in its normal form."""
+        if method not in BASELINES:
+            return {**parts, "ordinary": {}}
+        dealt = {parts["partition"]["kind"], self.file.partition.kind}
+        if method is Method.POOLED and not dealt & SHIFTING:
+            return {**parts, "partition": self.file.partition.model_dump()}
+        return parts
+
+    def _settings(self, cell: Cell, template: str) -> dict[str, Setting]:
+        shifts = cell.partition.kind in SHIFTING
+        known = {**cell.model_dump(mode="json"), **cell.plan, "plan": template, "start": cell.start}
+        read = [name for name in self.varied if not unread(name, cell.method, shifts)]
+        shown = {SHORT.get(name, name): _at(known, name) for name in read}
+        return {name: value for name, value in shown.items() if value is not None}
+
+    def _template(self, where: str, name: object) -> Template:
+        if not isinstance(name, str):
+            raise StudyError(f"{where}: 'plan' names a template, {name!r} does not")
+        if name not in self.templates:
+            self.templates[name] = load_template(name, self.path.parent, where)
+        return self.templates[name]
+
+
+def load_template(name: str, folder: Path, where: str) -> Template:
+    """A template by its name under study/plans, or by a TOML path relative to `folder`. Raises StudyError."""
+    path = folder / name if name.endswith(".toml") else PLANS / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(one.stem for one in PLANS.glob("*.toml")))
+        asked = path if name.endswith(".toml") else f"'{name}'"
+        raise StudyError(f"{where}: 'plan': there is no template {asked}: name one of {known}, or a TOML file")
+    fields = read_toml(path, "the template", StudyError)
+    recipe = {key: fields.pop(key) for key in OF_THE_START if key in fields}
+    return Template(name, fields, recipe)
+
+
+def _normal_plan(where: str, method: Method, plan: dict[str, Any], epsilon: object) -> dict[str, Any]:
+    """`plan` with what the method does not read in its normal form."""
+    if method in BASELINES:
+        return _with(where, plan, ORDINARY_FORM)
+    silent = {"privacy.noise_multiplier": 0.0, "privacy.no_guarantee": True} if epsilon == math.inf else {}
+    return _with(where, plan, {**silent, "masking": {}} if method is Method.PLAIN else silent)
+
+
+def _normal_epsilon(method: Method, plan: Mapping[str, Any], epsilon: object) -> object:
+    """Infinity is the one form of "no noise" for federated methods; ordinary training has no epsilon."""
+    if method in BASELINES:
+        return None
+    return math.inf if epsilon is None and plan["privacy"]["no_guarantee"] else epsilon
+
+
+def _recipe(where: str, template: Template, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What a public start follows from; in the cell, so that another recipe is another cell."""
+    missing = [key for key in OF_THE_START if key not in template.recipe]
+    if missing:
+        raise StudyError(
+            f"{where}: template {template.name} has no {' and no '.join(missing)}, so there is no public start of it"
+        )
+    try:
+        preset = Preset.of(template.name, {**plan, **template.recipe})
+    except ValidationError as error:
+        raise StudyError(explain(error, f"template {template.name}")) from error
+    return {"anatomy": preset.anatomy, "start": preset.start.model_dump()}
+
+
+def _checked(where: str, fields: Mapping[str, Any], hospitals: object = None) -> dict[str, Any]:
+    """`fields` as the plan's schema reads them, every default written out; hospitals are stand-ins as many as there will be."""
+    masking = fields.get("masking")
+    wanted = [fields.get("participants"), masking.get("minimum_cohort") if isinstance(masking, dict) else None]
+    sizes = [hospitals] if hospitals is not None else wanted  # sites of a folder are counted when a cell runs
+    count = max(MIN_COHORT, *(size for size in sizes if isinstance(size, int)), MIN_COHORT)
+    admitted = [{"uri": STAND_IN.format(number), "declared_patients": 1} for number in range(count)]
+    plan = parsed(Plan, {**fields, "study": "check", "hospitals": admitted}, where, StudyError)
+    return plan.model_dump(mode="json", exclude=set(OF_THE_STUDY))
+
+
+def _with(where: str, fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `fields` with dotted names set."""
+    whole = copy.deepcopy(dict(fields))
+    for name, value in changes.items():
+        *tables, key = name.split(".")
+        place = whole
+        for table in tables:
+            place = place.setdefault(table, {})
+            if not isinstance(place, dict):
+                raise StudyError(f"{where}: '{name}' goes into '{table}', which is a value: remove it or correct its spelling")
+        place[key] = copy.deepcopy(value)
+    return whole
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value): a name may be written in quotes, with bare dots, or as a table of its own."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _at(known: Mapping[str, Any], name: str) -> Any:
+    value: Any = known
+    for key in name.split("."):
+        value = value[key]
+    return value
+
+
+def _values(where: str, name: str, value: Any) -> list[Any]:
+    """The values of one setting: a list's items, or a single value."""
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise StudyError(f"{where}: '{name}' is an empty list, which makes no cell: give it values or remove it")
+    if _is_list(name) and not all(isinstance(one, list) for one in values):
+        raise StudyError(f"{where}: one value of '{name}' is a list itself: write a list of lists, such as [[8, 16, 32]]")
+    return values
+
+
+def _is_list(name: str) -> bool:
+    """Whether a plan's field holds a list."""
+    table, _, key = name.partition(".")
+    part = Plan.model_fields[table].annotation if _is_plan_field(name) else None
+    field = part.model_fields.get(key) if isinstance(part, type) and issubclass(part, Frozen) else None
+    kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+    return any(get_origin(kind) is tuple for kind in kinds)
+
+
+def _check_name(where: str, name: str) -> None:
+    if name in {"method", "seed", "epsilon", "start", "plan"} or (_head(name) in OF_THE_CELL and "." in name):
+        return
+    _check_plan_name(where, name)
+
+
+def _check_plan_name(where: str, name: str) -> None:
+    if _head(name) in OF_THE_STUDY:
+        raise StudyError(f"{where}: '{name}' follows from the study itself and cannot be set: remove it")
+    if not _is_plan_field(name):
+        raise StudyError(f"{where}: '{name}' is no field of a plan, nor else known here: remove it or correct its spelling")
+
+
+def _is_plan_field(name: str) -> bool:
+    return _head(name) in Plan.model_fields and _head(name) not in OF_THE_STUDY
+
+
+def _head(name: str) -> str:
+    return name.split(".", maxsplit=1)[0]
+
+
+def _method(where: str, name: object) -> Method:
+    try:
+        return Method(str(name))
+    except ValueError as error:
+        raise StudyError(f"{where}: there is no method '{name}': choose from {', '.join(Method)}") from error

@@ -1,0 +1,137 @@
+"""The plain federated baseline: the same trainer, the same draws and the same server step, without quantizer and masks.
+
+What the masked federation is compared to: every difference between the two is what clipping, rounding and masking do to the
+sum. Updates are averaged in float64 with the plan's weights over the same participants, as federated averaging does
+(McMahan et al. 2017, arXiv 1602.05629), and each participant is charged the bytes of two float32 vectors and nothing else.
+Under a plan with noise the updates are noised before they are averaged, so the hospitals' epsilon is that of the masked run.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from coordinator import optimizer
+from hospital_node.work import Interrupted, Workshop
+from proto.layout import Vector
+from proto.plan import Plan
+from study.bench.cell import planned_epsilon
+from study.bench.cells import RoundRow
+from study.bench.task import Draws, StudyError, Task, Unit, scores_of
+
+VALUE_BYTES = 4  # float32, what federated averaging sends each way
+
+
+@dataclass(frozen=True, slots=True)
+class Averaged:
+    """What a plain federation gave."""
+
+    rounds: list[RoundRow]
+    model: Vector = field(repr=False)  # after the last round
+
+
+def run_plain(
+    plan: Plan,
+    start: Vector,
+    hospitals: Mapping[str, Sequence[Unit]],
+    test: Sequence[Unit],
+    task: Task,
+    draws: Draws,
+    on_round: Callable[[RoundRow], None],
+    stop: threading.Event,
+) -> Averaged:
+    """Train `plan.rounds` rounds; `on_round` is told the start (round 0) and each round as it ends.
+
+    Models are measured where the coordinator would ask for it: the start and every `plan.evaluate_every` rounds. Raises
+    StudyError where `hospitals` are not the plan's, WorkFailed where a training gives nothing, Interrupted once `stop` is set.
+    """
+    federation = _Plain(plan, hospitals, test, task, draws, stop)
+    model, velocity = start, None
+    rows = [federation.row(0, model, (), time.perf_counter())]
+    on_round(rows[0])
+    for number in range(1, plan.rounds + 1):
+        began_s = time.perf_counter()
+        uris = plan.selected(number)
+        mean = federation.mean_update(number, model, uris)
+        model, velocity = optimizer.apply(plan.aggregation, model, mean, velocity)
+        rows.append(federation.row(number, model, uris, began_s))
+        on_round(rows[-1])
+    return Averaged(rows, model)
+
+
+def weighted_mean(updates: Iterable[tuple[int, Vector]]) -> Vector:
+    """Mean of (weight, update) pairs, summed in float64 in the order given and rounded once. At least one pair."""
+    total: Any = 0.0
+    weights = 0
+    for weight, update in updates:
+        total = total + weight * update.astype(np.float64)
+        weights += weight
+    return np.asarray(total / weights, dtype=np.float32)
+
+
+def unless_stopped(stop: threading.Event) -> None:
+    """Raise Interrupted once `stop` is set."""
+    if stop.is_set():
+        raise Interrupted
+
+
+@dataclass(slots=True, eq=False)
+class _Plain:
+    """The hospitals of one run and how often each took part."""
+
+    plan: Plan
+    hospitals: Mapping[str, Sequence[Unit]]
+    test: Sequence[Unit]
+    task: Task
+    draws: Draws
+    stop: threading.Event
+    workshops: dict[str, Workshop] = field(init=False)
+    patients: dict[str, Sequence[Any]] = field(init=False)
+    rounds_of: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        admitted = {entry.uri for entry in self.plan.hospitals}
+        if admitted != set(self.hospitals):
+            strange = ", ".join(sorted(admitted ^ set(self.hospitals)))
+            raise StudyError(f"patients were dealt to other hospitals than the plan admits: {strange}")
+        self.workshops = {uri: self.task.workshop(units, self.draws) for uri, units in self.hospitals.items()}
+        self.patients = {uri: one.prepare(self.plan, lambda *_: None) for uri, one in self.workshops.items()}
+
+    def mean_update(self, number: int, base: Vector, uris: Sequence[str]) -> Vector:
+        """What one round gives before the server step."""
+        self.rounds_of.update(uris)
+        return weighted_mean((self.plan.hospital(uri).weight, self._update(number, base, uri)) for uri in uris)
+
+    def row(self, number: int, model: Vector, uris: Sequence[str], began_s: float) -> RoundRow:
+        """The round's figures, with scores where the plan wants them."""
+        unless_stopped(self.stop)
+        measured = number % self.plan.evaluate_every == 0
+        scores = scores_of(self.task, self.plan, model, self.test, self.draws) if measured else {}
+        one_way_bytes = VALUE_BYTES * len(model) * len(uris)
+        return RoundRow(
+            round=number,
+            survivors=len(uris),
+            scores=dict(scores),
+            epsilon=planned_epsilon(self.plan, max(self.rounds_of.values(), default=0)),
+            upload_bytes=one_way_bytes,
+            download_bytes=one_way_bytes,
+            seconds=time.perf_counter() - began_s,
+        )
+
+    def _update(self, number: int, base: Vector, uri: str) -> Vector:
+        trained = self.workshops[uri].train(
+            self.plan,
+            uri,
+            base,
+            self.patients[uri],
+            threads=1,
+            round=number,
+            on_step=lambda _: unless_stopped(self.stop),
+        )
+        return trained.update

@@ -1,0 +1,197 @@
+"""Tables and figures of a study, from its results file alone: run twice, every file is the same byte for byte.
+
+Nothing here depends on the clock, the machine or the order in which cells finished. What would need a guess (an interval from
+one seed, a difference without a partner) is left empty and the text says why.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from study.bench.figures import draw
+from study.bench.groups import Difference, Group, differences, grouped, shown
+from study.bench.intervals import Interval
+from study.results import CellRow, StudyRow, open_results
+
+REPORT, TABLES = "report.md", "tables.csv"
+NONE = "–"
+NO_GUARANTEE = "no guarantee"
+COST_WORDS = (
+    "Means over seeds of one cell, on the machines that ran it. MB (10^6 bytes) are those of a mean hospital over all rounds: "
+    "of masked cells as counted on the connection, of plain ones a float32 vector each way. Times smaller: the same updates "
+    "as float32, over what was sent."
+)
+DIFFERENCE_WORDS = (
+    "Score minus the score of what is named beside it, by pairs of equal seeds. Pooled: ordinary training on the same images "
+    "with the same network and start. Plain: the same federation without quantizer and masks; where that ran without noise "
+    "only, this one. Where a study has no such setting, or more than one, there is no difference."
+)
+
+
+def write_report(folder: Path) -> list[Path]:
+    """Write report.md, tables.csv and the figures into a study's folder and return them. Raises ResultsError."""
+    with open_results(folder) as results:
+        study, rows, unlisted = results.study(), results.cells(), results.unlisted()
+    groups = grouped(rows)
+    pairs = differences(groups)
+    figures = draw(groups, study.metric, folder)
+    names = [path.name for path in figures if path.suffix == ".png"]
+    _replace(folder / REPORT, "\n".join(_report(study, rows, groups, pairs, names, unlisted)) + "\n")
+    _write_tables(folder / TABLES, groups, pairs)
+    return [folder / REPORT, folder / TABLES, *figures]
+
+
+def _report(
+    study: StudyRow,
+    rows: Sequence[CellRow],
+    groups: Sequence[Group],
+    pairs: Sequence[Difference],
+    figures: Sequence[str],
+    unlisted: int,
+) -> list[str]:
+    lines = [f"# Study {study.name}", "", _complete(rows, unlisted), "", study.honesty, ""]
+    if groups:
+        lines += ["## Scores", "", _score_words(study.metric, groups), "", *_score_table(study.metric, groups), ""]
+        lines += ["## Costs", "", COST_WORDS, "", *_cost_table(groups), ""]
+    if pairs:
+        lines += ["## Differences", "", DIFFERENCE_WORDS, "", *_difference_table(pairs), ""]
+    for name in figures:
+        lines += [f"![{name.removesuffix('.png').replace('_', ' ')}]({name})", ""]
+    return lines[:-1] + _failures(rows)
+
+
+def _complete(rows: Sequence[CellRow], unlisted: int) -> str:
+    states = [row.state for row in rows]
+    said = f"{states.count('done')} of {len(rows)} cells are done"
+    waiting = states.count("planned") + states.count("running")
+    said += f", {states.count('failed')} failed" if "failed" in states else ""
+    said += f", {waiting} not run yet" if waiting else ""
+    more = f" Left out: {unlisted} of an earlier version of the study file." if unlisted else ""
+    return f"{said}. Tables hold finished cells only.{more}"
+
+
+def _score_words(metric: str, groups: Sequence[Group]) -> str:
+    deltas = sorted({group.delta for group in groups if group.epsilon is not None})
+    at = f" at delta {', '.join(f'{delta:g}' for delta in deltas)}" if deltas else ""
+    alone = " One seed has no interval." if any(group.score and group.score.half is None for group in groups) else ""
+    return (
+        f"Mean {metric} of the test cases after the last measured round, ± half of the 95 % interval over seeds (Student's t)."
+        f"{alone} Epsilon is that of the worst hospital over the whole training{at}; no guarantee: nothing bounds what the "
+        "model tells of a patient."
+    )
+
+
+def _score_table(metric: str, groups: Sequence[Group]) -> list[str]:
+    labels = list(dict.fromkeys(label for group in groups for label in group.labels))
+    several = labels if len(labels) > 1 else []
+    head = ["setting", "seeds", metric, *several, "epsilon", "rounds"]
+    body = [
+        [
+            group.name,
+            _seeds(group),
+            _measured(group.score),
+            *(_measured(group.labels.get(label)) for label in several),
+            _epsilon(group.epsilon),
+            group.length,
+        ]
+        for group in groups
+    ]
+    return _markdown(head, body)
+
+
+def _cost_table(groups: Sequence[Group]) -> list[str]:
+    head = ["setting", "MB up", "MB down", "times smaller", "wall s", "CPU s"]
+    body = [
+        [
+            group.name,
+            _number(group.megabytes("up"), ".3f"),
+            _number(group.megabytes("down"), ".3f"),
+            _number(group.times_smaller, ".2f"),
+            f"{group.wall_s:.1f}",
+            f"{group.cpu_s:.1f}",
+        ]
+        for group in groups
+    ]
+    return _markdown(head, body)
+
+
+def _difference_table(pairs: Sequence[Difference]) -> list[str]:
+    head = ["setting", "compared with", "pairs", "difference"]
+    body = [[pair.group.name, pair.other.name, str(pair.score.count), _measured(pair.score, "+.4f")] for pair in pairs]
+    return _markdown(head, body, words=2)
+
+
+def _failures(rows: Sequence[CellRow]) -> list[str]:
+    failed = [f"- {row.cell.label} ({row.cell.id}): {row.reason}" for row in rows if row.state == "failed"]
+    return ["", "## Failed cells", "", *failed] if failed else []
+
+
+def _seeds(group: Group) -> str:
+    count = len(group.results)
+    return str(count) if count == group.listed else f"{count} of {group.listed}"
+
+
+def _measured(value: Interval | None, form: str = ".4f") -> str:
+    if value is None:
+        return NONE
+    return format(value.mean, form) + ("" if value.half is None else f" ± {value.half:.4f}")
+
+
+def _epsilon(value: float | None) -> str:
+    return NO_GUARANTEE if value is None else f"{value:.2f}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return NONE if value is None else format(value, form)
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]], words: int = 1) -> list[str]:
+    """A table whose first `words` columns are words and whose others are numbers."""
+    rule = ["---" if index < words else "---:" for index in range(len(head))]
+    return ["| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in (head, rule, *body)]
+
+
+def _write_tables(path: Path, groups: Sequence[Group], pairs: Sequence[Difference]) -> None:
+    """One row a setting, in plain numbers; empty: not known, not applicable, or no guarantee."""
+    names = list(dict.fromkeys(name for group in groups for name in group.cell.settings))
+    labels = list(dict.fromkeys(label for group in groups for label in group.labels))
+    rows = [_values(group, names, labels, [pair for pair in pairs if pair.group is group]) for group in groups]
+    part = path.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as handle:
+        if rows:
+            writer = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    part.replace(path)
+
+
+def _values(group: Group, names: Sequence[str], labels: Sequence[str], pairs: Sequence[Difference]) -> dict[str, object]:
+    values: dict[str, object] = {"method": group.cell.method.value}
+    values |= {name: shown(group.cell.settings[name]) if name in group.cell.settings else None for name in names}
+    values |= {"seeds": len(group.results), "seeds_listed": group.listed}
+    values |= _ends("score", group.score)
+    for label in labels:
+        values |= _ends(f"score {label}", group.labels.get(label))
+    values |= {"spent_epsilon": group.epsilon, "delta": group.delta, "rounds": group.length if group.is_federated else None}
+    values |= {"wall_s": group.wall_s, "cpu_s": group.cpu_s, "times_smaller": group.times_smaller}
+    values |= {"upload_megabytes": group.megabytes("up"), "download_megabytes": group.megabytes("down")}
+    against: Mapping[str, Difference] = {pair.other.cell.method.value: pair for pair in pairs}
+    for method in ("pooled", "plain"):
+        pair = against.get(method)
+        values |= {f"minus_{method}_pairs": pair.score.count if pair else None}
+        values |= _ends(f"minus_{method}", pair.score if pair else None)
+    return values
+
+
+def _ends(name: str, value: Interval | None) -> dict[str, object]:
+    if value is None:
+        return {name: None, f"{name} low": None, f"{name} high": None}
+    return {name: value.mean, f"{name} low": value.low, f"{name} high": value.high}
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
