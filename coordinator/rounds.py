@@ -384,4 +384,4 @@ def _willing(state: State) -> list[str]:
 
 
 def _willing_now(state: State) -> list[str]:
-    return [uri for uri in _willing(state) if uri in state.asked]
+    return [uri for uri in sorted(state.asked) if not state.members[uri].definitive]

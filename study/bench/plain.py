@@ -48,7 +48,7 @@ def run_plain(
 ) -> Averaged:
     """Train `plan.rounds` rounds; `on_round` is told the start (round 0) and each round as it ends.
 
-    Models are measured where the coordinator would ask for it: the start and every `plan.evaluate_every` rounds. Raises
+    Models are measured where the coordinator would ask for it: the start, every `plan.evaluate_every` rounds, the last. Raises
     StudyError where `hospitals` are not the plan's, WorkFailed where a training gives nothing, Interrupted once `stop` is set.
     """
     federation = _Plain(plan, hospitals, test, task, draws, stop)
@@ -111,7 +111,7 @@ class _Plain:
     def row(self, number: int, model: Vector, uris: Sequence[str], began_s: float) -> RoundRow:
         """The round's figures, with scores where the plan wants them."""
         unless_stopped(self.stop)
-        measured = number % self.plan.evaluate_every == 0
+        measured = number % self.plan.evaluate_every == 0 or number == self.plan.rounds  # as the coordinator asks for it
         scores = scores_of(self.task, self.plan, model, self.test, self.draws) if measured else {}
         one_way_bytes = VALUE_BYTES * len(model) * len(uris)
         return RoundRow(

@@ -150,7 +150,7 @@ def test_each_training_takes_the_draws_of_its_hospital_and_round():
 
 def test_models_are_measured_in_the_rounds_that_a_coordinator_would_ask_for():
     done = played(plan_of(rounds=5, evaluate_every=2))
-    assert [row.round for row in done.rounds if row.scores] == [0, 2, 4]
+    assert [row.round for row in done.rounds if row.scores] == [0, 2, 4, 5]
 
 
 def test_epsilon_is_that_of_the_hospital_that_trained_most():
