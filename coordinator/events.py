@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from coordinator.orders import Order
-from secagg.messages import Advert, Confirmation, ShareSet
+from secagg.messages import Advert, Confirmation, ShareSet, UploadSeal
 
 
 class Report(StrEnum):
@@ -91,6 +91,7 @@ class UploadAccepted:
 
     party: str
     session: bytes
+    seal: UploadSeal | None = None  # relayed to those who hold the member's shares, in sparse sessions
 
 
 @dataclass(frozen=True, slots=True)

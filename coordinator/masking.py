@@ -24,10 +24,11 @@ from coordinator.events import (
     Shared,
     UploadAccepted,
 )
-from coordinator.orders import Confirm, Mask, Open, Order, Reveal, Share
+from coordinator.orders import Confirm, Mask, Open, Order, Reveal, Sealed, Share
 from coordinator.state import MASKING, UNCOMMITTED, Phase, Session, Standing, enough, is_lost, seats_of, why_not
 from coordinator.turn import Turn
 from proto.plan import short_name
+from secagg.messages import UploadSeal
 
 DONE_WORDS = {
     Phase.ADVERTISE: "keys advertised",
@@ -170,13 +171,24 @@ def _next_phase(turn: Turn) -> None:
             turn.emit(CommitPoint(session.id))
             _order(turn, Phase.MASK, Mask(session.id, sets))
         case Phase.MASK:
-            _order(turn, Phase.CONFIRM, Confirm(session.id, session.survivors))
+            _order(turn, Phase.CONFIRM, Confirm(session.id, session.survivors, _sealed(session)))
         case Phase.CONFIRM:
             signed = tuple(session.confirmations[uri] for uri in session.uris if uri in session.answered)
             _order(turn, Phase.REVEAL, Reveal(session.id, signed))
         case _:
             turn.change(phase=Phase.OPENING, phase_since_s=turn.now_s)
             turn.emit(OpenSum(session.id, session.survivors))
+
+
+def _sealed(session: Session) -> tuple[Sealed, ...]:
+    """The survivors' seals with those who drew shares of them; none where no advert names neighbours."""
+    roster = sorted(session.uris)  # the order in which the session context numbers its members
+    found = []
+    for uri in session.survivors:
+        advert, seal = session.adverts[uri], session.seals.get(uri)
+        if advert.neighbours and seal is not None:
+            found.append(Sealed(uri, seal, frozenset(roster[place] for place in advert.neighbours)))
+    return tuple(found)
 
 
 def _order(turn: Turn, phase: Phase, order: Order) -> None:
@@ -229,6 +241,8 @@ def _with_message(session: Session, event: Answer) -> Session:
             return replace(session, adverts={**session.adverts, event.party: event.advert})
         case Shared():
             return replace(session, sets={**session.sets, event.party: event.share_set})
+        case UploadAccepted(seal=UploadSeal() as seal):
+            return replace(session, seals={**session.seals, event.party: seal})
         case Confirmed():
             return replace(session, confirmations={**session.confirmations, event.party: event.confirmation})
         case _:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from secagg.messages import Advert, Confirmation, ShareSet
+from secagg.messages import Advert, Confirmation, ShareSet, UploadSeal
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +62,21 @@ class Mask:
 
 
 @dataclass(frozen=True, slots=True)
+class Sealed:
+    """What a survivor signed at the end of its upload, for the members that hold its shares."""
+
+    party: str
+    seal: UploadSeal
+    holders: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Confirm:
-    """Sign the survivor list."""
+    """Sign the survivor list. `seals` is whole, and empty in the complete graph; each reader is sent those it has a use for."""
 
     session: bytes
     survivors: tuple[str, ...]
+    seals: tuple[Sealed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from coordinator.state import Phase, why_not
 from proto import federation_pb2 as pb
 from proto.plan import short_name
 from proto.wire import CHUNK_BYTES
-from secagg import RemoteError, UploadSeal
-from secagg.coordinate import SessionView, verify_upload_seal
+from secagg import LocalError, RemoteError, UploadSeal
+from secagg.coordinate import SessionView
 
 MAX_RECEIPT_BYTES = 64
 MAX_CASES = 100_000  # per label; a public test set is far smaller
@@ -39,14 +39,14 @@ class Receiver:
         with self._run.spool.begin(header.session, uri, header.total_bytes) as spooled:
             trailer = await self._words(uri, messages, spooled, turn)
             digest = spooled.digest()
-            _check_seal(view, uri, digest, trailer)
+            seal = _checked_seal(view, uri, digest, trailer)
             await asyncio.to_thread(spooled.sync)
             if self._taken(uri, header.session):
                 return
             self._view(uri, header)  # the list may have closed meanwhile; nothing below waits
             spooled.accept()
             self._run.note("upload", f"{short_name(uri)} sent {header.total_bytes / 1000:,.0f} kB", uri)
-            self._run.feed(ev.UploadAccepted(uri, header.session))
+            self._run.feed(ev.UploadAccepted(uri, header.session, seal))
 
     def check_measurement(self, request: pb.Measurement, scores: list[tuple[str, tuple[float, ...]]]) -> None:
         """Raise Refusal unless the model is one of this study and every number can be a Dice."""
@@ -112,8 +112,10 @@ async def _next(messages: AsyncIterator[pb.UploadChunk]) -> pb.UploadChunk:
         raise UploadError(f"the upload was silent for {SILENT_AFTER_S:g} s") from None
 
 
-def _check_seal(view: SessionView, uri: str, digest: bytes, trailer: pb.UploadTrailer) -> None:
+def _checked_seal(view: SessionView, uri: str, digest: bytes, trailer: pb.UploadTrailer) -> UploadSeal:
     try:
-        verify_upload_seal(view.params, uri, digest, UploadSeal(trailer.digest, trailer.signature))
-    except RemoteError as error:
-        raise UploadError(error.text) from error
+        seal = UploadSeal(trailer.digest, trailer.signature)
+        view.add_seal(uri, digest, seal)
+    except (RemoteError, LocalError) as error:
+        raise UploadError(str(error)) from error
+    return seal

@@ -89,7 +89,7 @@ def _parsed(kind: str, message: pb.PhaseAnswer) -> Parsed:
     if kind == "advert":
         return from_advert(message.advert)
     if kind == "shares":
-        return from_share_set(message.shares).with_digests()
+        return from_share_set(message.shares)
     if kind == "confirmation":
         return from_confirmation(message.confirmation)
     return from_revealed(message.revealed)
@@ -100,7 +100,7 @@ def _known(view: SessionView, party: str, parsed: Parsed) -> bool:
         case Advert():
             return view.adverts.get(party) == parsed
         case ShareSet():
-            return view.share_sets.get(party) == parsed
+            return party in view.share_sets and view.share_sets[party] == parsed.with_digests()
         case Confirmation():
             return view.confirmations.get(party) == parsed
         case Revealed():
@@ -115,7 +115,7 @@ def _added(view: SessionView, party: str, session: bytes, parsed: Parsed) -> ev.
                 return ev.Advertised(party, session, parsed)
             case ShareSet():
                 view.add_share_set(parsed)
-                return ev.Shared(party, session, parsed)
+                return ev.Shared(party, session, view.share_sets[party])  # with the digests that are relayed
             case Confirmation():
                 view.add_confirmation(parsed)
                 return ev.Confirmed(party, session, parsed)

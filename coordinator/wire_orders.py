@@ -6,7 +6,7 @@ from typing import assert_never
 
 from coordinator import orders
 from proto import federation_pb2 as pb
-from proto.wire import to_advert, to_confirmation, to_share_set
+from proto.wire import to_advert, to_confirmation, to_seal, to_share_set
 
 FLOAT32_BYTES = 4
 
@@ -36,8 +36,9 @@ def to_instruction(number: int, order: orders.Order, reader: str, length: int) -
         case orders.Mask(session, sets):
             mine = [to_share_set(share_set.for_receiver(reader)) for share_set in sets]
             message.mask.CopyFrom(pb.Mask(session=session, sets=mine))
-        case orders.Confirm(session, survivors):
-            message.confirm.CopyFrom(pb.Confirm(session=session, survivors=survivors))
+        case orders.Confirm(session, survivors, seals):
+            held = [to_seal(item.party, item.seal) for item in seals if reader in item.holders]
+            message.confirm.CopyFrom(pb.Confirm(session=session, survivors=survivors, seals=held))
         case orders.Reveal(session, confirmations):
             signed = [to_confirmation(confirmation) for confirmation in confirmations]
             message.reveal.CopyFrom(pb.Reveal(session=session, confirmations=signed))

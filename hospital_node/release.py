@@ -21,6 +21,7 @@ from typing import TypeVar
 import numpy as np
 
 from hospital_node.ledger import Authorization, Ledger, LedgerError
+from hospital_node.logs import logger
 from hospital_node.session import Charged, MaskingSession, Member, SessionRefused
 from hospital_node.state import StateFolder
 from proto import federation_pb2 as pb
@@ -138,7 +139,8 @@ class ReleaseDesk:
         """Answer with a signature over the survivor list."""
         session = self._of(order.session)
         survivors = _parsed(lambda: wire.from_uris(order.survivors))
-        return pb.PhaseAnswer(session=session.id, confirmation=wire.to_confirmation(session.confirm(survivors)))
+        seals = _parsed(lambda: wire.from_seals(order.seals))
+        return pb.PhaseAnswer(session=session.id, confirmation=wire.to_confirmation(session.confirm(survivors, seals)))
 
     def reveal(self, order: pb.Reveal) -> pb.PhaseAnswer:
         """Answer with one kind of share for each peer."""
@@ -155,14 +157,16 @@ class ReleaseDesk:
         if session is None or not mine:
             return Outcome.NOT_HERE
         try:
-            if not order.opened or self._member.uri not in order.survivors:
+            left_out = self._member.uri not in order.survivors and not session.signed  # it was away when the list was made
+            if not order.opened or left_out:
                 return Outcome.LOST
-            session.verify_result(_parsed(lambda: wire.from_uris(order.survivors)))
-        except SessionRefused:
+            _verify(session, order)
+        except SessionRefused as refusal:  # nothing is answered to a result: people find the reason in the log
+            logger().warning("refused", phase="result", code=refusal.code, culprit=refusal.culprit, detail=refusal.detail)
             return Outcome.LOST
         finally:
             self._end_session("the round is over")
-        self._ledger().record_verified(self._plan, order.round, self._now())
+        self._ledger().record_verified(self._plan, session.params.round, self._now())
         return Outcome.COUNTED
 
     def _params(self, order: pb.Open, held: HeldUpdate) -> RoundParams:
@@ -211,6 +215,12 @@ class ReleaseDesk:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
+
+
+def _verify(session: MaskingSession, order: pb.RoundResult) -> None:
+    if order.round != session.params.round:
+        raise SessionRefused("result-altered", "the published result is of another round than the session was")
+    session.verify_result(_parsed(lambda: wire.from_uris(order.survivors)))
 
 
 def refused_by_ledger(error: LedgerError) -> SessionRefused:

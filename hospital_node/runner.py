@@ -356,6 +356,6 @@ class Hospital:
 
 
 def _parts(charged: Charged, upload: PackedUpload) -> Iterator[pb.UploadChunk]:
-    yield from wire.upload_messages(charged.session, upload.total_bytes, charged.receipt, upload.segments())
+    yield from wire.upload_messages(charged.session, upload.total_bytes, charged.receipt, upload.pieces())
     seal = upload.finish()
     yield wire.upload_trailer(seal.digest, seal.signature)

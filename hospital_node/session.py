@@ -11,7 +11,7 @@ Rules (protocol.md; the numbers label the code):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -21,8 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from proto.layout import Vector
 from secagg import Policy, RoundParams
 from secagg.errors import UNKNOWN, LocalError, RemoteError, TooFewSurvivors
-from secagg.messages import Advert, Confirmation, Revealed, ShareSet
+from secagg.messages import Advert, Confirmation, Revealed, ShareSet, UploadSeal
 from secagg.node import (
+    NO_SEALS,
     Advertised,
     Confirmed,
     Finished,
@@ -135,18 +136,26 @@ class MaskingSession:
         assert upload is None or isinstance(upload, PackedUpload)
         return upload
 
-    def confirm(self, survivors: Sequence[str]) -> Confirmation:
+    def confirm(self, survivors: Sequence[str], seals: Mapping[str, UploadSeal] = NO_SEALS) -> Confirmation:
         """Check the survivor list; sign it."""
-        return self._once(Phase.CONFIRM, tuple(sorted(survivors)), lambda: confirm(self._now(Masked), survivors))
+        return self._once(Phase.CONFIRM, tuple(sorted(survivors)), lambda: confirm(self._now(Masked), survivors, seals))
 
     def reveal(self, confirmations: Sequence[Confirmation]) -> Revealed:
         """Check the signatures; reveal one kind of share for each peer."""
         return self._once(Phase.REVEAL, _by_party(confirmations), lambda: reveal(self._now(Confirmed), confirmations))
 
+    @property
+    def signed(self) -> bool:
+        """Whether this node has signed the session's survivor list."""
+        return Phase.CONFIRM in self._answered
+
     def verify_result(self, survivors: Sequence[str]) -> None:
         """Return where the published result is about the list that this node signed."""
         self._refuse_ended()
-        with_errors(lambda: verify_result(self._now(Finished), survivors))
+        state = self._state
+        if not isinstance(state, Finished):
+            raise OutOfPlace("out-of-place", "the result comes before this node has revealed its shares")
+        with_errors(lambda: verify_result(state, survivors))
 
     def end(self, reason: SessionRefused) -> None:
         """Answer nothing any more, and forget every secret and the update (5)."""

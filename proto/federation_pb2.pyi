@@ -132,12 +132,14 @@ class Mask(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., sets: _Optional[_Iterable[_Union[ShareSet, _Mapping]]] = ...) -> None: ...
 
 class Confirm(_message.Message):
-    __slots__ = ("session", "survivors")
+    __slots__ = ("session", "survivors", "seals")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SURVIVORS_FIELD_NUMBER: _ClassVar[int]
+    SEALS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     survivors: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, session: _Optional[bytes] = ..., survivors: _Optional[_Iterable[str]] = ...) -> None: ...
+    seals: _containers.RepeatedCompositeFieldContainer[Seal]
+    def __init__(self, session: _Optional[bytes] = ..., survivors: _Optional[_Iterable[str]] = ..., seals: _Optional[_Iterable[_Union[Seal, _Mapping]]] = ...) -> None: ...
 
 class Reveal(_message.Message):
     __slots__ = ("session", "confirmations")
@@ -182,30 +184,34 @@ class Finished(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Advert(_message.Message):
-    __slots__ = ("party", "seal_key", "mask_key", "seed_commitment", "signature")
+    __slots__ = ("party", "seal_key", "mask_key", "seed_commitment", "signature", "neighbours")
     PARTY_FIELD_NUMBER: _ClassVar[int]
     SEAL_KEY_FIELD_NUMBER: _ClassVar[int]
     MASK_KEY_FIELD_NUMBER: _ClassVar[int]
     SEED_COMMITMENT_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
     party: str
     seal_key: bytes
     mask_key: bytes
     seed_commitment: bytes
     signature: bytes
-    def __init__(self, party: _Optional[str] = ..., seal_key: _Optional[bytes] = ..., mask_key: _Optional[bytes] = ..., seed_commitment: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    neighbours: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, party: _Optional[str] = ..., seal_key: _Optional[bytes] = ..., mask_key: _Optional[bytes] = ..., seed_commitment: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., neighbours: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ShareSet(_message.Message):
-    __slots__ = ("party", "boxes", "digests", "signature")
+    __slots__ = ("party", "boxes", "digests", "signature", "summary")
     PARTY_FIELD_NUMBER: _ClassVar[int]
     BOXES_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
     party: str
     boxes: _containers.RepeatedCompositeFieldContainer[Box]
     digests: _containers.RepeatedCompositeFieldContainer[BoxDigest]
     signature: bytes
-    def __init__(self, party: _Optional[str] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., digests: _Optional[_Iterable[_Union[BoxDigest, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    summary: bytes
+    def __init__(self, party: _Optional[str] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ..., digests: _Optional[_Iterable[_Union[BoxDigest, _Mapping]]] = ..., signature: _Optional[bytes] = ..., summary: _Optional[bytes] = ...) -> None: ...
 
 class Box(_message.Message):
     __slots__ = ("receiver", "sealed")
@@ -222,6 +228,16 @@ class BoxDigest(_message.Message):
     receiver: str
     digest: bytes
     def __init__(self, receiver: _Optional[str] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class Seal(_message.Message):
+    __slots__ = ("party", "digest", "signature")
+    PARTY_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    party: str
+    digest: bytes
+    signature: bytes
+    def __init__(self, party: _Optional[str] = ..., digest: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Confirmation(_message.Message):
     __slots__ = ("party", "signature")

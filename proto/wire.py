@@ -14,7 +14,8 @@ from proto import federation_pb2 as pb
 from proto.layout import Layout
 from proto.plan import PROTOCOL_VERSION, Plan, PlanError
 from secagg import Quantizer, RoundParams, SecaggError
-from secagg.messages import Advert, Box, BoxDigest, Confirmation, Revealed, RevealedShare, ShareKind, ShareSet
+from secagg.bounds import graph_for
+from secagg.messages import Advert, Box, BoxDigest, Confirmation, Revealed, RevealedShare, ShareKind, ShareSet, UploadSeal
 
 CHUNK_BYTES = 1 << 20  # 4 MiB messages lose a third of the throughput to fresh pages, 256 KiB a fifth to calls
 MAX_MESSAGE_BYTES = 8 << 20  # a control message for 1,000 hospitals is below 1 MiB
@@ -93,6 +94,7 @@ def open_params(plan: Plan, order: pb.Open, layout: Layout) -> RoundParams:
             protocol_version=PROTOCOL_VERSION,
             max_colluders=plan.masking.max_colluders,
             minimum_cohort=plan.masking.minimum_cohort,
+            graph=graph_for(len(uris), plan.threshold_of(len(uris)), plan.masking.max_colluders),
         )
     except (SecaggError, PlanError) as error:
         raise WireError(f"the coordinator's session cannot be used: {error}") from error
@@ -106,6 +108,7 @@ def to_advert(advert: Advert) -> pb.Advert:
         mask_key=advert.mask_key,
         seed_commitment=advert.seed_commitment,
         signature=advert.signature,
+        neighbours=advert.neighbours,
     )
 
 
@@ -117,6 +120,7 @@ def from_advert(message: pb.Advert) -> Advert:
         mask_key=_exactly(message.mask_key, 32, "mask_key"),
         seed_commitment=_exactly(message.seed_commitment, 32, "seed_commitment"),
         signature=message.signature,
+        neighbours=tuple(message.neighbours),
     )
 
 
@@ -127,6 +131,7 @@ def to_share_set(share_set: ShareSet) -> pb.ShareSet:
         boxes=[pb.Box(receiver=box.receiver, sealed=box.sealed) for box in share_set.boxes],
         digests=[pb.BoxDigest(receiver=item.receiver, digest=item.digest) for item in share_set.digests],
         signature=share_set.signature,
+        summary=share_set.summary,
     )
 
 
@@ -140,7 +145,20 @@ def from_share_set(message: pb.ShareSet) -> ShareSet:
             for item in message.digests
         ),
         signature=message.signature,
+        summary=message.summary,
     )
+
+
+def to_seal(party: str, seal: UploadSeal) -> pb.Seal:
+    """Protocol value to protobuf, with the name of the member whose upload it is."""
+    return pb.Seal(party=party, digest=seal.digest, signature=seal.signature)
+
+
+def from_seals(messages: Sequence[pb.Seal]) -> dict[str, UploadSeal]:
+    """Protobuf to protocol values by name; WireError where a member appears twice."""
+    parties = from_uris([message.party for message in messages])
+    seals = (UploadSeal(_exactly(message.digest, 32, "upload digest"), message.signature) for message in messages)
+    return dict(zip(parties, seals, strict=True))
 
 
 def to_confirmation(confirmation: Confirmation) -> pb.Confirmation:

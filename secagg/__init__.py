@@ -5,6 +5,7 @@ numpy and cryptography only; no torch, no sockets, no disk, no clock, no globals
 """
 
 from secagg.errors import REFUSAL_CODES, UNKNOWN, LocalError, RemoteError, SecaggError, TooFewSurvivors
+from secagg.graph import Complete, GraphRule, Sparse
 from secagg.keystream import Door, faster_door
 from secagg.messages import (
     Advert,
@@ -27,8 +28,10 @@ __all__ = [
     "Advert",
     "Box",
     "BoxDigest",
+    "Complete",
     "Confirmation",
     "Door",
+    "GraphRule",
     "LocalError",
     "Policy",
     "Quantizer",
@@ -39,6 +42,7 @@ __all__ = [
     "SecaggError",
     "ShareKind",
     "ShareSet",
+    "Sparse",
     "TooFewSurvivors",
     "UploadSeal",
     "Vector",

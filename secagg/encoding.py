@@ -13,7 +13,11 @@ Field = bytes | str | int
 
 def encode(*fields: Field) -> bytes:
     """Concatenate the fields, each as a 4-byte big-endian length and its bytes; an integer is 8 bytes big-endian."""
-    return b"".join(_one(field) for field in fields)
+    parts: list[bytes] = []
+    for field in fields:  # in one loop: a session of a thousand encodes millions of fields
+        data = field if isinstance(field, bytes) else field.encode() if isinstance(field, str) else field.to_bytes(8, "big")
+        parts += (len(data).to_bytes(4, "big"), data)
+    return b"".join(parts)
 
 
 def encode_list(items: Iterable[Field]) -> bytes:
@@ -25,13 +29,3 @@ def encode_list(items: Iterable[Field]) -> bytes:
 def digest(label: str, *fields: Field) -> bytes:
     """SHA-256 of the encoded label and fields."""
     return hashlib.sha256(encode(label, *fields)).digest()
-
-
-def _one(field: Field) -> bytes:
-    if isinstance(field, int):
-        data = field.to_bytes(8, "big")
-    elif isinstance(field, str):
-        data = field.encode()
-    else:
-        data = field
-    return len(data).to_bytes(4, "big") + data

@@ -7,6 +7,7 @@ The same key authenticates the member's TLS connections; the label keeps the two
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -48,8 +49,9 @@ def public_der(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
+@lru_cache(maxsize=1 << 12)
 def load_public_key(key_der: bytes) -> ec.EllipticCurvePublicKey:
-    """A P-256 public key from DER; LocalError for anything else."""
+    """A P-256 public key from DER; LocalError for anything else. Remembered, since each member signs four times."""
     try:
         key = serialization.load_der_public_key(key_der)
     except (ValueError, UnsupportedAlgorithm) as error:

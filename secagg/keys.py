@@ -6,6 +6,8 @@ from. A key made here encrypts one box or masks one vector and nothing else (REA
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from enum import Enum
 
 from cryptography.hazmat.primitives import hashes
@@ -36,8 +38,11 @@ class Use(Enum):
 
 def derive(secret: bytes, context: bytes, use: Use, size: int, *names: Field) -> bytes:
     """HKDF-SHA256 with the context as salt and label, use and names as info."""
-    info = encode(KEY_LABEL, use.value, *names)
-    return HKDF(algorithm=hashes.SHA256(), length=size, salt=context, info=info).derive(secret)
+    return _hkdf(secret, context, encode(KEY_LABEL, use.value, *names), size)
+
+
+def _hkdf(secret: bytes, salt: bytes, info: bytes, size: int) -> bytes:
+    return HKDF(algorithm=hashes.SHA256(), length=size, salt=salt, info=info).derive(secret)
 
 
 def private_key(secret: bytes) -> X25519PrivateKey:
@@ -60,8 +65,12 @@ def check_public(key: bytes, *, blame: str) -> None:
 
 def agree(private: X25519PrivateKey, public: bytes, *, blame: str) -> bytes:
     """X25519; RemoteError (weak-key) where the result is all zero, which everybody could compute."""
+    return _exchange(private, X25519PublicKey.from_public_bytes(public), blame=blame)
+
+
+def _exchange(private: X25519PrivateKey, public: X25519PublicKey, *, blame: str) -> bytes:
     try:
-        return private.exchange(X25519PublicKey.from_public_bytes(public))
+        return private.exchange(public)
     except ValueError as error:
         raise RemoteError(blame, "weak-key", f"an X25519 key of {blame} has low order") from error
 
@@ -76,6 +85,30 @@ def pair_key(params: RoundParams, secret: bytes, one: Advert, other: Advert) -> 
     """Mask key of an unordered pair: both sides sort by (fingerprint, key) and derive the same."""
     first, second = sorted((params.fingerprint(advert.party), advert.mask_key) for advert in (one, other))
     return derive(secret, params.context(), Use.PAIR, STREAM_KEY_BYTES, *first, *second)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A member's masking key, parsed and encoded once for all its pairs."""
+
+    party: str
+    name: tuple[bytes, bytes]  # fingerprint and masking key: what pairs are sorted by
+    encoded: bytes
+    key: X25519PublicKey
+
+
+def peer(params: RoundParams, advert: Advert) -> Peer:
+    """What the coordinator needs of a member to derive the keys of its pairs."""
+    name = (params.fingerprint(advert.party), advert.mask_key)
+    return Peer(advert.party, name, encode(*name), X25519PublicKey.from_public_bytes(advert.mask_key))
+
+
+def pair_keys(params: RoundParams, private: X25519PrivateKey, mine: Peer, others: Iterable[Peer]) -> Iterator[bytes]:
+    """`pair_key` of the member whose private key is given with each of the others, in a third of the time."""
+    context, label = params.context(), encode(KEY_LABEL, Use.PAIR.value)
+    for other in others:
+        names = mine.encoded + other.encoded if mine.name < other.name else other.encoded + mine.encoded
+        yield _hkdf(_exchange(private, other.key, blame=other.party), context, label + names, STREAM_KEY_BYTES)
 
 
 def self_key(params: RoundParams, seed: bytes, party: str) -> bytes:

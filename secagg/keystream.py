@@ -1,73 +1,190 @@
-"""AES-128 counter-mode keystream, seekable by segment: the only source of masks and rounding bits.
+"""AES-128 counter-mode keystream, seekable by block: the only source of masks and rounding bits.
 
 Block k of (lane, segment) is AES(key, lane as 4 bytes || segment as 8 bytes || k + 2 as 4 bytes), all big-endian
-(NIST SP 800-38A, counter mode). Segment s of a mask is added to words s * SEGMENT_WORDS onwards. Two library doors give
-these bytes: counter mode, and GCM (SP 800-38D), whose ciphertext of zeros is the keystream from counter 2. Which is
-faster depends on the processor, hence a performance choice that changes no byte.
+(NIST SP 800-38A, counter mode). Segment s of a mask is added to words s * SEGMENT_WORDS onwards. Three library doors give
+these bytes, and which is fastest depends on the processor, hence a performance choice that changes no byte:
+
+- counter mode itself;
+- GCM (SP 800-38D), whose ciphertext of zeros is the keystream from counter 2;
+- XTS (IEEE 1619) of the counter blocks. Data unit i encrypts block j to AES(key, P ^ T) ^ T with T = AES(key2, i) * x**j.
+  For the i that AES(key2, .) takes to zero every T is zero, and what is left is AES(key, P), the cipher itself.
 
 A key masks exactly one vector; `keys` derives it for one pair in one session.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
 from secagg.params import WORD_BYTES, Words
 
-SEGMENT_BYTES = 2 << 20  # one nonce each: contexts cost 3 % at this size, and it is what a retry repeats
+SEGMENT_BYTES = 2 << 20  # one nonce each
 SEGMENT_WORDS = SEGMENT_BYTES // WORD_BYTES
 CHUNK_WORDS = 1 << 15  # 256 KiB: one chunk of words and one of keystream stay in a core's second-level cache
+CHUNK_BYTES = CHUNK_WORDS * WORD_BYTES
+BLOCK_BYTES = 16
+CHUNK_BLOCKS = CHUNK_BYTES // BLOCK_BYTES
 FIRST_COUNTER = 2  # where GCM starts to encrypt
-TRIAL_CHUNKS = 32  # 4 MiB a door: under a millisecond, long enough to tell 6 from 12 GB/s
+TRIALS = 4
+TRIAL_KEYS = 8  # 2 MiB a trial: a fraction of a millisecond, long enough to tell 8 from 12 GB/s
 
-_ZEROS = bytes(CHUNK_WORDS * WORD_BYTES)
+TWEAK_KEY = b"secagg: no tweak"  # public; only its inverse of zero matters
+NO_TWEAK = Cipher(algorithms.AES128(TWEAK_KEY), modes.ECB()).decryptor().update(bytes(BLOCK_BYTES))  # noqa: S305 - one block
+
+_ZEROS = memoryview(bytes(CHUNK_BYTES))
+_NUMBERS: NDArray[np.uint32] = np.arange(CHUNK_BLOCKS, dtype=np.uint32)
+_SWAPPED = (_NUMBERS + np.uint32(FIRST_COUNTER)).byteswap()  # counters of the first chunk as they lie in memory
 
 
 class Door(Enum):
     """Library mode that produces the keystream."""
 
-    GCM = "gcm"  # vectorised in OpenSSL where the processor has VAES (servers since 2020): twice as fast as CTR
-    CTR = "ctr"  # twice as fast as GCM elsewhere
+    CTR = "ctr"  # good everywhere
+    GCM = "gcm"  # vectorised in OpenSSL where the processor has VAES (servers since 2020); it also computes a tag
+    XTS = "xts"  # vectorised likewise from OpenSSL 3.5 on, and computes little else
+
+
+class CounterBlocks:
+    """The input of counter mode, made once for all keys that are expanded over the same words; for one thread."""
+
+    __slots__ = ("_blocks", "_counters", "_place", "_view")
+
+    def __init__(self) -> None:
+        self._blocks: NDArray[np.uint32] = np.zeros((CHUNK_BLOCKS, BLOCK_BYTES // 4), dtype="<u4")
+        self._counters = np.empty_like(_SWAPPED)
+        self._view = self._blocks.data.cast("B")
+        self._place = (0, 0, -1)
+
+    def at(self, lane: int, segment: int, block: int, size: int) -> memoryview:
+        """The first `size` bytes, at most CHUNK_BYTES, from block number `block` on; valid until the next call."""
+        if self._place != (lane, segment, block):
+            if self._place[:2] != (lane, segment):
+                for column, value in enumerate(np.frombuffer(_nonce(lane, segment), dtype="<u4")):
+                    self._blocks[:, column] = value
+            self._count_from(block)
+            self._place = (lane, segment, block)
+        return self._view[:size]
+
+    def _count_from(self, block: int) -> None:
+        if block % CHUNK_BLOCKS:
+            np.add(_NUMBERS, np.uint32(block + FIRST_COUNTER), out=self._counters)
+            self._counters.byteswap(inplace=True)
+        else:  # the usual case: only bits above the chunk differ from the first chunk's, and in the last two counters all may
+            np.add(_SWAPPED, np.uint32(_swapped(block)), out=self._counters)
+            self._counters[-2:] = [_swapped(block + CHUNK_BLOCKS), _swapped(block + CHUNK_BLOCKS + 1)]
+        self._blocks[:, 3] = self._counters
+
+
+class Streams:
+    """Keystreams of several keys in step: each `fill` goes on where the last one ended. For one thread."""
+
+    __slots__ = ("_block", "_blocks", "_door", "_encryptors", "_keys", "_lane", "_segment")
+
+    def __init__(self, keys: Iterable[bytes], door: Door) -> None:
+        self._keys = tuple(keys)
+        self._door = door
+        self._blocks = CounterBlocks() if door is Door.XTS else None
+        self._encryptors: list[CipherContext] = []
+        self.seek(0)
+
+    def seek(self, segment: int, lane: int = 0, block: int = 0) -> None:
+        """Go to a block. Contexts are made once, but for GCM, which has one nonce each and begins at block 0."""
+        self._segment, self._lane, self._block = segment, lane, block
+        counter = _nonce(lane, segment) + (FIRST_COUNTER + block).to_bytes(4, "big")
+        if self._door is Door.CTR and self._encryptors:
+            for encryptor in self._encryptors:
+                encryptor.reset_nonce(counter)
+        elif self._door is not Door.XTS or not self._encryptors:
+            self._encryptors = [self._encryptor(key, counter) for key in self._keys]
+
+    def fill(self, view: memoryview) -> Iterator[None]:
+        """Fill `view` with each key's next bytes in turn: whole blocks, at most CHUNK_BYTES."""
+        source = _ZEROS[: len(view)]
+        if self._blocks is not None:
+            source = self._blocks.at(self._lane, self._segment, self._block, len(view))
+        self._block += len(view) // BLOCK_BYTES
+        for encryptor in self._encryptors:
+            encryptor.update_into(source, view)
+            yield
+
+    def _encryptor(self, key: bytes, counter: bytes) -> CipherContext:
+        if self._door is Door.XTS:
+            return Cipher(algorithms.AES(key + TWEAK_KEY), modes.XTS(NO_TWEAK)).encryptor()
+        if self._door is Door.GCM and self._block == 0:
+            return Cipher(algorithms.AES128(key), modes.GCM(counter[:-4])).encryptor()
+        return Cipher(algorithms.AES128(key), modes.CTR(counter)).encryptor()
 
 
 class Stream:
-    """Keystream of one key, segment and lane, read in order."""
+    """Keystream of one key, read in order from where it was last put; for one thread."""
 
-    __slots__ = ("_bytes", "_encryptor", "_words")
+    __slots__ = ("_streams",)
 
-    def __init__(self, key: bytes, segment: int, lane: int = 0, door: Door = Door.GCM) -> None:
-        nonce = lane.to_bytes(4, "big") + segment.to_bytes(8, "big")
-        mode = modes.GCM(nonce) if door is Door.GCM else modes.CTR(nonce + FIRST_COUNTER.to_bytes(4, "big"))
-        self._encryptor = Cipher(algorithms.AES128(key), mode).encryptor()
+    def __init__(self, key: bytes, segment: int = 0, lane: int = 0, door: Door = Door.GCM) -> None:
+        self._streams = Streams((key,), door)
+        self.seek(segment, lane)
 
-    def read_into(self, out: Words | NDArray[np.uint16]) -> None:
-        """Fill `out` (at most CHUNK_WORDS words) with the next bytes, little-endian."""
-        view = out.data.cast("B")
-        self._encryptor.update_into(memoryview(_ZEROS)[: view.nbytes], view)
+    def seek(self, segment: int, lane: int = 0, block: int = 0) -> None:
+        """Go to a block."""
+        self._streams.seek(segment, lane, block)
+
+    def fill(self, view: memoryview) -> None:
+        """Fill `view` with the next bytes: whole blocks, at most CHUNK_BYTES."""
+        for _ in self._streams.fill(view):
+            pass
 
     def words(self, count: int) -> Words:
-        """The next `count` words in a fresh array."""
-        out = np.empty(count, dtype="<u8")
-        for start in range(0, count, CHUNK_WORDS):
-            self.read_into(out[start : start + CHUNK_WORDS])
-        return out
+        """The next `count` words in a fresh array; what is left of the last block is passed over."""
+        out: Words = np.empty(whole_blocks(count, WORD_BYTES), dtype="<u8")
+        view = out.data.cast("B")
+        for start in range(0, len(view), CHUNK_BYTES):
+            self.fill(view[start : start + CHUNK_BYTES])
+        return out[:count]
+
+
+def whole_blocks(count: int, item_bytes: int) -> int:
+    """The items that fill the blocks that `count` items begin."""
+    items = BLOCK_BYTES // item_bytes
+    return -(-count // items) * items
 
 
 def faster_door(clock_s: Callable[[], float]) -> Door:
-    """Time both doors for a few milliseconds with the caller's clock (time.perf_counter) and return the faster."""
-    spent = {door: min(_trial_s(door, clock_s) for _ in range(3)) for door in Door}
-    return min(Door, key=spent.__getitem__)
+    """Time the doors for a few milliseconds with the caller's clock (time.perf_counter) and return the fastest.
+
+    A door that the library lacks, or whose bytes are not those of counter mode, is left out.
+    """
+    truth = Stream(bytes(16), 0, 0, Door.CTR).words(CHUNK_WORDS)
+    spent = {door: min(_trials_s(door, clock_s)) for door in Door if _opens(door, truth)}
+    return min(spent, key=spent.__getitem__)
 
 
-def _trial_s(door: Door, clock_s: Callable[[], float]) -> float:
-    chunk: Words = np.empty(CHUNK_WORDS, dtype="<u8")
-    stream = Stream(bytes(16), 0, 0, door)
-    start = clock_s()
-    for _ in range(TRIAL_CHUNKS):
-        stream.read_into(chunk)
-    return clock_s() - start
+def _opens(door: Door, truth: Words) -> bool:
+    try:
+        return bool(np.array_equal(Stream(bytes(16), 0, 0, door).words(len(truth)), truth))
+    except UnsupportedAlgorithm:
+        return False
+
+
+def _trials_s(door: Door, clock_s: Callable[[], float]) -> Iterator[float]:
+    """Seconds for one chunk of each of several keys, as masks are made; the first trial also warms the buffers."""
+    chunk = memoryview(bytearray(CHUNK_BYTES))
+    streams = Streams((bytes([number] * 16) for number in range(TRIAL_KEYS)), door)
+    for _ in range(TRIALS):
+        start = clock_s()
+        for _ in streams.fill(chunk):
+            pass
+        yield clock_s() - start
+
+
+def _nonce(lane: int, segment: int) -> bytes:
+    return lane.to_bytes(4, "big") + segment.to_bytes(8, "big")
+
+
+def _swapped(counter: int) -> int:
+    return int.from_bytes(counter.to_bytes(4, "big"), "little")

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secagg.errors import UNKNOWN, LocalError, RemoteError
-from secagg.keystream import CHUNK_WORDS, Door, Stream
-from secagg.params import RoundParams, Vector, Words
+from secagg.keystream import BLOCK_BYTES, CHUNK_WORDS, SEGMENT_WORDS, Door, Stream, whole_blocks
+from secagg.params import WORD_BITS, RoundParams, Vector, Words
 
 ROUNDING_BITS = 16  # random bits a value; the rounding keystream spends two bytes whatever is used of them
+ROUNDING_BYTES = ROUNDING_BITS // 8
 NARROW_BITS = 31  # int32 without its sign
 SCAN_VALUES = 1 << 15  # 128 KiB of float32: the finiteness scan stays in cache
 
@@ -64,107 +65,150 @@ def count_clipped(params: RoundParams, update: Vector) -> int:
     if update.dtype != np.float32 or update.shape != (params.length,):
         raise LocalError(f"the update is {update.dtype} of shape {update.shape}, expected float32 ({params.length},)")
     clip, clipped = clip_below(params), 0
+    sizes, beyond = np.empty(SCAN_VALUES, dtype=np.float32), np.empty(SCAN_VALUES, dtype=np.bool_)
     for start in range(0, params.length, SCAN_VALUES):
         run = update[start : start + SCAN_VALUES]
-        high, low = run.max(), run.min()  # NaN passes through both
-        if not (math.isfinite(high) and math.isfinite(low)):
+        largest = np.abs(run, out=sizes[: len(run)]).max()  # NaN passes through
+        if not math.isfinite(largest):
             raise LocalError("the update holds values that are not finite: it is not sent, look at the training of this round")
-        if high > clip or low < -clip:
-            clipped += int(np.count_nonzero(np.abs(run) > clip))
+        if largest > clip:
+            clipped += int(np.count_nonzero(np.greater(sizes[: len(run)], clip, out=beyond[: len(run)])))
     return clipped
 
 
 class Encoder:
-    """Packed integers of one update, any run of words at a time; the same run always gives the same words."""
+    """One member's update as packed integers: a pure function of update and key, so that any run of words can be made again."""
 
-    __slots__ = ("_door", "_key", "_offset_word", "_params", "_scaling", "_update")
+    __slots__ = ("_door", "_key", "_params", "_party", "_update")
 
     def __init__(self, params: RoundParams, party: str, update: Vector, rounding_key: bytes, door: Door) -> None:
         self._params = params
+        self._party = party
         self._update = update
         self._key = rounding_key
-        self._door = door
-        self._scaling = scaling(params, party)
-        bits = params.quantizer.lane_bits
-        self._offset_word = np.uint64(sum(params.offset(party) << (lane * bits) for lane in range(params.quantizer.lanes)))
+        self._door = Door.GCM if door is Door.XTS else door  # each stream is read once: preparing blocks costs what it saves
 
-    def open_segment(self, segment: int) -> SegmentEncoder:
-        """A reader of one segment's words, in order."""
-        streams = [Stream(self._key, segment, lane, self._door) for lane in range(self._params.quantizer.lanes)]
-        return SegmentEncoder(self._params, self._update, self._scaling, self._offset_word, streams)
+    def open(self, scratch: Words | None = None) -> RunEncoder:
+        """Contexts and buffers for one thread; `scratch`, CHUNK_WORDS words, is overwritten by every run."""
+        lanes = self._params.quantizer.lanes
+        streams = tuple(Stream(self._key, 0, lane, self._door) for lane in range(lanes))
+        scratch = np.empty(CHUNK_WORDS, dtype="<u8") if scratch is None else scratch
+        return RunEncoder(self._params, self._party, self._update, streams, scratch)
 
 
-class SegmentEncoder:
-    """Encodes the words of one segment in order, in buffers that stay in a core's cache."""
+class RunEncoder:
+    """Encodes runs of words in buffers that stay in a core's cache."""
 
-    __slots__ = ("_fixed", "_offset_word", "_params", "_random", "_scaled", "_scaling", "_shifted", "_streams", "_update")
+    __slots__ = ("_fixed", "_next", "_offset_word", "_params", "_random", "_scaled", "_scaling", "_streams", "_update", "_wide")
 
-    def __init__(
-        self, params: RoundParams, update: Vector, scale: Scaling, offset_word: np.uint64, streams: Sequence[Stream]
-    ) -> None:
+    def __init__(self, params: RoundParams, party: str, update: Vector, streams: tuple[Stream, ...], scratch: Words) -> None:
+        quantizer, offset = params.quantizer, params.offset(party)
         self._params = params
         self._update = update
-        self._scaling = scale
-        self._offset_word = offset_word
         self._streams = streams
-        self._scaled = np.empty(CHUNK_WORDS, dtype=np.float32 if scale.narrow else np.float64)
-        self._fixed: NDArray[np.signedinteger[Any]] = np.empty(CHUNK_WORDS, dtype=np.int32 if scale.narrow else np.int64)
+        self._scaling = scaling(params, party)
+        self._offset_word = np.uint64(sum(offset << (lane * quantizer.lane_bits) for lane in range(quantizer.lanes)))
+        narrow = self._scaling.narrow
+        # `scaled` and `wide` share their memory: the first is done with when the second is written
+        self._scaled: NDArray[Any] = scratch.view(np.float32 if narrow else np.float64)[:CHUNK_WORDS]
+        self._wide: NDArray[np.int64] = scratch.view(np.int64)
+        self._fixed: NDArray[np.signedinteger[Any]] = np.empty(CHUNK_WORDS, dtype=np.int32 if narrow else np.int64)
         self._random = np.empty(CHUNK_WORDS, dtype="<u2")
-        self._shifted = np.empty(CHUNK_WORDS, dtype=np.int64)
+        self._next = 0
 
     def encode_into(self, out: Words, first_word: int) -> None:
-        """Write words first_word ... first_word + len(out), at most CHUNK_WORDS and following those written before."""
-        out.fill(self._offset_word)
-        for lane, stream in enumerate(self._streams):
-            start = lane * self._params.words + first_word
-            values = self._update[start : min(start + len(out), (lane + 1) * self._params.words)]
-            stream.read_into(self._random[: len(out)])
-            shifted = self._shifted[: len(values)]
-            shifted[:] = self._integers(values)
-            shifted <<= lane * self._params.quantizer.lane_bits
-            out[: len(values)] += shifted.view(np.uint64)  # modulo 2**64: negative ones borrow, the offset word pays back
+        """Write words first_word ... first_word + len(out): at most CHUNK_WORDS, inside one segment.
 
-    def _integers(self, values: Vector) -> NDArray[np.signedinteger[Any]]:
-        """floor(rint(clip(x) * factor) / 2**f + uniform): unbiased, and zero stays exactly zero."""
+        `first_word` is a multiple of eight, where a block of rounding bits begins.
+        """
+        self._seek(first_word, len(out))
+        total, words = out.view(np.int64), self._params.words
+        random = self._random[: whole_blocks(len(out), ROUNDING_BYTES)]
+        for lane, stream in enumerate(self._streams):
+            start = lane * words + first_word
+            values = self._update[start : min(start + len(out), (lane + 1) * words)]
+            stream.fill(random.data.cast("B"))
+            integers = self._integers(values, random[: len(values)])
+            if lane == 0:
+                total[...] = integers  # no vector is shorter than its first lane
+                continue
+            wide, head = self._wide[: len(values)], total[: len(values)]
+            wide[...] = integers
+            np.left_shift(wide, lane * self._params.quantizer.lane_bits, out=wide)
+            np.add(head, wide, out=head)  # modulo 2**64: negative ones borrow, the offset word pays back
+        np.add(out, self._offset_word, out=out)
+
+    def _seek(self, first_word: int, count: int) -> None:
+        segment, within = divmod(first_word, SEGMENT_WORDS)
+        block, rest = divmod(within * ROUNDING_BYTES, BLOCK_BYTES)
+        assert rest == 0, "runs begin at a block of rounding bits"
+        if first_word != self._next or within == 0:
+            for lane, stream in enumerate(self._streams):
+                stream.seek(segment, lane, block)
+        self._next = first_word + count
+
+    def _integers(self, values: Vector, random: NDArray[np.uint16]) -> NDArray[np.signedinteger[Any]]:
+        """floor((rint(clip(x) * factor) + random bits) / 2**f): unbiased, and zero stays exactly zero."""
         scale, count = self._scaling, len(values)
-        scaled, fixed, random = self._scaled[:count], self._fixed[:count], self._random[:count]
-        values.clip(-scale.clip, scale.clip, out=scaled)  # the method: np.clip costs four microseconds more a call
+        scaled, fixed = self._scaled[:count], self._fixed[:count]
+        values.clip(-scale.clip, scale.clip, out=scaled)  # the method: np.clip costs microseconds more a call
         np.multiply(scaled, scale.factor, out=scaled)
         np.rint(scaled, out=scaled)
         np.copyto(fixed, scaled, casting="unsafe")  # exact: whole numbers below 2**31 or 2**53
-        np.bitwise_and(random, np.uint16((1 << scale.fraction_bits) - 1), out=random)
-        np.add(fixed, random, out=fixed)
+        np.bitwise_and(random, (1 << scale.fraction_bits) - 1, out=random)
+        widened = scaled.view(fixed.dtype)
+        widened[...] = random  # one copy and one addition are faster than an addition of mixed types
+        np.add(fixed, widened, out=fixed)
         np.right_shift(fixed, scale.fraction_bits, out=fixed)
         return fixed
 
 
 class Decoder:
-    """From packed sums of the survivors' integers to their weighted mean."""
+    """From packed sums of the survivors' integers to their weighted mean; buffers of one thread."""
 
-    __slots__ = ("_factor", "_mask", "_offset", "_params")
+    __slots__ = ("_factor", "_floats", "_integers", "_offset", "_params", "_shifted")
 
-    def __init__(self, params: RoundParams, survivors: Sequence[str]) -> None:
+    def __init__(self, params: RoundParams, survivors: Sequence[str], scratch: Words | None = None) -> None:
+        """`scratch`, CHUNK_WORDS words, is overwritten by every run."""
         self._params = params
         self._offset = sum(params.offset(party) for party in survivors)
-        self._mask = np.uint64(params.quantizer.lane_max)
         arrived = sum(params.weight(party) for party in survivors)
         # H * w_i / (W * clip) steps per unit in member i's integers; divided by the weight that arrived
         self._factor = params.quantizer.clip * (params.total_weight / (params.half_steps * arrived))
+        narrow = params.quantizer.lane_max <= np.iinfo(np.int32).max
+        self._integers: NDArray[np.signedinteger[Any]] = np.empty(CHUNK_WORDS, dtype=np.int32 if narrow else np.int64)
+        # `shifted` and `floats` share their memory: the first is done with when the second is written
+        self._shifted: Words = np.empty(CHUNK_WORDS, dtype="<u8") if scratch is None else scratch
+        self._floats = self._shifted.view(np.float64)
 
     def decode_into(self, mean: Vector, words: Words, first_word: int) -> None:
-        """Write the values of these words into `mean`; RemoteError (bad-sum) where a lane exceeds what survivors can send."""
-        quantizer = self._params.quantizer
-        for lane in range(quantizer.lanes):
-            sums = (words >> np.uint64(lane * quantizer.lane_bits)) & self._mask
+        """Write the values of at most CHUNK_WORDS words into `mean`.
+
+        RemoteError (bad-sum) where a lane exceeds what survivors can send, or padding or a spare bit is not zero.
+        """
+        for lane in range(self._params.quantizer.lanes):
+            sums = self._lane(words, lane)
             start = lane * self._params.words + first_word
-            stop = min(start + len(words), self._params.length, (lane + 1) * self._params.words)
-            kept = max(0, stop - start)
-            if int(sums.max()) > 2 * self._offset or not np.all(sums[kept:] == self._offset):
+            kept = max(0, min(len(words), self._params.length - start))
+            if int(sums.max()) > 2 * self._offset or (sums[kept:] != self._offset).any():
                 raise _bad_sum()
-            mean[start : start + kept] = (sums[:kept].astype(np.int64) - self._offset) * self._factor
-        used_bits = quantizer.lanes * quantizer.lane_bits
-        if used_bits < 64 and np.any(words >> np.uint64(used_bits)):
+            floats = self._floats[:kept]
+            np.subtract(sums, self._offset, out=sums)
+            floats[...] = sums[:kept]
+            np.multiply(floats, self._factor, out=floats)
+            mean[start : start + kept] = floats
+        used_bits = self._params.quantizer.lanes * self._params.quantizer.lane_bits
+        if used_bits < WORD_BITS and int(words.max()) >> used_bits:
             raise _bad_sum()
+
+    def _lane(self, words: Words, lane: int) -> NDArray[np.signedinteger[Any]]:
+        """The integers of one lane."""
+        quantizer, integers, shifted = self._params.quantizer, self._integers[: len(words)], words
+        if lane:
+            shifted = np.right_shift(words, lane * quantizer.lane_bits, out=self._shifted[: len(words)])
+        np.copyto(integers, shifted, casting="unsafe")  # keeps the lowest bits
+        np.bitwise_and(integers, quantizer.lane_max, out=integers)
+        return integers
 
 
 def _bad_sum() -> RemoteError:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import NamedTuple
 
 from secagg.errors import UNKNOWN, RemoteError
 
@@ -28,12 +29,19 @@ class Advert:
     mask_key: bytes
     seed_commitment: bytes
     signature: bytes
+    neighbours: tuple[int, ...] = ()  # places of the members drawn as holders of my shares; () in the complete graph
 
     def __post_init__(self) -> None:
         _require(self.party, len(self.seal_key) == KEY_BYTES, "the sealing key is not 32 bytes")
         _require(self.party, len(self.mask_key) == KEY_BYTES, "the masking key is not 32 bytes")
         _require(self.party, len(self.seed_commitment) == DIGEST_BYTES, "the seed commitment is not 32 bytes")
         _require(self.party, 0 < len(self.signature) <= MAX_SIGNATURE_BYTES, "the signature has an impossible length")
+        _require(self.party, all(0 <= place < 1 << 32 for place in self.neighbours), "a neighbour's place is impossible")
+
+    @property
+    def values(self) -> tuple[bytes, bytes, bytes]:
+        """What no two adverts may have in common."""
+        return self.seal_key, self.mask_key, self.seed_commitment
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,42 +55,45 @@ class Box:
         _require(UNKNOWN, 0 < len(self.sealed) <= MAX_BOX_BYTES, "a sealed box has an impossible length")
 
 
-@dataclass(frozen=True, slots=True)
-class BoxDigest:
-    """SHA-256 of one sealed box; the sender signs all of its digests."""
+class BoxDigest(NamedTuple):
+    """SHA-256 of one sealed box; the sender signs all of its digests. A tuple, since n members have n^2 of them."""
 
     receiver: str
     digest: bytes
 
-    def __post_init__(self) -> None:
-        _require(UNKNOWN, len(self.digest) == DIGEST_BYTES, "a box digest is not 32 bytes")
-
 
 @dataclass(frozen=True, slots=True)
 class ShareSet:
-    """Phase 2: one box for every other advertised member.
+    """Phase 2: one box for every receiver, which are all other advertised members, or those drawn in a sparse session.
 
     A node sends all boxes and no digests, which the coordinator computes; the coordinator relays to each receiver one
-    box and all digests. Entries are in the order of the receivers' names.
+    box and all digests, and to everybody else the summary of the digests. Entries are in the order of the receivers' names.
     """
 
     party: str
     boxes: tuple[Box, ...]
     digests: tuple[BoxDigest, ...]
     signature: bytes
+    summary: bytes = b""  # SHA-256 of all digests, for readers that are sent none
 
     def __post_init__(self) -> None:
         _require(self.party, 0 < len(self.signature) <= MAX_SIGNATURE_BYTES, "the signature has an impossible length")
+        _require(self.party, {len(digest) for _, digest in self.digests} <= {DIGEST_BYTES}, "a box digest is not 32 bytes")
+        _require(self.party, len(self.summary) in (0, DIGEST_BYTES), "the summary of the digests is not 32 bytes")
+        _require(self.party, not (self.digests and self.summary), "the digests and their summary are both there")
 
     def with_digests(self) -> ShareSet:
         """The same set with the digest of every box it holds; digests that are already there stay."""
         if self.digests:
             return self
-        return replace(self, digests=digests_of(self.boxes))
+        return ShareSet(self.party, self.boxes, digests_of(self.boxes), self.signature, self.summary)
 
-    def for_receiver(self, receiver: str) -> ShareSet:
-        """What the coordinator relays: the receiver's box, if there is one, and all digests."""
-        return replace(self.with_digests(), boxes=tuple(box for box in self.boxes if box.receiver == receiver))
+    def for_receiver(self, reader: str) -> ShareSet:
+        """What the coordinator relays: to a receiver its box and all digests, as to the sender; to others the summary."""
+        boxes = tuple([box for box in self.boxes if box.receiver == reader])
+        if boxes or reader == self.party:
+            return replace(self.with_digests(), boxes=boxes)
+        return replace(self, boxes=(), digests=(), summary=summary_of(self.with_digests().digests))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +149,12 @@ class Revealed:
 
 def digests_of(boxes: Iterable[Box]) -> tuple[BoxDigest, ...]:
     """SHA-256 of each box, in the same order."""
-    return tuple(BoxDigest(box.receiver, hashlib.sha256(box.sealed).digest()) for box in boxes)
+    return tuple([BoxDigest(box.receiver, hashlib.sha256(box.sealed).digest()) for box in boxes])
+
+
+def summary_of(digests: Iterable[BoxDigest]) -> bytes:
+    """SHA-256 of the digests one after the other."""
+    return hashlib.sha256(b"".join([digest for _, digest in digests])).digest()
 
 
 def _require(party: str, holds: bool, text: str) -> None:

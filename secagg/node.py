@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -21,10 +22,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from secagg import boxes, keys, shamir
 from secagg.boxes import HeldShares
 from secagg.errors import UNKNOWN, LocalError, RemoteError, TooFewSurvivors
+from secagg.graph import Complete, Graph, draw_neighbours
 from secagg.identity import Purpose, public_der
 from secagg.keystream import Door
 from secagg.lanes import Encoder, count_clipped
-from secagg.messages import Advert, Box, Confirmation, Revealed, RevealedShare, ShareKind, ShareSet, digests_of
+from secagg.messages import Advert, Box, Confirmation, Revealed, RevealedShare, ShareKind, ShareSet, UploadSeal, digests_of
 from secagg.once import Once
 from secagg.params import RoundParams, Vector
 from secagg.policy import Policy, check_session
@@ -38,13 +40,17 @@ from secagg.statements import (
     check_distinct_keys,
     check_member,
     check_repeats,
+    check_seal,
     check_share_set,
     list_statement,
-    shares_statement,
+    session_graph,
+    share_set_statement,
+    uploads_context,
 )
 from secagg.upload import PackedUpload, SignedMask
 
 M = TypeVar("M", Advert, ShareSet, Confirmation)
+NO_SEALS: Mapping[str, UploadSeal] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -83,10 +89,21 @@ class Shared:
     secrets: Secrets
     adverts: Mapping[str, Advert]
     seen: bytes  # digest of these adverts
-    agreed: Mapping[str, Agreed]  # by peer
+    graph: Graph
+    agreed: Mapping[str, Agreed]  # by neighbour
     own: HeldShares  # my own shares of my own secrets
     share_set: ShareSet  # mine, with digests
     once: Once[MaskReady] = field(default_factory=Once)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Sharing:
+    """How the share phase ended, as this member saw it: the statement of the list is about all of it."""
+
+    seen: bytes  # digest of the adverts
+    graph: Graph
+    sharers: tuple[str, ...]
+    held: Mapping[str, HeldShares]  # by sharer that sent me a box, mine included
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -94,8 +111,7 @@ class MaskReady:
     """All boxes opened and all checks before the upload passed; the caller may now commit the charge."""
 
     seat: Seat
-    seen: bytes
-    held: Mapping[str, HeldShares]  # by sharer, mine included
+    sharing: Sharing
     masks: tuple[SignedMask, ...]
     rounding_key: bytes
     once: Once[tuple[Masked, PackedUpload]] = field(default_factory=Once)
@@ -106,8 +122,7 @@ class Masked:
     """Phase 3: the upload may leave. No mask key is left in this state."""
 
     seat: Seat
-    seen: bytes
-    held: Mapping[str, HeldShares]
+    sharing: Sharing
     once: Once[tuple[Confirmed, Confirmation]] = field(default_factory=Once)
 
 
@@ -158,30 +173,42 @@ def advertise(
         keys.public_of(secrets.mask_key),
         keys.seed_commitment(params, secrets.seed, me),
     )
-    advert = Advert(me, *public, seat.sign(Purpose.ADVERT, advert_statement(me, *public)))
+    neighbours = draw_neighbours(params.graph, seat.place, len(params.participants), rand)
+    advert = Advert(me, *public, seat.sign(Purpose.ADVERT, advert_statement(me, *public, neighbours)), neighbours)
     return Advertised(seat, secrets, advert), advert
 
 
 def share(state: Advertised, adverts: Sequence[Advert], rand: Rand) -> tuple[Shared, ShareSet]:
-    """Step 2: check every advert, split both secrets, seal one box for each other advertised member."""
+    """Step 2: check every advert, split both secrets, seal one box for each receiver."""
     _expect(state, Advertised)
     return state.once.answer(_in_order(adverts), lambda: _share(state, adverts, rand))
 
 
 def _share(state: Advertised, adverts: Sequence[Advert], rand: Rand) -> tuple[Shared, ShareSet]:
-    seat = state.seat
-    by_party = _checked_adverts(state, adverts)  # 2.1 to 2.3
-    agreed = {party: _agree(state.secrets, advert) for party, advert in by_party.items() if party != seat.me}  # 2.4
-    points = {party: seat.params.place(party) + 1 for party in by_party}
-    seed_shares = shamir.split(state.secrets.seed, seat.params.threshold, list(points.values()), rand)
-    key_shares = shamir.split(state.secrets.mask_key.private_bytes_raw(), seat.params.threshold, list(points.values()), rand)
-    parts = {party: HeldShares(seed_shares[point], key_shares[point]) for party, point in points.items()}
-    own = parts.pop(seat.me)
-    sealed = tuple(Box(party, _seal(state, by_party[party], agreed[party], parts[party])) for party in sorted(parts))
-    digests, seen = digests_of(sealed), adverts_digest(by_party)
-    signature = seat.sign(Purpose.SHARES, shares_statement(seat.me, seen, digests))
-    full = ShareSet(seat.me, sealed, digests, signature)
-    return Shared(seat, state.secrets, by_party, seen, agreed, own, full), ShareSet(seat.me, sealed, (), signature)
+    seat, params = state.seat, state.seat.params
+    by_party = _checked_adverts(state, adverts)  # 2.1, 2.2
+    graph = session_graph(params, by_party)
+    seat.check_cohort(list(by_party), "share")  # 2.3
+    graph.check_kept(graph.advertised, by_party, "share")
+    agreed = {party: _agree(state.secrets, by_party[party]) for party in graph.masked_with(seat.me)}  # 2.4
+    receivers = graph.receivers(seat.me)
+    parts = _split(state, receivers, rand)  # 2.5
+    sealed = tuple(Box(party, _seal(state, by_party[party], agreed[party], parts[party])) for party in receivers)
+    seen, full = adverts_digest(by_party), ShareSet(seat.me, sealed, digests_of(sealed), b"not signed yet")
+    signature = seat.sign(Purpose.SHARES, share_set_statement(params, seen, full))
+    full = replace(full, signature=signature)
+    shared = Shared(seat, state.secrets, by_party, seen, graph, agreed, parts[seat.me], full)
+    return shared, ShareSet(seat.me, sealed, (), signature)
+
+
+def _split(state: Advertised, receivers: Sequence[str], rand: Rand) -> dict[str, HeldShares]:
+    """Shares of both secrets for the receivers and for myself."""
+    params = state.seat.params
+    points = {party: params.place(party) + 1 for party in sorted({state.seat.me, *receivers})}
+    seeds = shamir.split(state.secrets.seed, params.share_threshold, list(points.values()), rand)
+    mask_key = state.secrets.mask_key.private_bytes_raw()
+    mask_keys = shamir.split(mask_key, params.share_threshold, list(points.values()), rand)
+    return {party: HeldShares(seeds[point], mask_keys[point]) for party, point in points.items()}
 
 
 def _checked_adverts(state: Advertised, adverts: Sequence[Advert]) -> dict[str, Advert]:
@@ -192,9 +219,7 @@ def _checked_adverts(state: Advertised, adverts: Sequence[Advert]) -> dict[str, 
     for advert in adverts:
         check_advert(seat.params, advert, blame=UNKNOWN)  # 2.1
     check_distinct_keys(adverts, blame=UNKNOWN)  # 2.2
-    by_party = {advert.party: advert for advert in sorted(adverts, key=lambda advert: advert.party)}
-    seat.check_cohort(list(by_party), "share")  # 2.3
-    return by_party
+    return {advert.party: advert for advert in sorted(adverts, key=lambda advert: advert.party)}
 
 
 def _agree(secrets: Secrets, advert: Advert) -> Agreed:
@@ -219,30 +244,36 @@ def ready_to_mask(state: Shared, sets: Sequence[ShareSet]) -> MaskReady:
 def _ready(state: Shared, sets: Sequence[ShareSet]) -> MaskReady:
     seat, params = state.seat, state.seat.params
     check_repeats([item.party for item in sets], "the share sets")
-    held = {item.party: _open_set(state, item) for item in sets}  # 3.1, 3.2
-    held[seat.me] = state.own
-    seat.check_cohort(sorted(held), "mask")  # 3.3
+    opened = {item.party: _open_set(state, item) for item in sets}  # 3.1, 3.2
+    held = {party: shares for party, shares in opened.items() if shares is not None} | {seat.me: state.own}
+    sharers = tuple(sorted({*opened, seat.me}))
+    seat.check_cohort(sharers, "mask")  # 3.3
+    state.graph.check_kept(sharers, sharers, "mask")
     mine = state.adverts[seat.me]
     masks = [SignedMask(keys.self_key(params, state.secrets.seed, seat.me))]
-    for party in sorted(held):
-        if party != seat.me:  # 3.4: the earlier name of a pair adds, the later one subtracts
+    for party in state.graph.masked_with(seat.me):
+        if party in opened:  # 3.4: the earlier name of a pair adds, the later one subtracts
             pair = keys.pair_key(params, state.agreed[party].mask, mine, state.adverts[party])
             masks.append(SignedMask(pair, subtract=party < seat.me))
     rounding = keys.rounding_key(params, state.secrets.rounding_seed, seat.me)
-    return MaskReady(seat, state.seen, held, tuple(masks), rounding)
+    return MaskReady(seat, Sharing(state.seen, state.graph, sharers, held), tuple(masks), rounding)
 
 
-def _open_set(state: Shared, item: ShareSet) -> HeldShares:
+def _open_set(state: Shared, item: ShareSet) -> HeldShares | None:
+    """My shares of one sharer's secrets, None where it did not draw me."""
     seat, params = state.seat, state.seat.params
-    check_share_set(params, state.adverts, state.seen, item, blame=UNKNOWN)
+    check_share_set(params, state.graph, state.seen, item, blame=UNKNOWN, reader=seat.me)
     if item.party == seat.me:
         if item.digests != state.share_set.digests:
             raise RemoteError(UNKNOWN, "own-message-altered", "my own share set came back altered")
         return state.own
     box = next((box for box in item.boxes if box.receiver == seat.me), None)
-    signed = next(entry.digest for entry in item.digests if entry.receiver == seat.me)
-    if box is None or hashlib.sha256(box.sealed).digest() != signed:
-        raise RemoteError(UNKNOWN, "altered-box", f"the box from {item.party} is missing or not the one that was signed")
+    signed = next((entry.digest for entry in item.digests if entry.receiver == seat.me), None)
+    if signed != (None if box is None else hashlib.sha256(box.sealed).digest()):
+        text = f"the box from {item.party} is missing, not the one that was signed, or not meant for this member"
+        raise RemoteError(UNKNOWN, "altered-box", text)
+    if box is None:
+        return None
     key = keys.box_key(params, state.agreed[item.party].seal, state.adverts[item.party], state.adverts[seat.me])
     return boxes.unseal(key, params.context(), params.place(item.party), seat.place, box.sealed, blame=item.party)
 
@@ -260,34 +291,55 @@ def mask(state: MaskReady, update: Vector, door: Door = Door.GCM) -> tuple[Maske
 def _mask(state: MaskReady, update: Vector, door: Door) -> tuple[Masked, PackedUpload]:
     clipped = count_clipped(state.seat.params, update)
     encoder = Encoder(state.seat.params, state.seat.me, update, state.rounding_key, door)
-    upload = PackedUpload(state.seat, encoder, state.masks, clipped, door)
-    return Masked(state.seat, state.seen, state.held), upload
+    seat = replace(state.seat, signed_under=uploads_context(state.seat.params, state.sharing.seen, state.sharing.sharers))
+    upload = PackedUpload(seat, encoder, state.masks, clipped, door)
+    return Masked(state.seat, state.sharing), upload
 
 
-def confirm(state: Masked, survivors: Sequence[str]) -> tuple[Confirmed, Confirmation]:
-    """Step 4: sign the one survivor list of this session, if it keeps to my policy."""
+def confirm(
+    state: Masked, survivors: Sequence[str], seals: Mapping[str, UploadSeal] = NO_SEALS
+) -> tuple[Confirmed, Confirmation]:
+    """Step 4: sign the one survivor list of this session, if it keeps to my policy.
+
+    `seals` are needed in a sparse session: those of the listed members whose shares I hold.
+    """
     _expect(state, Masked)
     check_repeats(survivors, "the survivor list")
     ordered = tuple(sorted(survivors))
-    return state.once.answer(ordered, lambda: _confirm(state, ordered))
+    return state.once.answer(ordered, lambda: _confirm(state, ordered, seals))
 
 
-def _confirm(state: Masked, survivors: tuple[str, ...]) -> tuple[Confirmed, Confirmation]:
-    seat = state.seat
+def _confirm(state: Masked, survivors: tuple[str, ...], seals: Mapping[str, UploadSeal]) -> tuple[Confirmed, Confirmation]:
+    seat, sharing = state.seat, state.sharing
     if seat.me not in survivors:
         raise RemoteError(UNKNOWN, "not-on-list", f"the survivor list leaves out {seat.me}, which is alive")
+    shared = frozenset(sharing.sharers)
     for party in survivors:
         check_member(seat.params, party, blame=UNKNOWN)
-        if party not in state.held:
+        if party not in shared:
             raise RemoteError(UNKNOWN, "never-shared", f"the survivor list names {party}, which shared nothing")
     seat.check_cohort(survivors, "confirm")
-    statement = list_statement(state.seen, state.held, survivors)
+    sharing.graph.check_kept(sharing.sharers, survivors, "confirm")
+    _check_seals(state, survivors, seals)  # 4.2
+    statement = list_statement(sharing.seen, sharing.sharers, survivors)
     confirmation = Confirmation(seat.me, seat.sign(Purpose.CONFIRM, statement))
-    return Confirmed(seat, state.held, survivors, statement), confirmation
+    return Confirmed(seat, sharing.held, survivors, statement), confirmation
+
+
+def _check_seals(state: Masked, survivors: Sequence[str], seals: Mapping[str, UploadSeal]) -> None:
+    """Sparse sessions: whoever's seed I may reveal has masked with the very sharers that I know of."""
+    seat, sharing = state.seat, state.sharing
+    if isinstance(seat.params.graph, Complete):
+        return
+    context = uploads_context(seat.params, sharing.seen, sharing.sharers)
+    for party in sharing.held.keys() & set(survivors) - {seat.me}:
+        if party not in seals:
+            raise RemoteError(UNKNOWN, "never-uploaded", f"the survivor list names {party} without its signed upload")
+        check_seal(seat.params, party, seals[party], context, blame=UNKNOWN)
 
 
 def reveal(state: Confirmed, confirmations: Sequence[Confirmation]) -> tuple[Finished, Revealed]:
-    """Step 5: with t signatures over the list that I signed, one share of one kind for each member that shared."""
+    """Step 5: with t signatures over the list that I signed, one share of one kind for each member whose shares I hold."""
     _expect(state, Confirmed)
     return state.once.answer(_in_order(confirmations), lambda: _reveal(state, confirmations))
 
@@ -295,12 +347,13 @@ def reveal(state: Confirmed, confirmations: Sequence[Confirmation]) -> tuple[Fin
 def _reveal(state: Confirmed, confirmations: Sequence[Confirmation]) -> tuple[Finished, Revealed]:
     params = state.seat.params
     check_repeats([item.party for item in confirmations], "the confirmations")
+    listed = frozenset(state.survivors)
     for item in confirmations:
-        check_confirmation(params, state.statement, state.survivors, item, blame=UNKNOWN)
+        check_confirmation(params, state.statement, listed, item, blame=UNKNOWN)
     signers = {item.party for item in confirmations} | {state.seat.me}
     if len(signers) < params.threshold:
         raise TooFewSurvivors("reveal", f"{len(signers)} members signed the survivor list, {params.threshold} are needed")
-    return Finished(state.survivors), Revealed(tuple(_one_share(state, party) for party in sorted(state.held)))
+    return Finished(state.survivors), Revealed(tuple(_one_share(state, party, listed) for party in sorted(state.held)))
 
 
 def verify_result(state: Finished, survivors: Sequence[str]) -> None:
@@ -310,9 +363,9 @@ def verify_result(state: Finished, survivors: Sequence[str]) -> None:
         raise RemoteError(UNKNOWN, "result-altered", "the published result names other survivors than the list that was signed")
 
 
-def _one_share(state: Confirmed, party: str) -> RevealedShare:
+def _one_share(state: Confirmed, party: str, listed: frozenset[str]) -> RevealedShare:
     """Step 5.3: survivors lose their self mask, dropped members their mask key; never both, by type."""
-    if party in state.survivors:
+    if party in listed:
         return RevealedShare(party, ShareKind.SELF_MASK_SEED, state.held[party].seed)
     return RevealedShare(party, ShareKind.MASK_KEY, state.held[party].mask_key)
 

@@ -15,8 +15,9 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from secagg.encoding import digest, encode_list
+from secagg.encoding import Field, digest, encode, encode_list
 from secagg.errors import LocalError
+from secagg.graph import Complete, GraphRule
 
 Vector: TypeAlias = NDArray[np.float32]
 Words: TypeAlias = NDArray[np.uint64]
@@ -31,7 +32,6 @@ MAX_PARTIES = 1 << 14
 MAX_LENGTH = 1 << 33  # 32 GiB of float32: larger is a mistake
 MAX_WEIGHT = 1 << 32  # keeps every product in the planner below 2**62
 MIN_CLIP, MAX_CLIP = 2.0**-64, 2.0**64  # keeps every scale inside float32's normal range
-GRAPH = "complete"  # every pair of members shares a mask
 
 T = TypeVar("T")
 
@@ -70,7 +70,8 @@ class RoundParams:
 
     `public_keys` are SubjectPublicKeyInfo DER of P-256 keys; empty only in rehearsals, which then make keys. `weights`
     are positive integers, () for equal ones. `base_digests` name the model each member trained on, () for all the
-    same. `max_colluders` and `minimum_cohort` are the plan's; each node checks its own policy besides.
+    same. `max_colluders` and `minimum_cohort` are the plan's; each node checks its own policy besides. `graph` is
+    the complete one or `Sparse`, whose degree and threshold `bounds.choose` finds.
     Raises LocalError on anything that cannot work, possible overflow included.
     """
 
@@ -89,8 +90,10 @@ class RoundParams:
     protocol_version: int = PROTOCOL_VERSION
     max_colluders: int = 0
     minimum_cohort: int = 3  # with two members each learns the other's update from the sum
+    graph: GraphRule = Complete()  # noqa: RUF009  (frozen)
     half_steps: int = field(init=False, repr=False)
     _places: dict[str, int] = field(init=False, repr=False, compare=False, hash=False)
+    _fingerprints: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
     _context: bytes | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -104,6 +107,7 @@ class RoundParams:
         put("_places", {party: place for place, party in enumerate(self.participants)})
         _check_members(self)
         put("half_steps", plan_half_steps(self.quantizer, self.weights))
+        put("_fingerprints", tuple(hashlib.sha256(key).digest() for key in self.public_keys))
         put("_context", _context(self) if self.public_keys else None)
 
     def context(self) -> bytes:
@@ -148,7 +152,13 @@ class RoundParams:
 
     def fingerprint(self, party: str) -> bytes:
         """SHA-256 of a member's public key: what people confirm out of band."""
-        return hashlib.sha256(self.public_key(party)).digest()
+        self.context()  # refuses where no keys were given
+        return self._fingerprints[self.place(party)]
+
+    @property
+    def share_threshold(self) -> int:
+        """Shares that recover one secret: of the whole roster, or of one member's neighbours."""
+        return self.threshold if isinstance(self.graph, Complete) else self.graph.neighbour_threshold
 
     def offset(self, party: str) -> int:
         """o_i: the integer that stands for zero in this member's upload; its integers are at most 2 * o_i (step 0.2)."""
@@ -203,6 +213,8 @@ def _check_scalars(params: RoundParams) -> None:
         raise LocalError("round, protocol version and number of colluders are small non-negative integers")
     if params.minimum_cohort < 2:
         raise LocalError("a cohort below two members has nothing to hide in: minimum_cohort is at least 2")
+    if not isinstance(params.graph, Complete) and params.graph.degree >= len(params.participants):
+        raise LocalError(f"{params.graph.degree} neighbours cannot be drawn from {len(params.participants) - 1} other members")
 
 
 def _check_members(params: RoundParams) -> None:
@@ -236,7 +248,7 @@ def _context(params: RoundParams) -> bytes:
         params.layout_digest,
         params.session,
         encode_list(params.participants),
-        encode_list(hashlib.sha256(key).digest() for key in params.public_keys),
+        encode_list(params._fingerprints),  # noqa: SLF001  (the same module)
         encode_list(params.weights),
         params.threshold,
         params.max_colluders,
@@ -245,6 +257,10 @@ def _context(params: RoundParams) -> bytes:
         encode_list([struct.pack(">d", params.quantizer.clip)]),
         params.quantizer.lanes,
         params.half_steps,
-        GRAPH,
+        _graph_field(params.graph),
         encode_list(params.base_digests),
     )
+
+
+def _graph_field(rule: GraphRule) -> Field:
+    return "complete" if isinstance(rule, Complete) else encode("sparse", rule.degree, rule.neighbour_threshold)

@@ -1,7 +1,8 @@
 """What a party demands of a session before it takes part, whatever the coordinator and the plan say.
 
 Rule: these checks read only the public parameters, the party's own policy and a list of names. The bounds are those of
-README, Bounds: fewer than 2t - n colluders, two honest updates in every sum, no weight that hides in nobody.
+README, Bounds: fewer than 2t - n colluders, two honest updates in every sum, no weight that hides in nobody, and a
+sparse graph that holds against the party's own number of colluders.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from secagg.bounds import ALLOWED_LOG2, is_private
 from secagg.errors import UNKNOWN, LocalError, RemoteError, TooFewSurvivors
 from secagg.params import PROTOCOL_VERSION, RoundParams, collusion_bound
 
@@ -48,7 +50,7 @@ def policy_of(params: RoundParams) -> Policy:
 
 
 def check_session(params: RoundParams, me: str, policy: Policy) -> None:
-    """README, step 1.1: pinned keys, size, threshold, colluders, weights. RemoteError (policy, unpinned-key) otherwise."""
+    """README, step 1.1: pins, size, threshold, colluders, graph, weights. RemoteError (policy, unpinned-key) otherwise."""
     if params.protocol_version != PROTOCOL_VERSION:
         _refuse(f"the session speaks protocol version {params.protocol_version}, this software {PROTOCOL_VERSION}")
     for party in params.participants:
@@ -64,6 +66,9 @@ def check_session(params: RoundParams, me: str, policy: Policy) -> None:
             f"a threshold of {params.threshold} of {len(params.participants)} withstands {max(bound, 0)} colluders, "
             f"this party demands {policy.max_colluders}"
         )
+    if not is_private(len(params.participants), params.threshold, policy.max_colluders, params.graph):
+        text = f"shows more than a sum to {policy.max_colluders} colluders with a probability above 2**{ALLOWED_LOG2:g}"
+        _refuse(f"the sparse graph of {len(params.participants)} members {text}")
     check_cohort(params, params.participants, me, policy, phase="advertise")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from secagg import node, sizes
-from secagg.coordinate import SessionView, add_upload, open_sum, verify_upload_seal
+from secagg.coordinate import SessionView, add_upload, open_sum
 from secagg.errors import LocalError
 from secagg.identity import public_der
 from secagg.keystream import Door
@@ -66,7 +66,7 @@ def run_round(
         view.add_advert(advert)
     view.check_adverts()
 
-    # Phase 2, share: both secrets of each member are split and sealed, one box for each other member.
+    # Phase 2, share: both secrets of each member are split and sealed, one box for each receiver.
     shared: dict[str, Shared] = {}
     for party in absent.present("share"):
         shared[party], share_set = node.share(advertised[party], tuple(view.adverts.values()), rand)
@@ -78,15 +78,15 @@ def run_round(
     masked: dict[str, Masked] = {}
     total: Words = np.zeros(params.words, dtype=np.uint64)
     for party in absent.present("mask"):
-        ready = node.ready_to_mask(shared[party], [view.share_sets[peer].for_receiver(party) for peer in view.sharers])
+        ready = node.ready_to_mask(shared[party], view.sets_for(party))
         masked[party], upload = node.mask(ready, updates[party], door)
-        sent[party] += _receive(view.params, party, upload, total)
+        sent[party] += _receive(view, party, upload, total)
 
     # Phase 4, confirm: every member that is left signs the one survivor list.
     view.close(tuple(masked))
     confirmed: dict[str, Confirmed] = {}
     for party in absent.present("confirm"):
-        confirmed[party], confirmation = node.confirm(masked[party], view.survivors)
+        confirmed[party], confirmation = node.confirm(masked[party], view.survivors, view.seals_for(party))
         sent[party] += sizes.confirmation_bytes(confirmation)
         view.add_confirmation(confirmation)
     view.check_confirmed()
@@ -126,11 +126,11 @@ def _checked_absence(params: RoundParams, updates: Mapping[str, Vector], drop: M
     return absence
 
 
-def _receive(params: RoundParams, party: str, upload: PackedUpload, total: Words) -> int:
+def _receive(view: SessionView, party: str, upload: PackedUpload, total: Words) -> int:
     """Step 3.6 and 3.7: spool the whole upload, check its signed digest, only then add it."""
-    spool = b"".join(upload.segments())
+    spool = b"".join(upload.pieces())
     seal = upload.finish()
-    verify_upload_seal(params, party, hashlib.sha256(spool).digest(), seal)
+    view.add_seal(party, hashlib.sha256(spool).digest(), seal)
     add_upload(total, spool)
     return sizes.upload_bytes(len(spool), seal)
 

@@ -21,6 +21,7 @@ class Seat:
     me: str
     signing_key: ec.EllipticCurvePrivateKey
     policy: Policy
+    signed_under: bytes | None = None  # what stands for the session context in signatures (step 3.6); None: itself
 
     @property
     def place(self) -> int:
@@ -29,7 +30,8 @@ class Seat:
 
     def sign(self, purpose: Purpose, statement: bytes) -> bytes:
         """My signature over a statement in this session."""
-        return identity.sign(self.signing_key, purpose, self.params.context(), statement)
+        context = self.params.context() if self.signed_under is None else self.signed_under
+        return identity.sign(self.signing_key, purpose, context, statement)
 
     def check_cohort(self, cohort: Sequence[str], phase: str) -> None:
         """My own policy on a list of members; TooFewSurvivors where it falls short."""

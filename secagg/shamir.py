@@ -7,9 +7,13 @@ Surplus shares correct bad ones: Berlekamp-Welch decoding up to half the surplus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import combinations
-from math import comb
+from math import comb, prod
+from operator import mul
+
+import numpy as np
+from numpy.typing import NDArray
 
 from secagg.errors import LocalError
 
@@ -18,6 +22,8 @@ SECRET_BYTES = 32
 SHARE_BYTES = 33
 DRAW_BYTES = 48  # 384 bits modulo a 257-bit prime: bias below 2**-127
 MAX_SUBSETS = 500  # try every subset up to this many; one try costs microseconds
+MAX_POINT = 1 << 31
+BATCH_SETS = 256  # differences of 60 points each: 7 MB at a time
 
 Rand = Callable[[int], bytes]
 
@@ -45,7 +51,7 @@ def split(secret: bytes, threshold: int, points: Sequence[int], rand: Rand) -> d
 
 def is_share(share: bytes) -> bool:
     """Whether these bytes are a field element in canonical form."""
-    return len(share) == SHARE_BYTES and int.from_bytes(share, "big") < P
+    return len(share) == SHARE_BYTES and (share[0] == 0 or int.from_bytes(share, "big") < P)  # 2**256 is below P
 
 
 def evaluate(coefficients: Sequence[int], point: int) -> int:
@@ -57,21 +63,28 @@ def evaluate(coefficients: Sequence[int], point: int) -> int:
 
 
 class Combiner:
-    """Lagrange coefficients at zero for one set of points, computed once and used for every secret of a round."""
+    """Lagrange coefficients at zero for one set of points, computed once and used for every secret that it shares."""
 
     __slots__ = ("_at_zero", "points")
 
-    def __init__(self, points: Sequence[int]) -> None:
+    def __init__(self, points: Sequence[int], at_zero: Sequence[int] | None = None) -> None:
         self.points = tuple(points)
-        self._at_zero = tuple(_lagrange(self.points, point, 0) for point in self.points)
+        self._at_zero = tuple(at_zero or _at_zero([self.points])[0])
 
     def combine(self, shares: Mapping[int, bytes]) -> bytes | None:
         """The secret, or None where the value is not one of 32 bytes (some share is wrong)."""
-        terms = (
-            weight * int.from_bytes(shares[point], "big") for weight, point in zip(self._at_zero, self.points, strict=True)
-        )
-        value = sum(terms) % P
+        values = [int.from_bytes(shares[point], "big") for point in self.points]
+        value = sum(map(mul, self._at_zero, values)) % P
         return value.to_bytes(SECRET_BYTES, "big") if value < 1 << 8 * SECRET_BYTES else None
+
+
+def combiners(sets: Collection[tuple[int, ...]]) -> dict[tuple[int, ...], Combiner]:
+    """A combiner for each of many sets of equal size; together they cost a tenth of what they cost one by one."""
+    ordered, made = list(sets), {}
+    for start in range(0, len(ordered), BATCH_SETS):
+        batch = ordered[start : start + BATCH_SETS]
+        made.update({points: Combiner(points, row) for points, row in zip(batch, _at_zero(batch), strict=True)})
+    return made
 
 
 def likely_good(shares: Mapping[int, bytes], threshold: int) -> Iterator[tuple[int, ...]]:
@@ -95,6 +108,42 @@ def off_polynomial(good: Sequence[int], shares: Mapping[int, bytes]) -> tuple[in
         return sum(_lagrange(good, point, where) * values[point] for point in good) % P
 
     return tuple(point for point, value in values.items() if point not in good and at(point) != value)
+
+
+def _at_zero(sets: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """For each set and each i: x_1 ... x_t / (x_i prod (x_j - x_i)), at 0 the polynomial that is 1 at x_i and 0 elsewhere."""
+    size, below = len(sets[0]), [product for row in _denominators(np.array(sets, dtype=np.int64)) for product in row]
+    inverses = _inverses(below)
+    tops = [prod(points) % P for points in sets]
+    return [[top * inverse % P for inverse in inverses[at * size : (at + 1) * size]] for at, top in enumerate(tops)]
+
+
+def _denominators(sets: NDArray[np.int64]) -> list[list[int]]:
+    """x_i prod_{j != i} (x_j - x_i) for each set and i: 64-bit products as long as they fit, then Python's."""
+    count, size = sets.shape
+    if not 0 < int(sets.min()) <= int(sets.max()) <= MAX_POINT:
+        raise LocalError("points to be combined lie between 1 and 2**31")
+    factors = sets[:, None, :] - sets[:, :, None]
+    factors[:, range(size), range(size)] = sets
+    fit = 62 // int(sets.max()).bit_length()
+    padded = np.ones((count, size, -(-size // fit) * fit), dtype=np.int64)
+    padded[:, :, :size] = factors
+    partial = padded.reshape(count, size, -1, fit).prod(axis=3).tolist()
+    return [[prod(products) for products in rows] for rows in partial]
+
+
+def _inverses(values: Sequence[int]) -> list[int]:
+    """Inverses modulo P of many values with one inversion (Montgomery's trick)."""
+    before, product = [], 1
+    for value in values:
+        before.append(product)
+        product = product * value % P
+    inverse = pow(product, -1, P)
+    found = []
+    for value, earlier in zip(reversed(values), reversed(before), strict=True):
+        found.append(inverse * earlier % P)
+        inverse = inverse * value % P
+    return found[::-1]
 
 
 def _lagrange(points: Sequence[int], point: int, at: int) -> int:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from secagg import identity, shamir
+from secagg import shamir
 from secagg.errors import LocalError, RemoteError, TooFewSurvivors
-from secagg.identity import Purpose
+from secagg.graph import Complete, Graph
 from secagg.messages import Advert, Confirmation, Revealed, ShareKind, ShareSet, UploadSeal, digests_of
 from secagg.params import WORD_BYTES, RoundParams, Words
 from secagg.policy import check_cohort, policy_of
@@ -22,9 +22,11 @@ from secagg.statements import (
     check_advert,
     check_confirmation,
     check_distinct_keys,
+    check_seal,
     check_share_set,
     list_statement,
-    upload_statement,
+    session_graph,
+    uploads_context,
 )
 
 
@@ -34,16 +36,21 @@ def verify_advert(params: RoundParams, advert: Advert) -> None:
 
 
 def verify_share_set(params: RoundParams, adverts: Mapping[str, Advert], share_set: ShareSet) -> None:
-    """Boxes for all other advertised members, signed over exactly these adverts."""
-    _check_boxes(params, adverts, adverts_digest(adverts), share_set.with_digests())
+    """Boxes for all receivers that these adverts name, signed over exactly these adverts."""
+    graph, seen = session_graph(params, adverts), adverts_digest(adverts)
+    _check_boxes(params, graph, seen, share_set.with_digests(), given=bool(share_set.digests))
 
 
-def verify_upload_seal(params: RoundParams, party: str, upload_digest: bytes, seal: UploadSeal) -> None:
-    """The member signed this digest; `upload_digest` is SHA-256 of the bytes that arrived (params.upload_bytes of them)."""
+def verify_upload_seal(
+    params: RoundParams, party: str, upload_digest: bytes, seal: UploadSeal, context: bytes | None = None
+) -> None:
+    """The member signed this digest; `upload_digest` is SHA-256 of the bytes that arrived (params.upload_bytes of them).
+
+    `context` is `uploads_context`, which in the complete graph is the session's.
+    """
     if seal.digest != upload_digest:
         raise RemoteError(party, "bad-upload", f"the upload of {party} did not arrive as it was sent: have it sent again")
-    statement = upload_statement(party, params.upload_bytes, upload_digest)
-    identity.verify(params.public_key(party), Purpose.UPLOAD, params.context(), statement, seal.signature, blame=party)
+    check_seal(params, party, seal, params.context() if context is None else context, blame=party)
 
 
 def add_upload(total: Words, data: bytes | bytearray | memoryview, offset_bytes: int = 0) -> None:
@@ -65,21 +72,41 @@ class SessionView:
     params: RoundParams
     adverts: dict[str, Advert] = field(default_factory=dict)
     share_sets: dict[str, ShareSet] = field(default_factory=dict)  # complete with digests, ready to relay
+    seals: dict[str, UploadSeal] = field(default_factory=dict)
     survivors: tuple[str, ...] = ()
     confirmations: dict[str, Confirmation] = field(default_factory=dict)
     revealed: dict[str, Revealed] = field(default_factory=dict)
+    _owners: dict[bytes, str] = field(default_factory=dict)  # of the keys and commitments in the adverts
     _seen: bytes = b""  # digest of the adverts, fixed by the first share set
+    _graph: Graph | None = None  # fixed with `_seen`
+    _stubs: dict[str, ShareSet] = field(default_factory=dict)  # sets as those see them who are sent no box
+    _uploads_context: bytes = b""  # what uploads are signed under, fixed by the first seal
+    _listed: frozenset[str] = frozenset()  # the survivors, fixed with the list
+    _sharers: tuple[str, ...] = ()  # fixed with the list
     _statement: bytes = b""  # what survivors sign, fixed with the list
+
+    def __post_init__(self) -> None:
+        for advert in self.adverts.values():
+            self._owners.update(dict.fromkeys(advert.values, advert.party))
 
     @property
     def sharers(self) -> tuple[str, ...]:
         """Members whose share set was accepted, in the order of names."""
-        return tuple(sorted(self.share_sets))
+        return self._sharers or tuple(sorted(self.share_sets))
 
     @property
     def dropped(self) -> tuple[str, ...]:
         """Sharers that are not on the survivor list."""
-        return tuple(party for party in self.sharers if party not in self.survivors)
+        return tuple(party for party in self.sharers if party not in self._listed)
+
+    def is_survivor(self, party: str) -> bool:
+        """Whether the survivor list names `party`."""
+        return party in self._listed
+
+    @property
+    def graph(self) -> Graph:
+        """The edges among the advertised members; adverts close with the first share set."""
+        return self._graph or session_graph(self.params, self.adverts)
 
     def add_advert(self, advert: Advert) -> None:
         """Phase 1; adverts close with the first share set."""
@@ -88,12 +115,15 @@ class SessionView:
         if self._seen:
             raise LocalError("adverts are closed: members have already shared over them")
         verify_advert(self.params, advert)
-        check_distinct_keys([*self.adverts.values(), advert], blame=advert.party)
+        rivals = {self._owners[value] for value in advert.values if value in self._owners} - {advert.party}
+        check_distinct_keys([*(self.adverts[party] for party in rivals if party in self.adverts), advert], blame=advert.party)
+        self._owners.update(dict.fromkeys(advert.values, advert.party))
         self.adverts[advert.party] = advert
 
     def check_adverts(self) -> None:
         """TooFewSurvivors unless the share phase can start."""
         self._check_cohort(self.adverts, "share")
+        self.graph.check_kept(self.graph.advertised, self.adverts, "share")
 
     def add_share_set(self, share_set: ShareSet) -> None:
         """Phase 2. What is kept has digests; relay `share_sets[party].for_receiver(uri)` to each sharer."""
@@ -101,26 +131,57 @@ class SessionView:
         if self._repeated(self.share_sets, share_set.party, full):
             return
         self._before_list()
-        seen = self._seen or adverts_digest(self.adverts)
-        _check_boxes(self.params, self.adverts, seen, full)
-        self._seen = seen
+        if self.seals:
+            raise LocalError("share sets are closed: members have already masked over them")
+        seen, graph = self._seen or adverts_digest(self.adverts), self.graph
+        _check_boxes(self.params, graph, seen, full, given=bool(share_set.digests))
+        self._seen, self._graph = seen, graph
         self.share_sets[share_set.party] = full
+        self._stubs.pop(share_set.party, None)
+
+    def sets_for(self, reader: str) -> list[ShareSet]:
+        """What the mask phase tells a sharer: every set as `ShareSet.for_receiver` gives it, for all readers at once."""
+        drawn = {reader, *self.graph.senders(reader)}
+        return [self.share_sets[party].for_receiver(reader) if party in drawn else self._stub(party) for party in self.sharers]
 
     def check_shares(self) -> None:
         """TooFewSurvivors unless the mask phase can start."""
         self._check_cohort(self.share_sets, "mask")
+        self.graph.check_kept(self.sharers, self.share_sets, "mask")
+
+    def add_seal(self, party: str, upload_digest: bytes, seal: UploadSeal) -> None:
+        """Phase 3: the seal of an upload whose bytes arrived with this digest; share sets close with the first one."""
+        if self._repeated(self.seals, party, seal) and seal.digest == upload_digest:
+            return
+        self._before_list()
+        if party not in self.share_sets:
+            raise RemoteError(party, "unknown-party", f"{party} uploads without having shared")
+        context = self._uploads_context or uploads_context(self.params, self._seen, self.share_sets)
+        verify_upload_seal(self.params, party, upload_digest, seal, context)
+        self._uploads_context = context
+        self.seals[party] = seal
+
+    def seals_for(self, reader: str) -> dict[str, UploadSeal]:
+        """Relay these with the survivor list: in a sparse session, of the survivors whose shares the reader holds."""
+        if isinstance(self.params.graph, Complete):
+            return {}
+        return {party: self.seals[party] for party in self.graph.senders(reader) if party in self._listed}
 
     def check_survivors(self, survivors: Sequence[str]) -> None:
         """TooFewSurvivors unless these members' uploads may be opened together."""
         if not set(survivors) <= set(self.share_sets) or len(set(survivors)) != len(survivors):
             raise LocalError("survivors are distinct members that shared")
         self._check_cohort(survivors, "confirm")
+        self.graph.check_kept(self.sharers, survivors, "confirm")
 
     def close(self, survivors: Sequence[str]) -> None:
         """Fix the survivor list: the members whose whole upload is in the sum. It is set once."""
         self._before_list()
         self.check_survivors(survivors)
-        self.survivors = tuple(sorted(survivors))
+        if not (isinstance(self.params.graph, Complete) or set(survivors) <= set(self.seals)):
+            raise LocalError("in a sparse session every survivor's upload was sealed")
+        self._sharers, self.survivors = self.sharers, tuple(sorted(survivors))
+        self._listed = frozenset(survivors)
         self._statement = list_statement(self._seen, self.share_sets, self.survivors)
 
     def add_confirmation(self, confirmation: Confirmation) -> None:
@@ -141,13 +202,25 @@ class SessionView:
 
     def check_revealed(self) -> None:
         """TooFewSurvivors unless the sum can be opened."""
-        self._check_threshold(self.revealed, "open")
+        if isinstance(self.params.graph, Complete):
+            self._check_threshold(self.revealed, "open")
+            return
+        for party in self.sharers:
+            have = sum(holder in self.revealed for holder in (party, *self.graph.receivers(party)))
+            if have < self.params.share_threshold:
+                text = f"{have} members revealed shares of {party}, {self.params.share_threshold} are needed"
+                raise TooFewSurvivors("open", text)
 
     def statement(self) -> bytes:
         """What the survivors sign; LocalError before the list is closed."""
         if not self.survivors:
             raise LocalError("the survivor list is not closed yet")
         return self._statement
+
+    def _stub(self, party: str) -> ShareSet:
+        if party not in self._stubs:
+            self._stubs[party] = self.share_sets[party].for_receiver("")
+        return self._stubs[party]
 
     def _before_list(self) -> None:
         if self.survivors:
@@ -168,29 +241,28 @@ class SessionView:
         return party in known
 
 
-def _check_boxes(params: RoundParams, adverts: Mapping[str, Advert], seen: bytes, full: ShareSet) -> None:
-    if full.digests != digests_of(full.boxes):
+def _check_boxes(params: RoundParams, graph: Graph, seen: bytes, full: ShareSet, *, given: bool) -> None:
+    """Digests that were `given` are its sender's only where they are those of its boxes."""
+    if given and full.digests != digests_of(full.boxes):
         raise RemoteError(full.party, "altered-box", f"the boxes of {full.party} are not the ones it signed")
-    check_share_set(params, adverts, seen, full, blame=full.party)
+    check_share_set(params, graph, seen, full, blame=full.party)
 
 
 def verify_confirmation(view: SessionView, confirmation: Confirmation) -> None:
     """A survivor's signature over the one list."""
-    check_confirmation(view.params, view.statement(), view.survivors, confirmation, blame=confirmation.party)
+    listed = (confirmation.party,) if view.is_survivor(confirmation.party) else ()
+    check_confirmation(view.params, view.statement(), listed, confirmation, blame=confirmation.party)
 
 
 def verify_revealed(view: SessionView, party: str, revealed: Revealed) -> None:
-    """From a survivor: exactly one share of the right kind for each sharer, each a field element."""
-    if party not in view.survivors:
+    """From a survivor: exactly one share of the right kind for each sharer whose shares it holds, each a field element."""
+    if not view.is_survivor(party):
         raise RemoteError(party, "unknown-party", f"{party} reveals shares without being on the list")
-    expected = {peer: _kind(view, peer) for peer in view.sharers}
+    held = [peer for peer in (party, *view.graph.senders(party)) if peer in view.share_sets]
+    expected = {peer: ShareKind.SELF_MASK_SEED if view.is_survivor(peer) else ShareKind.MASK_KEY for peer in held}
     if {item.peer: item.kind for item in revealed.shares} != expected:
         raise RemoteError(
-            party, "wrong-shares", f"the shares of {party} are not one of the right kind for each member that shared"
+            party, "wrong-shares", f"the shares of {party} are not one of the right kind for each member whose shares it holds"
         )
     if not all(shamir.is_share(item.share) for item in revealed.shares):
         raise RemoteError(party, "malformed", f"{party} reveals something that is no share")
-
-
-def _kind(view: SessionView, peer: str) -> ShareKind:
-    return ShareKind.SELF_MASK_SEED if peer in view.survivors else ShareKind.MASK_KEY

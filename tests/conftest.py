@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Generator
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +19,9 @@ REQUIRE_ALL = "all"  # value of SECAGG_REQUIRE under which nothing may be skippe
 # None of the imports above loads numpy or torch: one thread each, so that the suite does not fight itself for two cores.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and every process that it starts as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

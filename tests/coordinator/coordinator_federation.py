@@ -34,6 +34,7 @@ from proto.plan import PROTOCOL_VERSION, Plan, role_of, short_name
 from proto.wire import (
     from_advert,
     from_confirmation,
+    from_seals,
     from_share_set,
     open_params,
     to_advert,
@@ -203,13 +204,13 @@ class ScriptedNode:
         ready = node.ready_to_mask(self.state, [from_share_set(s) for s in order.sets])
         self.state, upload = node.mask(ready, self.updates[self.round])
         self.uploaded.append((order.session, self.round))
-        messages = list(upload_messages(order.session, upload.total_bytes, b"receipt", upload.segments()))
+        messages = list(upload_messages(order.session, upload.total_bytes, b"receipt", upload.pieces()))
         seal = upload.finish()
         messages.append(upload_trailer(seal.digest, seal.signature))
         await stub.Upload(self.tamper(iter(messages)))
 
     async def _on_confirm(self, stub, order) -> None:
-        self.state, confirmation = node.confirm(self.state, list(order.survivors))
+        self.state, confirmation = node.confirm(self.state, list(order.survivors), from_seals(order.seals))
         await stub.Answer(pb.PhaseAnswer(session=order.session, confirmation=to_confirmation(confirmation)))
 
     async def _on_reveal(self, stub, order) -> None:

@@ -236,7 +236,7 @@ class Rehearsal:
         sets = tuple(self.view.share_sets.values())
         for peer in self.peers:
             upload = peer.answer(self.params, "mask", sets, self.rand)
-            add_upload(self.total, b"".join(bytes(part) for part in upload.segments()))
+            add_upload(self.total, b"".join(bytes(part) for part in upload.pieces()))
         self.view.close(tuple(survivors or self.params.participants))
         return pb.Confirm(session=self.session, survivors=self.view.survivors)
 

@@ -74,7 +74,7 @@ class Here:
 
     def to_confirm(self) -> pb.Confirm:
         _, upload = self.desk.mask(self.to_mask())
-        return self.coordinator.take_upload(b"".join(bytes(part) for part in upload.segments()))
+        return self.coordinator.take_upload(b"".join(bytes(part) for part in upload.pieces()))
 
     def to_reveal(self) -> pb.Reveal:
         return self.coordinator.take_confirmation(self.desk.confirm(self.to_confirm()))
@@ -277,9 +277,9 @@ def test_identical_questions_get_identical_bytes(here: Here) -> None:
     assert here.desk.share(share) == shares
     mask = coordinator.take_shares(shares)
     charged, upload = here.desk.mask(mask)
-    words = b"".join(bytes(part) for part in upload.segments())
+    words = b"".join(bytes(part) for part in upload.pieces())
     again, resent = here.desk.mask(mask)
-    assert (again, b"".join(bytes(part) for part in resent.segments())) == (charged, words)
+    assert (again, b"".join(bytes(part) for part in resent.pieces())) == (charged, words)
     assert resent.finish() == upload.finish()
     assert len(here.charges()) == 1
     confirm = coordinator.take_upload(words)

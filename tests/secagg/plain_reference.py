@@ -67,6 +67,8 @@ class Session:
     max_colluders: int = 0
     minimum_cohort: int = 3
     keys: list[bytes] = field(default_factory=list)
+    degree: int = 0  # of a sparse graph; 0 is the complete one
+    neighbour_threshold: int = 0
 
     @property
     def bits(self):
@@ -111,7 +113,7 @@ class Session:
             enc_list([struct.pack(">d", self.clip)]),
             self.lanes,
             self.half_steps(),
-            "complete",
+            enc("sparse", self.degree, self.neighbour_threshold) if self.degree else "complete",
             enc_list(self.base_digests or [bytes(32)] * len(self.members)),
         )
 
@@ -208,7 +210,7 @@ class PlainRound:
         self.scalars = {m: int.from_bytes(rand(48), "big") % (N - 1) + 1 for m in s.members}
         s.keys = [p256_public_der(self.scalars[m]) for m in s.members]
         self.context = s.context()
-        self.seal, self.mask_key, self.seed, self.rounding = {}, {}, {}, {}
+        self.seal, self.mask_key, self.seed, self.rounding, self.drawn = {}, {}, {}, {}, {}
         self.adverts, self.boxes, self.held, self.share_signature = {}, {}, {}, {}
         self.integers, self.upload, self.upload_signature = {}, {}, {}
         self.confirmation, self.revealed = {}, {}
@@ -216,8 +218,28 @@ class PlainRound:
     def alive(self, phase):
         return [m for m in self.s.members if m not in self.drop or PHASES.index(self.drop[m]) > PHASES.index(phase)]
 
-    def sign(self, member, purpose, statement):
-        return p256_sign(self.scalars[member], enc("hospital-secagg signature v1", purpose, self.context, statement))
+    def sign(self, member, purpose, statement, context=None):
+        stands_for = enc("hospital-secagg signature v1", purpose, context or self.context, statement)
+        return p256_sign(self.scalars[member], stands_for)
+
+    def draw(self, member):
+        """Step 1.2: the others with the smallest tickets."""
+        others = [m for m in self.s.members if m != member]
+        if not self.s.degree:
+            return others
+        tickets = self.rand(16 * len(others))
+        ranked = sorted(range(len(others)), key=lambda i: tickets[16 * i : 16 * i + 16])
+        return sorted(others[i] for i in ranked[: self.s.degree])
+
+    def drawn_bytes(self, member):
+        places = b"".join(self.place[m].to_bytes(4, "big") for m in self.drawn[member])
+        return enc(places) if self.s.degree else b""
+
+    def receivers(self, member):
+        return [p for p in self.drawn[member] if p in self.adverts]
+
+    def edge(self, a, b):
+        return a != b and (b in self.drawn[a] or a in self.drawn[b])
 
     def key(self, secret, use, *names):
         return hkdf(secret, self.context, enc("hospital-secagg key v1", use, *names), 16)
@@ -227,21 +249,25 @@ class PlainRound:
             self.seal[m], self.mask_key[m], self.seed[m], self.rounding[m] = (self.rand(32) for _ in range(4))
             public = (x25519_public(self.seal[m]), x25519_public(self.mask_key[m]))
             commitment = sha("hospital-secagg seed commitment v1", self.context, m, self.seed[m])
-            signature = self.sign(m, "advert", enc(m, *public, commitment))
+            self.drawn[m] = self.draw(m)
+            signature = self.sign(m, "advert", enc(m, *public, commitment) + self.drawn_bytes(m))
             self.adverts[m] = (*public, commitment, signature)
-        bodies = (enc(m, *self.adverts[m][:3]) for m in sorted(self.adverts))
+        bodies = (enc(m, *self.adverts[m][:3]) + self.drawn_bytes(m) for m in sorted(self.adverts))
         self.seen = sha("hospital-secagg adverts v1", enc_list(bodies))
 
     def share(self):  # step 2
         for m in self.alive("share"):
-            points = [self.place[p] + 1 for p in sorted(self.adverts)]
-            seed_shares = shamir_split(self.seed[m], self.s.threshold, points, self.rand)
-            key_shares = shamir_split(self.mask_key[m], self.s.threshold, points, self.rand)
-            for p in self.adverts:
+            threshold = self.s.neighbour_threshold or self.s.threshold
+            points = [self.place[p] + 1 for p in (m, *self.receivers(m))]
+            seed_shares = shamir_split(self.seed[m], threshold, points, self.rand)
+            key_shares = shamir_split(self.mask_key[m], threshold, points, self.rand)
+            for p in (m, *self.receivers(m)):
                 at = self.place[p] + 1
                 self.held[m, p] = (seed_shares[at].to_bytes(33, "big"), key_shares[at].to_bytes(33, "big"))
-            self.boxes[m] = {p: self.box(m, p) for p in sorted(self.adverts) if p != m}
+            self.boxes[m] = {p: self.box(m, p) for p in self.receivers(m)}
             digests = b"".join(hashlib.sha256(box).digest() for box in self.boxes[m].values())
+            if self.s.degree:
+                digests = hashlib.sha256(digests).digest()
             self.share_signature[m] = self.sign(m, "shares", enc(m, self.seen, digests))
 
     def box(self, sender, receiver):
@@ -266,11 +292,13 @@ class PlainRound:
             bits = rounding_bits(self.key(self.rounding[m], "rounding", m), self.s.words)
             self.integers[m] = quantize(self.s, self.place[m], self.updates[m], bits)
             columns = [pack(self.s, self.integers[m], self.s.offset(self.place[m])), self.self_words(m)]
-            columns += [self.pair_words(m, p) for p in self.boxes if p != m]
+            columns += [self.pair_words(m, p) for p in self.boxes if self.edge(m, p)]
             data = b"".join((sum(parts) % 2**64).to_bytes(8, "little") for parts in zip(*columns, strict=True))
             self.upload[m] = data
             statement = enc(m, len(data), hashlib.sha256(data).digest())
-            self.upload_signature[m] = self.sign(m, "upload", statement)
+            sharers = enc_list(sorted(self.boxes))
+            under = sha("hospital-secagg uploads v1", self.context, self.seen, sharers) if self.s.degree else self.context
+            self.upload_signature[m] = self.sign(m, "upload", statement, under)
         self.survivors = sorted(self.upload)
 
     def confirm(self):  # step 4
@@ -279,14 +307,15 @@ class PlainRound:
 
     def reveal(self):  # step 5
         for m in self.alive("reveal"):
-            self.revealed[m] = {p: self.held[p, m][0 if p in self.survivors else 1] for p in sorted(self.boxes)}
+            held = [p for p in sorted(self.boxes) if (p, m) in self.held]
+            self.revealed[m] = {p: self.held[p, m][0 if p in self.survivors else 1] for p in held}
 
     def open(self):
         """Step 6 with the secrets themselves; their recovery from shares is tested elsewhere. Returns the mean."""
         columns = [[int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data), 8)] for data in self.upload.values()]
         columns += [[-word for word in self.self_words(m)] for m in self.survivors]
         gone = [p for p in self.boxes if p not in self.survivors]
-        columns += [[-word for word in self.pair_words(m, p)] for m in self.survivors for p in gone]
+        columns += [[-word for word in self.pair_words(m, p)] for m in self.survivors for p in gone if self.edge(m, p)]
         opened = [sum(parts) % 2**64 for parts in zip(*columns, strict=True)]
         plain = [sum(self.integers[m][i] for m in self.survivors) for i in range(self.s.length)]
         assert unpack(self.s, opened) == plain, "the second implementation contradicts itself"

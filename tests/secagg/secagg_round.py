@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from secagg import Quantizer, RoundParams, node
-from secagg.coordinate import SessionView, add_upload, open_sum, verify_upload_seal
+from secagg.coordinate import SessionView, add_upload, open_sum
 from secagg.identity import Purpose, public_der, sign
 from secagg.messages import Advert
 from secagg.policy import policy_of
@@ -75,9 +75,9 @@ class Federation:
     def mask(self, updates, parties=None):
         for p in self.view.sharers if parties is None else parties:
             self.states[p], upload = node.mask(self.states[p], updates[p])
-            data = b"".join(upload.segments())
+            data = b"".join(upload.pieces())
             self.seals[p] = upload.finish()
-            verify_upload_seal(self.params, p, hashlib.sha256(data).digest(), self.seals[p])
+            self.view.add_seal(p, hashlib.sha256(data).digest(), self.seals[p])
             add_upload(self.total, data)
             self.uploads[p] = data
         return self
@@ -85,7 +85,7 @@ class Federation:
     def confirm(self, parties=None):
         self.view.close(tuple(self.uploads))
         for p in self.view.survivors if parties is None else parties:
-            self.states[p], confirmation = node.confirm(self.states[p], self.view.survivors)
+            self.states[p], confirmation = node.confirm(self.states[p], self.view.survivors, self.view.seals_for(p))
             self.view.add_confirmation(confirmation)
         return self
 

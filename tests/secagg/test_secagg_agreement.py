@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from plain_reference import PlainRound, Session, decode, mask_words, quantize, rounding_bits, unpack
 from secagg_round import Drbg, Federation, small_params
 
-from secagg import LocalError, Quantizer
+from secagg import LocalError, Quantizer, Sparse
 from secagg.keystream import SEGMENT_WORDS, Door, Stream
 from secagg.lanes import Decoder, Encoder
 
@@ -23,6 +23,8 @@ def plain(params):
         weights=list(params.weights),
         minimum_cohort=params.minimum_cohort,
         max_colluders=params.max_colluders,
+        degree=getattr(params.graph, "degree", 0),
+        neighbour_threshold=getattr(params.graph, "neighbour_threshold", 0),
     )
 
 
@@ -40,6 +42,26 @@ def test_whole_rounds_agree_bit_for_bit(names, drop, lanes, weights, length):
     threshold = len(names) - len(drop) if len(names) == 5 else 3
     quantizer = Quantizer(0.75, lanes)
     params = small_params(tuple(names), threshold, length=length, weights=weights, quantizer=quantizer, minimum_cohort=2)
+    assert_agreement(params, drop)
+
+
+SPARSE_CASES = [
+    ("abcdefg", {}, 5, Sparse(4, 2)),
+    ("abcdefg", {"d": "mask"}, 5, Sparse(4, 2)),
+    ("abcdefghi", {"a": "advertise", "h": "mask", "c": "reveal"}, 7, Sparse(5, 2)),
+    ("abcdefghi", {"e": "share", "f": "mask"}, 7, Sparse(5, 3)),
+]
+
+
+@pytest.mark.parametrize(("names", "drop", "threshold", "graph"), SPARSE_CASES)
+def test_sparse_rounds_agree_bit_for_bit(names, drop, threshold, graph):
+    params = small_params(tuple(names), threshold, length=9, graph=graph, minimum_cohort=2)
+    other = assert_agreement(params, drop)
+    assert any(not other.edge(a, b) for a in names for b in names if {a, b} <= set(other.drawn) and a != b)
+
+
+def assert_agreement(params, drop):
+    names = params.participants
     federation = Federation(params, seed="agree")
     updates = federation.updates(7)
     opened = federation.play(updates, drop)
@@ -50,6 +72,7 @@ def test_whole_rounds_agree_bit_for_bit(names, drop, lanes, weights, length):
     view = federation.view
     assert other.context == federation.params.context()
     for p, advert in view.adverts.items():
+        assert tuple(names[place] for place in advert.neighbours) == tuple(other.drawn[p] if other.s.degree else ())
         assert (advert.seal_key, advert.mask_key, advert.seed_commitment, advert.signature) == other.adverts[p]
     assert view.sharers == tuple(sorted(other.boxes))
     for p, share_set in view.share_sets.items():
@@ -61,6 +84,7 @@ def test_whole_rounds_agree_bit_for_bit(names, drop, lanes, weights, length):
     assert {p: c.signature for p, c in view.confirmations.items()} == other.confirmation
     assert {p: {i.peer: i.share for i in r.shares} for p, r in view.revealed.items()} == other.revealed
     assert opened.mean.tobytes() == np.array(mean, dtype="<f4").tobytes()
+    return other
 
 
 edges = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 1e-45, -1e-45, 1.1754944e-38, 3.4e38, -3.4e38, 0.99999994])
@@ -92,7 +116,7 @@ def test_quantizer_agrees_bit_for_bit(case):
     for place in (0, len(names) - 1):
         words = np.empty(params.words, np.uint64)
         update = np.array(data, np.float32)
-        Encoder(params, names[place], update, key, Door.CTR).open_segment(0).encode_into(words, 0)
+        Encoder(params, names[place], update, key, Door.CTR).open().encode_into(words, 0)
         integers = quantize(session, place, data, rounding_bits(key, params.words))
         assert unpack(session, words.tolist()) == integers
         assert all(0 <= q <= 2 * params.offset(names[place]) for q in integers)

@@ -265,7 +265,7 @@ def test_another_set_of_my_own_name(shared):
 
 def test_my_own_set_need_not_come_back(shared):
     ready = node.ready_to_mask(shared.states[ME], [item for item in shared.sets_for(ME) if item.party != ME])
-    assert sorted(ready.held) == list(shared.params.participants)
+    assert sorted(ready.sharing.held) == list(shared.params.participants)
 
 
 def test_the_boxes_are_asked_about_once(shared):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from secagg_round import NAMES, Federation, small_params
 
-from secagg import LocalError, Quantizer, collusion_bound
+from secagg import LocalError, Quantizer, Sparse, collusion_bound
 from secagg.encoding import digest, encode, encode_list
 from secagg.params import half_range, plan_half_steps
 
@@ -71,6 +71,7 @@ BAD = {
     "protocol_version": 1 << 32,
     "max_colluders": -1,
     "minimum_cohort": 1,
+    "graph": Sparse(degree=4, neighbour_threshold=2),
 }
 
 
@@ -115,6 +116,7 @@ CHANGES = {
     "protocol_version": 2,
     "max_colluders": 1,
     "minimum_cohort": 4,
+    "graph": Sparse(degree=2, neighbour_threshold=2),
 }
 
 
@@ -127,6 +129,11 @@ def test_the_context_binds_every_field(field):
 def test_the_context_binds_the_clip_and_covers_all_fields():
     params = small_params(public_keys=(b"1", b"2", b"3", b"4"))
     assert replace(params, quantizer=Quantizer(clip=1.0 + 2**-52, lanes=3)).context() != params.context()
+    sparse = replace(params, graph=Sparse(3, 2))
+    assert (
+        len({sparse.context(), replace(params, graph=Sparse(2, 2)).context(), replace(params, graph=Sparse(3, 3)).context()})
+        == 3
+    )
     assert {name for name in params.__dataclass_fields__ if not name.startswith("_")} - {"half_steps"} == set(CHANGES)
 
 

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -12,10 +14,20 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_primitives import aes_block, aes_round_keys, gcm_seal, hkdf, p256_public_der, p256_sign, x25519, x25519_public
+from plain_primitives import (
+    aes_block,
+    aes_round_keys,
+    counter_stream,
+    gcm_seal,
+    hkdf,
+    p256_public_der,
+    p256_sign,
+    x25519,
+    x25519_public,
+)
 from secagg_round import Federation, small_params
 
-from secagg import Door, LocalError, RemoteError, faster_door, identity, keys
+from secagg import Door, LocalError, RemoteError, faster_door, identity, keys, keystream
 from secagg.encoding import encode
 from secagg.keystream import Stream
 
@@ -37,12 +49,21 @@ def test_nist_counter_mode(case):
     assert bytes(a ^ b for a, b in zip(blocks, case["plain"], strict=True)) == case["cipher"]
 
 
+@pytest.mark.parametrize("case", VECTORS["aes_block"], ids=lambda case: case["source"])
+def test_fips_197(case):
+    case = unhex(case)
+    assert aes_block(aes_round_keys(case["key"]), case["plain"]) == case["cipher"]
+    xts = Cipher(algorithms.AES(case["key"] + keystream.TWEAK_KEY), modes.XTS(keystream.NO_TWEAK)).encryptor()
+    assert xts.update(case["plain"]) == case["cipher"]
+
+
 @pytest.mark.parametrize("door", list(Door))
 @pytest.mark.parametrize("case", VECTORS["keystream"], ids=lambda case: case["source"])
 def test_keystream_bytes_are_pinned(case, door):
     case = unhex(case)
-    words = Stream(case["key"], case["segment"], case["lane"], door).words(len(case["stream"]) // 8)
-    assert words.tobytes() == case["stream"]
+    stream = Stream(case["key"], case["segment"], case["lane"], door)
+    stream.seek(case["segment"], case["lane"], case["block"])
+    assert stream.words(len(case["stream"]) // 8).tobytes() == case["stream"]
 
 
 @pytest.mark.parametrize("case", VECTORS["x25519"], ids=lambda case: case["source"])
@@ -50,6 +71,16 @@ def test_rfc_7748(case):
     case = unhex(case)
     assert keys.agree(keys.private_key(case["scalar"]), case["point"], blame="peer") == case["result"]
     assert x25519(case["scalar"], case["point"]) == case["result"]
+
+
+@pytest.mark.parametrize("case", VECTORS["x25519_iterated"], ids=lambda case: case["source"])
+def test_rfc_7748_iterated(case):
+    """Each result is the next scalar, and the scalar before it the next point."""
+    case = unhex(case)
+    scalar, point = case["start"], case["start"]
+    for _ in range(case["iterations"]):
+        scalar, point = keys.agree(keys.private_key(scalar), point, blame="peer"), scalar
+    assert scalar == case["result"]
 
 
 @pytest.mark.parametrize("case", VECTORS["hkdf"], ids=lambda case: case["source"])
@@ -158,9 +189,59 @@ def test_only_p256_keys_are_loaded(curve):
         identity.load_public_key(der)
 
 
-def test_the_faster_door_is_chosen_by_the_given_clock():
-    ticks = {"gcm": iter([0, 9, 0, 9, 0, 9]), "ctr": iter([0, 5, 0, 7, 0, 6])}
-    readings = iter([*ticks["gcm"], *ticks["ctr"]])
-    assert faster_door(lambda: next(readings)) is Door.CTR
-    readings = iter([0, 4, 0, 9, 0, 9, 0, 5, 0, 7, 0, 6])
-    assert faster_door(lambda: next(readings)) is Door.GCM
+def clock_of(spent):
+    """A clock that is read before and after each trial of each door; trials of one door take the given times."""
+    return iter([reading for times in spent for taken in times for reading in (0, taken)]).__next__
+
+
+@pytest.mark.parametrize("fastest", list(Door))
+def test_the_fastest_door_is_chosen_by_the_given_clock(fastest):
+    """By its best trial: another process may have had the core during the others."""
+    spent = [[9, 9, 5 if door is fastest else 6, 9] for door in Door]
+    assert faster_door(clock_of(spent)) is fastest
+
+
+def test_a_door_that_gives_other_bytes_or_none_is_left_out(monkeypatch):
+    spent = [[5] * keystream.TRIALS for _ in Door]
+    monkeypatch.setattr(keystream, "NO_TWEAK", bytes(16))
+    assert Stream(bytes(16), door=Door.XTS).words(2).tolist() != Stream(bytes(16), door=Door.CTR).words(2).tolist()
+    assert faster_door(clock_of([spent[0], spent[1]])) is Door.CTR  # no reading is taken for the third
+
+    class NotBuiltIn(modes.XTS):
+        def validate_for_algorithm(self, algorithm):
+            raise UnsupportedAlgorithm("not in this build")
+
+    monkeypatch.setattr(modes, "XTS", NotBuiltIn)
+    assert faster_door(clock_of([spent[0], [4] * keystream.TRIALS])) is Door.GCM
+
+
+def test_the_tweak_of_xts_is_zero():
+    """With it XTS is the cipher itself: AES(key, P ^ 0) ^ 0, block by block, whatever came before."""
+    assert Cipher(algorithms.AES128(keystream.TWEAK_KEY), modes.ECB()).encryptor().update(keystream.NO_TWEAK) == bytes(16)
+    key, blocks = bytes(range(16)), bytes(range(64))
+    xts = Cipher(algorithms.AES(key + keystream.TWEAK_KEY), modes.XTS(keystream.NO_TWEAK)).encryptor()
+    plain = b"".join(aes_block(aes_round_keys(key), blocks[start : start + 16]) for start in range(0, 64, 16))
+    assert xts.update(blocks) == plain
+    assert xts.update(blocks) == plain
+
+
+@pytest.mark.parametrize("door", list(Door))
+@pytest.mark.parametrize("block", [0, 1, 16_382, 16_384, 3 * 16_384, 4 * 16_384 - 1, 8 * 16_384 - 3])
+def test_any_block_of_a_segment_is_found(door, block):
+    """At chunk borders counters carry from byte to byte."""
+    key, segment, lane = bytes(range(16)), 2**33 + 5, 3
+    stream = Stream(key, segment, lane, door)
+    stream.seek(segment, lane, block)
+    nonce = lane.to_bytes(4, "big") + segment.to_bytes(8, "big")
+    assert stream.words(6).tobytes() == counter_stream(key, nonce, block + 2, 48)
+    stream.seek(segment, lane, block // 16_384 * 16_384)
+    words = stream.words(2 * 16_384)
+    assert words[-4:].tobytes() == counter_stream(key, nonce, block // 16_384 * 16_384 + 16_384, 32)
+
+
+@pytest.mark.parametrize("door", list(Door))
+@pytest.mark.parametrize("count", [1, 2, 3, 32_767, 32_769])
+def test_odd_ends_of_a_vector_have_the_same_words(door, count):
+    assert np.array_equal(
+        Stream(bytes(16), 7, 0, door).words(count), Stream(bytes(16), 7, 0, Door.CTR).words(count + 1)[:count]
+    )

@@ -7,7 +7,7 @@ import pytest
 from secagg_round import Federation, small_params
 
 import secagg
-from secagg import REFUSAL_CODES, RemoteError, boxes, keystream, shamir
+from secagg import REFUSAL_CODES, RemoteError, Sparse, boxes, keystream, shamir
 from secagg.statements import advert_statement
 
 PACKAGE = Path(secagg.__file__).parent
@@ -57,6 +57,14 @@ def test_the_layout_of_an_advert_is_as_drawn():
     for offset, value in ((8, advert.seal_key), (44, advert.mask_key), (80, advert.seed_commitment)):
         assert data[offset : offset + 36] == b"\0\0\0\x20" + value
     assert len(data) == 116
+
+
+def test_the_layout_of_a_sparse_advert_is_as_drawn():
+    names = ("anna", "bern", "chur", "davos", "esch", "fully", "genf")
+    advert = Federation(small_params(names, 5, graph=Sparse(4, 3))).advertise().view.adverts["anna"]
+    data = advert_statement("anna", *advert.values, advert.neighbours)
+    assert data[:116] == advert_statement("anna", *advert.values)
+    assert data[116:] == b"\0\0\0\x10" + b"".join(place.to_bytes(4, "big") for place in advert.neighbours)
 
 
 def test_the_example_runs(capsys):

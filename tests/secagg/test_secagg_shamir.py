@@ -46,6 +46,32 @@ def test_any_threshold_of_shares_gives_the_secret(secret, threshold, surplus, ch
     assert Combiner(points).combine(shares) == secret
 
 
+@given(
+    st.lists(st.sets(st.integers(1, 1 << 31), min_size=5, max_size=5).map(tuple), min_size=1, max_size=8),
+    st.binary(min_size=32, max_size=32),
+)
+@settings(max_examples=40)
+def test_many_sets_at_once_are_combined_as_each_alone(sets, secret):
+    for points, combiner in shamir.combiners(sets).items():
+        shares = shamir.split(secret, 5, points, Drbg("sets"))
+        assert combiner.combine(shares) == secret == Combiner(points).combine(shares)
+        assert [shamir._lagrange(points, point, 0) for point in points] == list(combiner._at_zero)
+
+
+def test_more_sets_than_one_batch_holds():
+    sets = list(combinations(range(1, 13), 3)) + [(x, x + 1, x + 2) for x in range(13, 100)]
+    assert len(sets) > shamir.BATCH_SETS
+    shares = shares_of(3, 110)
+    assert all(combiner.combine(shares) == SECRET for combiner in shamir.combiners(sets).values())
+    assert shamir.combiners(()) == {}
+
+
+@pytest.mark.parametrize("points", [(0, 1), (1, (1 << 31) + 1)])
+def test_points_that_cannot_be_combined_are_refused(points):
+    with pytest.raises(LocalError, match="points to be combined"):
+        Combiner(points)
+
+
 @pytest.mark.parametrize("secret", [bytes(32), b"\xff" * 32])
 def test_every_32_byte_value_fits(secret):
     assert Combiner((1, 3, 4)).combine(shares_of(3, 4, secret)) == secret

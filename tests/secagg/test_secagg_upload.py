@@ -1,17 +1,24 @@
-"""Uploads: pure, resumable, uniform to those who lack a mask, and never two vectors under one mask."""
+"""Uploads: pure, resumable at any byte, the same for any number of threads, and never two vectors under one mask."""
 
 import copy
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from secagg_round import Federation, small_params
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from secagg_round import Drbg, Federation, small_params
 
-from secagg import LocalError, Quantizer, RemoteError, node
+import secagg.upload
+from secagg import LocalError, RemoteError, node
 from secagg.coordinate import add_upload, verify_upload_seal
-from secagg.keystream import CHUNK_WORDS, SEGMENT_BYTES, SEGMENT_WORDS, Door, Stream
+from secagg.keystream import CHUNK_WORDS, SEGMENT_BYTES, SEGMENT_WORDS, Door
+from secagg.lanes import Encoder
 from secagg.messages import UploadSeal
-from secagg.upload import SignedMask, apply_masks
+from secagg.params import WORD_BYTES
+from secagg.policy import policy_of
+from secagg.upload import PIECE_BYTES, PIECE_WORDS, Masks, PackedUpload, SignedMask
 
 LONG = 3 * (2 * SEGMENT_WORDS + CHUNK_WORDS + 5)  # two whole segments and an odd rest
 
@@ -21,50 +28,138 @@ def long_federation():
     return Federation(small_params(("a", "b", "c"), length=LONG)).until("ready")
 
 
-@pytest.fixture
-def update():
-    return np.random.default_rng(5).uniform(-1, 1, LONG).astype(np.float32)
+@pytest.fixture(scope="module")
+def long_update():
+    update = np.random.default_rng(5).uniform(-1, 1, LONG).astype(np.float32)
+    update.flags.writeable = False
+    return update
 
 
-def fresh(federation, update):
+@pytest.fixture(scope="module")
+def whole(long_federation, long_update):
+    """The bytes of the whole upload, by one thread and counter mode's own door."""
+    return b"".join(rebuilt(long_federation, long_update, Door.CTR).pieces())
+
+
+def rebuilt(federation, update, door=Door.GCM):
     """Another upload of the same session, as an attacker of this test: states are rebuilt, not reused."""
-    state = federation.states["a"]
-    twin = node.MaskReady(state.seat, state.seen, state.held, state.masks, state.rounding_key)
-    return node.mask(twin, update)[1]
+    return node.mask(replace(federation.states["a"], once=node.Once()), update, door)[1]
 
 
-def test_segments_are_resumed_byte_for_byte(long_federation, update):
-    upload = fresh(long_federation, update)
-    first = [bytes(segment) for segment in upload.segments()]
-    assert [len(segment) for segment in first] == [SEGMENT_BYTES, SEGMENT_BYTES, 8 * (CHUNK_WORDS + 5)]
-    assert sum(map(len, first)) == upload.total_bytes == long_federation.params.upload_bytes
-    assert [bytes(segment) for segment in upload.segments(1)] == first[1:]
-    assert bytes(upload.segment(1)) == first[1]
-    assert upload.finish().digest == hashlib.sha256(b"".join(first)).digest()
-    assert upload.finish() == fresh(long_federation, update).finish()
+# --- pure and resumable --------------------------------------------------------------------------------------------
 
 
-def test_doors_and_chunks_do_not_change_a_byte(long_federation, update):
-    state = long_federation.states["a"]
-    twins = [node.MaskReady(state.seat, state.seen, state.held, state.masks, state.rounding_key) for _ in Door]
-    seals = {node.mask(twin, update, door)[1].finish().digest for twin, door in zip(twins, Door, strict=True)}
-    assert len(seals) == 1
+def test_pieces_are_resumed_byte_for_byte(long_federation, long_update, whole):
+    upload = rebuilt(long_federation, long_update)
+    pieces = [bytes(piece) for piece in upload.pieces()]
+    assert b"".join(pieces) == whole
+    assert {len(piece) for piece in pieces[:-1]} == {PIECE_BYTES}
+    assert len(whole) == upload.total_bytes == long_federation.params.upload_bytes
+    assert [bytes(piece) for piece in upload.pieces(PIECE_BYTES)] == pieces[1:]
+    seal = upload.finish()
+    assert seal.digest == hashlib.sha256(whole).digest()
+    assert rebuilt(long_federation, long_update).finish() == seal
 
 
-def test_an_update_that_changed_does_not_leave_again(long_federation, update):
-    upload = fresh(long_federation, update)
-    next(upload.segments())
+def test_an_upload_that_broke_off_anywhere_goes_on_where_it_broke_off(long_federation, long_update, whole):
+    upload = rebuilt(long_federation, long_update, Door.XTS)
+    upload.finish()
+    edges = {edge + shift for edge in (0, PIECE_BYTES, SEGMENT_BYTES, len(whole)) for shift in (-9, -8, -1, 0, 1, 8)}
+    for offset in sorted(edge for edge in edges if 0 <= edge <= len(whole)):
+        assert b"".join(upload.pieces(offset)) == whole[offset:], offset
+
+    @settings(max_examples=12)
+    @given(st.integers(0, len(whole)), st.integers(1, 3))
+    def anywhere(offset, threads):
+        assert b"".join(upload.pieces(offset, threads=threads)) == whole[offset:]
+
+    anywhere()
+    assert upload.finish().digest == hashlib.sha256(whole).digest()
+
+
+def test_pieces_are_made_in_order(long_federation, long_update, whole):
+    upload = rebuilt(long_federation, long_update)
+    for offset in (-1, PIECE_BYTES, len(whole), len(whole) + 1):
+        with pytest.raises(LocalError, match="neither"):
+            upload.pieces(offset)
+    next(upload.pieces())
+    assert bytes(next(upload.pieces(PIECE_BYTES))) == whole[PIECE_BYTES : 2 * PIECE_BYTES]
+    with pytest.raises(LocalError, match="neither"):
+        upload.pieces(3 * PIECE_BYTES)
+    upload.finish()
+    with pytest.raises(LocalError, match="neither"):
+        upload.pieces(len(whole) + 1)
+
+
+@pytest.mark.parametrize("door", list(Door))
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_doors_and_threads_do_not_change_a_byte(long_federation, long_update, whole, door, threads):
+    assert b"".join(rebuilt(long_federation, long_update, door).pieces(threads=threads)) == whole
+
+
+@pytest.mark.parametrize("words", [1 << 11, CHUNK_WORDS, SEGMENT_WORDS])
+def test_the_size_of_pieces_does_not_change_a_byte(long_federation, long_update, whole, monkeypatch, words):
+    monkeypatch.setattr(secagg.upload, "PIECE_WORDS", words)
+    monkeypatch.setattr(secagg.upload, "PIECE_BYTES", WORD_BYTES * words)
+    upload = rebuilt(long_federation, long_update, Door.XTS)
+    assert b"".join(upload.pieces(threads=2)) == whole
+    assert upload.finish().digest == hashlib.sha256(whole).digest()
+
+
+def test_two_connections_at_once_get_the_same_bytes(long_federation, long_update, whole):
+    """A dead connection's iterator may still run when the upload begins again."""
+    upload = rebuilt(long_federation, long_update)
+    older, newer = upload.pieces(), upload.pieces()
+    mixed = [(bytes(next(older)), bytes(next(newer))) for _ in range(3)]
+    assert b"".join(old for old, _ in mixed) == b"".join(new for _, new in mixed) == whole[: 3 * PIECE_BYTES]
+    older.close()
+    assert b"".join(newer) == whole[3 * PIECE_BYTES :]
+
+
+@pytest.mark.parametrize("door", list(Door))
+def test_masks_are_added_to_any_run_of_words(door):
+    """In any order, chunk by chunk or all at once, words have the same masks."""
+    masks = [SignedMask(bytes([k]) * 16, subtract=bool(k % 2)) for k in range(5)]
+    count = SEGMENT_WORDS + CHUNK_WORDS + 3
+    whole, scattered = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
+    ordered = Masks(masks, Door.CTR)
+    for start in range(0, count, CHUNK_WORDS):
+        ordered.apply(whole[start : start + CHUNK_WORDS], start)
+    starts = [*range(0, SEGMENT_WORDS, 9998), *range(SEGMENT_WORDS, count, 9998)]
+    stops = [min(start + 9998, SEGMENT_WORDS if start < SEGMENT_WORDS else count) for start in starts]
+    jumping = Masks(masks, door)
+    for k in np.random.default_rng(1).permutation(len(starts)):
+        jumping.apply(scattered[starts[k] : stops[k]], starts[k])
+    assert np.array_equal(whole, scattered)
+
+
+# --- one vector for one key ----------------------------------------------------------------------------------------
+
+
+def test_an_update_that_changed_does_not_leave_again(long_federation, long_update):
+    update = long_update.copy()
+    upload = rebuilt(long_federation, update)
+    next(upload.pieces())
     update[0] += 0.25
     with pytest.raises(LocalError, match="withheld"):
-        upload.segment(0)
-    upload.segment(1)  # what never left may differ: it is masked once
+        next(upload.pieces())
+    with pytest.raises(LocalError, match="withheld"):
+        next(upload.pieces(17, threads=2))
+    next(upload.pieces(PIECE_BYTES))  # what never left may differ: it is masked once
 
 
-def test_segments_come_in_order(long_federation, update):
-    upload = fresh(long_federation, update)
-    for number in (1, -1, 3):
-        with pytest.raises(LocalError, match="not the next one"):
-            upload.segment(number)
+@pytest.mark.parametrize("what", ["_masks", "_encoder"])
+def test_another_key_cannot_be_put_under_what_has_left(long_federation, long_update, what):
+    upload, state = rebuilt(long_federation, long_update), long_federation.states["a"]
+    next(upload.pieces())
+    stranger = bytes(16)
+    other = {
+        "_masks": (SignedMask(stranger), *state.masks[1:]),
+        "_encoder": Encoder(state.seat.params, "a", long_update, stranger, Door.GCM),
+    }
+    setattr(upload, what, other[what])
+    with pytest.raises(LocalError, match="withheld"):
+        next(upload.pieces())
 
 
 def test_masks_serve_one_update():
@@ -82,10 +177,35 @@ def test_masks_serve_one_update():
         node.mask(state, updates["anna"].copy())
 
 
+def test_one_key_twice_in_a_vector_is_refused():
+    """The difference of two equal masks is none, and their sum has no odd word."""
+    federation = Federation(small_params()).until("ready")
+    state = federation.states["anna"]
+    encoder = Encoder(state.seat.params, "anna", federation.updates()["anna"], state.rounding_key, Door.GCM)
+    first = state.masks[0]
+    for masks in ((first, first), (first, replace(first, subtract=True))):
+        with pytest.raises(LocalError, match="twice"):
+            PackedUpload(state.seat, encoder, masks, 0, Door.GCM)
+
+
+def test_a_session_id_and_with_it_every_key_is_used_once():
+    federation = Federation(small_params())
+    params, key = federation.params, federation.keys["anna"]
+    with pytest.raises(RemoteError) as caught:
+        node.advertise(params, "anna", key, policy_of(params), Drbg(1), seen={params.session})
+    assert caught.value.code == "session-repeated"
+
+
 def test_states_cannot_be_copied_or_stored():
     federation = Federation(small_params()).until("ready")
+    for attempt in (copy.copy, copy.deepcopy, lambda one: one.__reduce_ex__(4)):  # the last is what serializing it calls
+        with pytest.raises(LocalError, match="memory only"):
+            attempt(federation.states["anna"].once)
     with pytest.raises(LocalError, match="memory only"):
         copy.deepcopy(federation.states["anna"])
+
+
+# --- what belongs to an upload -------------------------------------------------------------------------------------
 
 
 def test_clipped_coordinates_are_the_members_own_knowledge():
@@ -124,53 +244,5 @@ def test_uploads_are_added_in_runs_of_words():
             add_upload(total, data, offset)
 
 
-# --- what the words look like -------------------------------------------------------------------------------------
-
-
-def test_masks_cover_all_64_bit_words():
-    """Chi-squared over the top byte and over the bottom byte, each bit half set, and words above 2**64 - 2**44 occur."""
-    words = Stream(b"uniformity check", 0).words(1 << 20)
-    assert int(words.max()) >= 2**64 - 2**48
-    assert int(words.min()) < 2**48
-    for column in (words >> np.uint64(56), words & np.uint64(255)):
-        counts = np.bincount(column.astype(np.int64), minlength=256)
-        expected = len(words) / 256
-        chi_squared = float(((counts - expected) ** 2 / expected).sum())
-        assert 255 - 6 * np.sqrt(510) < chi_squared < 255 + 6 * np.sqrt(510)
-    for bit in range(64):
-        share = float(((words >> np.uint64(bit)) & np.uint64(1)).mean())
-        assert abs(share - 0.5) < 6 * 0.5 / np.sqrt(len(words))
-
-
-@pytest.mark.parametrize("subtract", [False, True])
-def test_the_top_value_is_a_mask_like_any_other(subtract):
-    class Top:
-        def read_into(self, out):
-            out.fill(2**64 - 1)
-
-    words = np.array([0, 1, 2**64 - 1], np.uint64)
-    apply_masks(words, [(Top(), subtract)], np.empty(3, np.uint64))
-    assert words.tolist() == ([1, 2, 0] if subtract else [2**64 - 1, 0, 2**64 - 2])
-
-
-def test_masks_of_two_sessions_are_unrelated():
-    one, other = (Federation(small_params(session=bytes([i]) * 16, length=30_000)).until("ready") for i in (1, 2))
-    keys = [{mask.key for mask in f.states[p].masks} for f in (one, other) for p in f.params.participants]
-    assert sum(map(len, keys)) == 2 * (4 + 2 * 6)  # each of 6 pair keys seen by two members, and 4 self keys
-    assert len(set().union(*keys)) == 2 * (4 + 6)
-    a, b = (Stream(next(iter(sorted(k))), 0).words(4096) for k in (keys[0], keys[4]))
-    agreeing_bits = np.bitwise_count(~(a ^ b)).mean()
-    assert abs(agreeing_bits - 32) < 6 * 4 / np.sqrt(4096)
-
-
-def test_an_upload_looks_uniform_and_pair_masks_cancel():
-    federation = Federation(small_params(("a", "b", "c"), length=60_000, quantizer=Quantizer(1.0, 3))).until("ready")
-    masks = {p: federation.states[p].masks for p in "abc"}
-    federation.mask({p: np.zeros(60_000, np.float32) for p in "abc"})
-    words = np.frombuffer(federation.uploads["a"], "<u8")
-    assert abs(float((words >> np.uint64(63)).mean()) - 0.5) < 6 * 0.5 / np.sqrt(len(words))
-    assert len(np.unique(words)) == len(words)
-    pairs = [mask for p in "abc" for mask in masks[p][1:]]
-    assert sorted(mask.key for mask in pairs if mask.subtract) == sorted(mask.key for mask in pairs if not mask.subtract)
-    assert not any(masks[p][0].subtract for p in "abc")
-    assert isinstance(masks["a"][0], SignedMask)
+def test_pieces_lie_on_whole_chunks():
+    assert PIECE_WORDS % CHUNK_WORDS == 0 == SEGMENT_WORDS % PIECE_WORDS

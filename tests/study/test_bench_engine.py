@@ -5,13 +5,12 @@ from __future__ import annotations
 import _thread
 import io
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import bench_world as world
@@ -53,14 +52,6 @@ def interrupt_when(sign: Callable[[], bool]) -> None:
         _thread.interrupt_main()
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-@pytest.fixture(autouse=True)
-def ctrl_c_is_heard() -> Iterator[None]:
-    """A test run that was started in the background of a shell ignores SIGINT; a study on a terminal does not."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

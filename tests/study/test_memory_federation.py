@@ -50,6 +50,9 @@ def play(folder, plan, ward, *, cap=None, public=True, stop=None, on_round=lambd
     )
 
 
+OTHERS = []
+
+
 def uris(plan):
     return [hospital.uri for hospital in plan.hospitals]
 
@@ -59,10 +62,16 @@ def spent(delta, rounds):
     return CapFilter(delta=delta, order=2).spent([ONE_ROUND.times(rounds)] if rounds else [])
 
 
+@pytest.fixture(autouse=True)
+def others():
+    """Threads that other tests of the same process left."""
+    OTHERS[:] = threading.enumerate()
+
+
 def nothing_is_left():
     deadline = time.monotonic() + 5
-    while [thread for thread in threading.enumerate() if thread is not threading.main_thread()]:
-        assert time.monotonic() < deadline, threading.enumerate()
+    while left := [thread for thread in threading.enumerate() if thread not in OTHERS]:
+        assert time.monotonic() < deadline, left
         time.sleep(0.01)
     return True
 

@@ -16,6 +16,20 @@ from secagg_round import Drbg  # noqa: E402
 
 NIST = "NIST SP 800-38A F.5.1"
 PRIMITIVES = {
+    "aes_block": [
+        {
+            "source": "FIPS 197 B",
+            "key": "2b7e151628aed2a6abf7158809cf4f3c",
+            "plain": "3243f6a8885a308d313198a2e0370734",
+            "cipher": "3925841d02dc09fbdc118597196a0b32",
+        },
+        {
+            "source": "FIPS 197 C.1",
+            "key": "000102030405060708090a0b0c0d0e0f",
+            "plain": "00112233445566778899aabbccddeeff",
+            "cipher": "69c4e0d86a7b0430d8cdb78070b4c55a",
+        },
+    ],
     "aes_ctr": [
         {
             "source": NIST,
@@ -33,6 +47,7 @@ PRIMITIVES = {
             "key": "00" * 16,
             "segment": 0,
             "lane": 0,
+            "block": 0,
             "stream": "0388dace60b6a392f328c2b971b2fe78",
         }
     ],
@@ -56,6 +71,18 @@ PRIMITIVES = {
             "result": "422c8e7a6227d7bca1350b3e2bb7279f7897b87bb6854b783c60e80311ae3079",
         },
         {
+            "source": "RFC 7748 6.1, Alice's public key",
+            "scalar": "77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a",
+            "point": "09" + "00" * 31,
+            "result": "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a",
+        },
+        {
+            "source": "RFC 7748 6.1, Bob's public key",
+            "scalar": "5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb",
+            "point": "09" + "00" * 31,
+            "result": "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f",
+        },
+        {
             "source": "RFC 7748 6.1, Alice with Bob",
             "scalar": "77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a",
             "point": "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f",
@@ -66,6 +93,14 @@ PRIMITIVES = {
             "scalar": "5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb",
             "point": "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a",
             "result": "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742",
+        },
+    ],
+    "x25519_iterated": [
+        {
+            "source": "RFC 7748 5.2, 1,000 iterations",
+            "start": "09" + "00" * 31,
+            "iterations": 1000,
+            "result": "684cf59ba83309552800ef566f2f4d3c1c3887c49360e3875f2eb94d99532c51",
         },
     ],
     "hkdf": [
@@ -116,13 +151,14 @@ def primitives():
     key = bytes(range(16))
     extra = [
         {
-            "source": f"plain implementation, segment {segment}, lane {lane}",
+            "source": f"plain implementation, segment {segment}, lane {lane}, block {block}",
             "key": key.hex(),
             "segment": segment,
             "lane": lane,
-            "stream": counter_stream(key, lane.to_bytes(4, "big") + segment.to_bytes(8, "big"), 2, 48).hex(),
+            "block": block,
+            "stream": counter_stream(key, lane.to_bytes(4, "big") + segment.to_bytes(8, "big"), block + 2, 48).hex(),
         }
-        for segment, lane in ((0, 0), (1, 0), (0, 1), (2**40, 7))
+        for segment, lane, block in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (2**40, 7, 0), (3, 0, 16_382), (3, 0, 131_069))
     ]
     return PRIMITIVES | {"keystream": PRIMITIVES["keystream"] + extra}
 
@@ -133,37 +169,56 @@ def whole_round():
         session=bytes(range(16)), members=sorted(UPDATES), threshold=3, length=7, clip=0.75, lanes=3, weights=[2, 1, 2, 2]
     )
     session.minimum_cohort = 2
-    drop = {"bern": "mask"}
-    result = PlainRound(session, UPDATES, drop, Drbg("round vector"))
+    return played(session, UPDATES, {"bern": "mask"}, "round vector")
+
+
+def sparse_round():
+    """Seven members that draw four neighbours each, one lost before its upload and one before the reveals."""
+    members = ["anna", "bern", "chur", "davos", "esch", "fully", "genf"]
+    session = Session(session=bytes(range(16, 32)), members=members, threshold=5, length=5, clip=1.0, lanes=2, weights=[1] * 7)
+    session.degree, session.neighbour_threshold = 4, 3
+    updates = {member: [0.0, 1.0, -1.0, (place - 3) / 4, (place - 3) / 8] for place, member in enumerate(members)}
+    return played(session, updates, {"chur": "mask", "genf": "reveal"}, "sparse round vector")
+
+
+def hexed(value):
+    """The same with every byte string in hexadecimal."""
+    if isinstance(value, dict):
+        return {name: hexed(item) for name, item in value.items()}
+    return value.hex() if isinstance(value, bytes) else [hexed(item) for item in value]
+
+
+def played(session, updates, drop, label):
+    """Everything that the members of one round send, by the plain implementation."""
+    result = PlainRound(session, updates, drop, Drbg(label))
     mean = result.run()
-
-    def hexed(value):
-        if isinstance(value, dict):
-            return {name: hexed(item) for name, item in value.items()}
-        return value.hex() if isinstance(value, bytes) else [hexed(item) for item in value]
-
+    adverts = {
+        m: dict(zip(("seal_key", "mask_key", "seed_commitment", "signature"), a, strict=True))
+        for m, a in result.adverts.items()
+    }
+    graph = {}
+    if session.degree:
+        graph = {"degree": session.degree, "neighbour_threshold": session.neighbour_threshold}
+        for m, advert in adverts.items():
+            advert["neighbours"] = result.drawn_bytes(m)[4:]
     return {
-        "about": "One whole round. rand(n) is the first n bytes of SHA-256('round vector/' || k as 8 bytes big-endian) for "
+        "about": f"One whole round. rand(n) is the first n bytes of SHA-256('{label}/' || k as 8 bytes big-endian) for "
         "k = 0, 1, ...; every call starts with the next k. Members draw in the order of README, Randomness.",
         "session": session.session.hex(),
         "members": session.members,
         "threshold": session.threshold,
+        **graph,
         "length": session.length,
         "clip": session.clip,
         "lanes": session.lanes,
         "weights": session.weights,
         "minimum_cohort": session.minimum_cohort,
-        "updates": UPDATES,
+        "updates": updates,
         "drop": drop,
         "half_steps": session.half_steps(),
         "public_keys": hexed(session.keys),
         "context": result.context.hex(),
-        "adverts": hexed(
-            {
-                m: dict(zip(("seal_key", "mask_key", "seed_commitment", "signature"), a, strict=True))
-                for m, a in result.adverts.items()
-            }
-        ),
+        "adverts": hexed(adverts),
         "boxes": hexed(result.boxes),
         "share_signatures": hexed(result.share_signature),
         "integers": result.integers,
@@ -176,7 +231,7 @@ def whole_round():
     }
 
 
-FILES = {"primitives.json": primitives, "round.json": whole_round}
+FILES = {"primitives.json": primitives, "round.json": whole_round, "sparse_round.json": sparse_round}
 
 
 def text_of(name):

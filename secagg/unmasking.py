@@ -1,0 +1,71 @@
+"""Unmasking: from the sum of uploads and the masks that are left in it to the mean, run by run, on as many threads as asked.
+
+Rule: the result, its digest included, is the same for any number of threads and any size of runs. Runs are independent,
+and generator and arithmetic release the interpreter lock, so threads share the processor's cores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from secagg.keystream import CHUNK_WORDS, Door
+from secagg.lanes import Decoder
+from secagg.params import RoundParams, Vector, Words
+from secagg.upload import Masks, SignedMask
+
+DIGEST_WORDS = 1 << 12  # one digest each (README, step 6.5); runs are whole multiples
+
+
+def unmask(
+    params: RoundParams, survivors: Sequence[str], total: Words, masks: Sequence[SignedMask], threads: int, door: Door
+) -> tuple[Vector, list[bytes]]:
+    """The survivors' weighted mean and the digests of the opened words. `total` is not changed.
+
+    RemoteError (bad-sum) where the opened words are no sum of the survivors' integers.
+    """
+    mean: Vector = np.empty(params.length, dtype=np.float32)
+    starts = range(0, params.words, _run_words(params.words, threads))
+    digests: dict[int, list[bytes]] = {}
+    left = iter(starts)  # every thread takes the next run when it is done with one
+
+    def work() -> None:
+        bank = Masks(masks, door)
+        opener = _Opener(total, bank, Decoder(params, survivors, bank.scratch), mean)
+        for start in left:
+            digests[start] = list(opener.open(start, min(start + starts.step, params.words)))
+
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work) for _ in range(min(threads, len(starts)))]:
+            done.result()
+    return mean, [part for start in starts for part in digests[start]]
+
+
+def _run_words(words: int, threads: int) -> int:
+    """A chunk, or less where threads would be left without work."""
+    return min(CHUNK_WORDS, -(-words // (threads * DIGEST_WORDS)) * DIGEST_WORDS)
+
+
+class _Opener:
+    """Opens any run of the sum; buffers of one thread."""
+
+    __slots__ = ("_decoder", "_masks", "_mean", "_total", "_words")
+
+    def __init__(self, total: Words, masks: Masks, decoder: Decoder, mean: Vector) -> None:
+        self._total = total
+        self._masks = masks
+        self._decoder = decoder
+        self._mean = mean
+        self._words: Words = np.empty(CHUNK_WORDS, dtype="<u8")
+
+    def open(self, start: int, stop: int) -> Iterator[bytes]:
+        """Write the mean of words start ... stop, at most CHUNK_WORDS; the digests of what they opened to."""
+        words = self._words[: stop - start]
+        words[...] = self._total[start:stop]
+        self._masks.apply(words, start)
+        self._decoder.decode_into(self._mean, words, start)
+        for first in range(0, len(words), DIGEST_WORDS):
+            yield hashlib.sha256(words[first : first + DIGEST_WORDS].data.cast("B")).digest()
