@@ -50,8 +50,7 @@ stubs: $(TEST)  ## make the gRPC stubs from proto/federation.proto again
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. proto/federation.proto
 
 bench: $(TEST)  ## measure what the README claims about speed and bytes
-	@for script in benchmarks/[a-z]*.py; do \
-		if [ -e "$$script" ]; then echo "== $$script"; $(BIN)/python "$$script" || exit 1; fi; done
+	$(BIN)/python -m benchmarks.masking
 
 clean: clean-demo  ## remove .venv and all caches too
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

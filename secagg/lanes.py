@@ -97,22 +97,33 @@ class Encoder:
 
 
 class RunEncoder:
-    """Encodes runs of words in buffers that stay in a core's cache."""
+    """Encodes runs of words in buffers that stay in a core's cache.
 
-    __slots__ = ("_fixed", "_next", "_offset_word", "_params", "_random", "_scaled", "_scaling", "_streams", "_update", "_wide")
+    Constants are arrays without dimensions: numpy takes twice as long to begin with a number of Python's.
+    """
+
+    __slots__ = (
+        *("_clip", "_factor", "_fixed", "_fraction", "_low_bits", "_next", "_offset_word", "_params", "_random"),
+        *("_scaled", "_shifts", "_streams", "_update", "_wide", "_widened"),
+    )
 
     def __init__(self, params: RoundParams, party: str, update: Vector, streams: tuple[Stream, ...], scratch: Words) -> None:
-        quantizer, offset = params.quantizer, params.offset(party)
+        quantizer, offset, scale = params.quantizer, params.offset(party), scaling(params, party)
+        shifts = [lane * quantizer.lane_bits for lane in range(quantizer.lanes)]
         self._params = params
         self._update = update
         self._streams = streams
-        self._scaling = scaling(params, party)
-        self._offset_word = np.uint64(sum(offset << (lane * quantizer.lane_bits) for lane in range(quantizer.lanes)))
-        narrow = self._scaling.narrow
-        # `scaled` and `wide` share their memory: the first is done with when the second is written
-        self._scaled: NDArray[Any] = scratch.view(np.float32 if narrow else np.float64)[:CHUNK_WORDS]
+        self._clip = scale.clip
+        self._low_bits = np.array((1 << scale.fraction_bits) - 1, dtype=np.uint16)
+        self._shifts = [np.array(shift, dtype=np.int64) for shift in shifts]
+        self._offset_word = np.array(sum(offset << shift for shift in shifts), dtype=np.uint64)
+        # `scaled`, `widened` and `wide` share their memory: each is done with when the next is written
+        self._scaled: NDArray[Any] = scratch.view(np.float32 if scale.narrow else np.float64)[:CHUNK_WORDS]
+        self._widened: NDArray[Any] = self._scaled.view(np.int32 if scale.narrow else np.int64)
         self._wide: NDArray[np.int64] = scratch.view(np.int64)
-        self._fixed: NDArray[np.signedinteger[Any]] = np.empty(CHUNK_WORDS, dtype=np.int32 if narrow else np.int64)
+        self._fixed = np.empty_like(self._widened)
+        self._factor = np.array(scale.factor, dtype=self._scaled.dtype)
+        self._fraction = np.array(scale.fraction_bits, dtype=self._fixed.dtype)
         self._random = np.empty(CHUNK_WORDS, dtype="<u2")
         self._next = 0
 
@@ -134,7 +145,7 @@ class RunEncoder:
                 continue
             wide, head = self._wide[: len(values)], total[: len(values)]
             wide[...] = integers
-            np.left_shift(wide, lane * self._params.quantizer.lane_bits, out=wide)
+            np.left_shift(wide, self._shifts[lane], out=wide)
             np.add(head, wide, out=head)  # modulo 2**64: negative ones borrow, the offset word pays back
         np.add(out, self._offset_word, out=out)
 
@@ -149,17 +160,16 @@ class RunEncoder:
 
     def _integers(self, values: Vector, random: NDArray[np.uint16]) -> NDArray[np.signedinteger[Any]]:
         """floor((rint(clip(x) * factor) + random bits) / 2**f): unbiased, and zero stays exactly zero."""
-        scale, count = self._scaling, len(values)
-        scaled, fixed = self._scaled[:count], self._fixed[:count]
-        values.clip(-scale.clip, scale.clip, out=scaled)  # the method: np.clip costs microseconds more a call
-        np.multiply(scaled, scale.factor, out=scaled)
+        count = len(values)
+        scaled, widened, fixed = self._scaled[:count], self._widened[:count], self._fixed[:count]
+        values.clip(-self._clip, self._clip, out=scaled)  # the method: np.clip costs microseconds more a call
+        np.multiply(scaled, self._factor, out=scaled)
         np.rint(scaled, out=scaled)
-        np.copyto(fixed, scaled, casting="unsafe")  # exact: whole numbers below 2**31 or 2**53
-        np.bitwise_and(random, (1 << scale.fraction_bits) - 1, out=random)
-        widened = scaled.view(fixed.dtype)
+        fixed[...] = scaled  # exact: whole numbers below 2**31 or 2**53
+        np.bitwise_and(random, self._low_bits, out=random)
         widened[...] = random  # one copy and one addition are faster than an addition of mixed types
         np.add(fixed, widened, out=fixed)
-        np.right_shift(fixed, scale.fraction_bits, out=fixed)
+        np.right_shift(fixed, self._fraction, out=fixed)
         return fixed
 
 
