@@ -47,6 +47,7 @@ class PatientOptimizer(DPOptimizer):
         )
         self.nonfinite = 0  # patients whose gradient was not finite and counted as zero; stays inside the hospital
         self._normals = normals
+        self._noised_means: list[torch.Tensor | None] = [None] * len(self.params)  # of the last step, as left in `p.grad`
 
     @property
     def accumulated_iterations(self) -> int:
@@ -54,7 +55,13 @@ class PatientOptimizer(DPOptimizer):
         return 1
 
     def clip_and_accumulate(self) -> None:
-        """Take `p.grad` as one patient's gradient: clip it, add it to the sum, clear it."""
+        """Take `p.grad` as one patient's gradient: clip it, add it to the sum, clear it.
+
+        RuntimeError where `p.grad` was not cleared since the last step: backward adds to what lies there, and the noised mean
+        would count as the first patient's, so that removing one patient changed what two contribute.
+        """
+        if any(mean is not None and p.grad is mean for p, mean in zip(self.params, self._noised_means, strict=True)):
+            raise RuntimeError("gradients of the step before were not cleared: call zero_grad before the next patient")
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
         norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients])
         norm = float(torch.linalg.vector_norm(norms))
@@ -80,6 +87,7 @@ class PatientOptimizer(DPOptimizer):
         """Divide by the public expected number of patients, never by how many were drawn."""
         for p in self.params:
             p.grad /= self.expected_batch_size
+        self._noised_means = [p.grad for p in self.params]
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:  # noqa: ARG002  Opacus' signature
         """Noise, scale, record. A draw of nobody is a real step: the sum is zero and only noise remains."""

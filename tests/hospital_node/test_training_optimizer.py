@@ -184,6 +184,18 @@ def test_the_gradient_is_taken_once():
     assert float(sum((p.summed_grad**2).sum() for p in module.parameters())) <= 1.0
 
 
+def test_what_a_step_left_is_never_taken_for_a_patient():
+    module = tiny()
+    optimizer = private(module, sigma=1.0)
+    feed(module, optimizer, batch(2))
+    (images, labels), *_ = batch(1)
+    dice_ce(module(images), labels).backward()  # onto the noised mean
+    with pytest.raises(RuntimeError, match="zero_grad"):
+        optimizer.clip_and_accumulate()
+    optimizer.zero_grad(set_to_none=True)
+    feed(module, optimizer, batch(1))
+
+
 def test_the_sum_is_spent_by_the_step():
     module = nn.Linear(3, 3)
     optimizer = private(module)
