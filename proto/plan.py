@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Literal, NewType, Self
+from typing import Annotated, Any, Literal, NewType, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
@@ -43,6 +43,9 @@ __all__ = [
 
 PROTOCOL_VERSION = 1
 DIGEST_LABEL = b"hospital-secagg plan v1\n"
+# Fields that came after the first plans were approved: (name, part of the plan). Left out of the canonical form where they
+# hold their default, so that a plan that does not use them keeps its digest and its approvals. Defaults are JSON values.
+LATER_FIELDS: tuple[tuple[str, str | None], ...] = (("participants", None),)
 SELECTION_LABEL = b"hospital-secagg participants v1\n"
 ARCHITECTURES = ("DynUNet", "UNet")  # MONAI's, which a hospital's node trains
 TASK_NETWORK = re.compile(r"task:[a-z0-9][a-z0-9-]{0,62}")  # a study's own task brings its network; no node builds it
@@ -266,8 +269,11 @@ class Plan(Frozen):
     def canonical(self) -> bytes:
         """The bytes that the digest covers: JSON with sorted keys and no white space."""
         fields = self.model_dump(mode="json")
-        if self.participants is None:
-            del fields["participants"]  # a plan that asks everybody keeps the digest, and the approvals, that it always had
+        for name, model in LATER_FIELDS:
+            part: dict[str, Any] = fields if model is None else fields[model]
+            owner = type(self) if model is None else type(getattr(self, model))
+            if part[name] == owner.model_fields[name].get_default():
+                del part[name]
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     def digest(self) -> bytes:

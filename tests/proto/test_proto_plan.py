@@ -118,3 +118,8 @@ def test_default_threshold_is_that_of_the_protocol(size, threshold):
 def test_names_for_people():
     assert short_name("secagg://trial/hospital/st-anna") == "st-anna"
     assert role_of("secagg://trial/evaluator/public") == "evaluator"
+
+
+def test_a_later_field_at_its_default_leaves_the_digest_alone_and_counts_otherwise():
+    assert b'"participants"' not in Plan.model_validate(fields()).canonical()
+    assert b'"participants":3' in Plan.model_validate(fields(participants=3)).canonical()
