@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NewType, Self
+from typing import Annotated, Literal, NewType, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
@@ -44,8 +44,14 @@ __all__ = [
 PROTOCOL_VERSION = 1
 DIGEST_LABEL = b"hospital-secagg plan v1\n"
 # Fields that came after the first plans were approved: (name, part of the plan). Left out of the canonical form where they
-# hold their default, so that a plan that does not use them keeps its digest and its approvals. Defaults are JSON values.
-LATER_FIELDS: tuple[tuple[str, str | None], ...] = (("participants", None),)
+# hold their default, so that a plan that does not use them keeps its digest and its approvals.
+LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
+    ("participants", None),
+    ("rotate", "masking"),
+    ("keep", "masking"),
+    ("tensor_clips", "masking"),
+    ("clip_decay", "masking"),
+)
 SELECTION_LABEL = b"hospital-secagg participants v1\n"
 ARCHITECTURES = ("DynUNet", "UNet")  # MONAI's, which a hospital's node trains
 TASK_NETWORK = re.compile(r"task:[a-z0-9][a-z0-9-]{0,62}")  # a study's own task brings its network; no node builds it
@@ -163,14 +169,38 @@ class Privacy(Frozen):
         return self
 
 
+class TensorClip(Frozen):
+    """A clip for the tensors whose names begin with `prefix`."""
+
+    prefix: str = Field(min_length=1)
+    clip: Positive
+
+
 class Masking(Frozen):
-    """Masking session parameters; see secagg/README.md for the bounds that they must meet."""
+    """Masking session parameters; see secagg/README.md for the bounds that they must meet.
+
+    Clips are multiplied by `clip_decay` from round to round, as the learning rate is. A tensor has the clip of the first
+    entry of `tensor_clips` that fits its name, else `update_clip`. Fewer bits: `rotate` spreads every value over many, so
+    that one clip and 8 to 16 lanes suit them all; `keep` sends that share of the coordinates, chosen anew in every session
+    (secagg/README.md, step 0.4).
+    """
 
     lanes: int = Field(default=3, ge=2, le=16)
-    update_clip: Positive = 1.0  # each coordinate of an update is clipped to [-update_clip, update_clip]
+    update_clip: Positive = 1.0  # each coordinate of an update, rotated or not, is clipped to [-update_clip, update_clip]
+    rotate: bool = False
+    keep: float = Field(default=1.0, ge=2**-10, le=1)
+    tensor_clips: tuple[TensorClip, ...] = ()
+    clip_decay: float = Field(default=1.0, gt=0, le=1)  # factor per round
     threshold: int | None = None  # None: floor(2n/3) + 1 of the session's roster
     minimum_cohort: int = Field(default=MIN_COHORT, ge=MIN_COHORT)
     max_colluders: int = Field(default=1, ge=0)
+
+    def clip_factor(self, round_number: int) -> float:
+        """What the clips of this round are multiplied by; by repeated products, which are the same on every machine."""
+        factor = 1.0
+        for _ in range(1, round_number):
+            factor *= self.clip_decay
+        return factor
 
 
 class Timing(Frozen):
@@ -270,10 +300,9 @@ class Plan(Frozen):
         """The bytes that the digest covers: JSON with sorted keys and no white space."""
         fields = self.model_dump(mode="json")
         for name, model in LATER_FIELDS:
-            part: dict[str, Any] = fields if model is None else fields[model]
-            owner = type(self) if model is None else type(getattr(self, model))
-            if part[name] == owner.model_fields[name].get_default():
-                del part[name]
+            owner: Frozen = self if model is None else getattr(self, model)
+            if getattr(owner, name) == type(owner).model_fields[name].get_default():
+                del (fields if model is None else fields[model])[name]
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     def digest(self) -> bytes:

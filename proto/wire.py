@@ -7,12 +7,13 @@ so that both sides hash the same context or none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from proto import federation_pb2 as pb
 from proto.layout import Layout
-from proto.plan import PROTOCOL_VERSION, Plan, PlanError
+from proto.plan import PROTOCOL_VERSION, Masking, Plan, PlanError
 from secagg import Quantizer, RoundParams, SecaggError
 from secagg.bounds import graph_for
 from secagg.messages import Advert, Box, BoxDigest, Confirmation, Revealed, RevealedShare, ShareKind, ShareSet, UploadSeal
@@ -83,7 +84,8 @@ def open_params(plan: Plan, order: pb.Open, layout: Layout) -> RoundParams:
             participants=tuple(uris),
             threshold=plan.threshold_of(len(uris)),
             length=layout.length,
-            quantizer=Quantizer(clip=plan.masking.update_clip, lanes=plan.masking.lanes),
+            quantizer=quantizer_of(plan.masking, order.round),
+            tensor_clips=tensor_clips_of(plan.masking, order.round, layout),
             public_keys=tuple(member.public_key for member in order.members),
             weights=tuple(member.weight for member in order.members),
             base_digests=tuple(member.base_digest for member in order.members),
@@ -98,6 +100,31 @@ def open_params(plan: Plan, order: pb.Open, layout: Layout) -> RoundParams:
         )
     except (SecaggError, PlanError) as error:
         raise WireError(f"the coordinator's session cannot be used: {error}") from error
+
+
+def quantizer_of(masking: Masking, round_number: int) -> Quantizer:
+    """The plan's choice of bits for one round."""
+    clip = masking.update_clip * masking.clip_factor(round_number)
+    return Quantizer(clip=clip, lanes=masking.lanes, rotate=masking.rotate, keep=masking.keep)
+
+
+def tensor_clips_of(masking: Masking, round_number: int, layout: Layout) -> tuple[tuple[int, float], ...]:
+    """(values, clip) of each tensor, () where the plan has one clip. WireError for a prefix that no tensor has."""
+    if not masking.tensor_clips:
+        return ()
+    for entry in masking.tensor_clips:
+        if not any(name.startswith(entry.prefix) for name, _ in layout.tensors):
+            raise WireError(
+                f"masking.tensor_clips: no tensor of the plan's network has a name that begins with '{entry.prefix}'"
+            )
+
+    factor = masking.clip_factor(round_number)
+
+    def clip_of(name: str) -> float:
+        clips = (entry.clip for entry in masking.tensor_clips if name.startswith(entry.prefix))
+        return next(clips, masking.update_clip) * factor
+
+    return tuple((math.prod(shape), clip_of(name)) for name, shape in layout.tensors)
 
 
 def to_advert(advert: Advert) -> pb.Advert:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from secagg.errors import UNKNOWN, LocalError, RemoteError
 from secagg.keystream import BLOCK_BYTES, CHUNK_WORDS, SEGMENT_WORDS, Door, Stream, whole_blocks
-from secagg.params import WORD_BITS, RoundParams, Vector, Words
+from secagg.params import NO_WORDS, WORD_BITS, RoundParams, Vector, Words
 
 ROUNDING_BITS = 16  # random bits a value; the rounding keystream spends two bytes whatever is used of them
 ROUNDING_BYTES = ROUNDING_BITS // 8
@@ -60,14 +60,12 @@ def clip_below(params: RoundParams) -> np.float32:
     return clip if float(clip) <= params.quantizer.clip else np.nextafter(clip, np.float32(0))
 
 
-def count_clipped(params: RoundParams, update: Vector) -> int:
-    """Coordinates outside the clip. LocalError for a vector that cannot be sent: wrong shape or type, not finite."""
-    if update.dtype != np.float32 or update.shape != (params.length,):
-        raise LocalError(f"the update is {update.dtype} of shape {update.shape}, expected float32 ({params.length},)")
+def count_clipped(params: RoundParams, coded: Vector) -> int:
+    """Coordinates of a coded vector outside the clip. LocalError where one is not finite: the vector cannot be sent."""
     clip, clipped = clip_below(params), 0
     sizes, beyond = np.empty(SCAN_VALUES, dtype=np.float32), np.empty(SCAN_VALUES, dtype=np.bool_)
-    for start in range(0, params.length, SCAN_VALUES):
-        run = update[start : start + SCAN_VALUES]
+    for start in range(0, len(coded), SCAN_VALUES):
+        run = coded[start : start + SCAN_VALUES]
         largest = np.abs(run, out=sizes[: len(run)]).max()  # NaN passes through
         if not math.isfinite(largest):
             raise LocalError("the update holds values that are not finite: it is not sent, look at the training of this round")
@@ -77,14 +75,20 @@ def count_clipped(params: RoundParams, update: Vector) -> int:
 
 
 class Encoder:
-    """One member's update as packed integers: a pure function of update and key, so that any run of words can be made again."""
+    """One member's coded vector as packed integers: a pure function of vector and key, so that any run can be made again.
 
-    __slots__ = ("_door", "_key", "_params", "_party", "_update")
+    `extra` are the words of the extra coordinates, which follow.
+    """
 
-    def __init__(self, params: RoundParams, party: str, update: Vector, rounding_key: bytes, door: Door) -> None:
+    __slots__ = ("_coded", "_door", "_extra", "_key", "_params", "_party")
+
+    def __init__(
+        self, params: RoundParams, party: str, coded: Vector, rounding_key: bytes, door: Door, extra: Words = NO_WORDS
+    ) -> None:
         self._params = params
         self._party = party
-        self._update = update
+        self._coded = coded
+        self._extra = extra
         self._key = rounding_key
         self._door = Door.GCM if door is Door.XTS else door  # each stream is read once: preparing blocks costs what it saves
 
@@ -93,7 +97,7 @@ class Encoder:
         lanes = self._params.quantizer.lanes
         streams = tuple(Stream(self._key, 0, lane, self._door) for lane in range(lanes))
         scratch = np.empty(CHUNK_WORDS, dtype="<u8") if scratch is None else scratch
-        return RunEncoder(self._params, self._party, self._update, streams, scratch)
+        return RunEncoder(self._params, self._party, self._coded, self._extra, streams, scratch)
 
 
 class RunEncoder:
@@ -103,15 +107,18 @@ class RunEncoder:
     """
 
     __slots__ = (
-        *("_clip", "_factor", "_fixed", "_fraction", "_low_bits", "_next", "_offset_word", "_params", "_random"),
-        *("_scaled", "_shifts", "_streams", "_update", "_wide", "_widened"),
+        *("_clip", "_coded", "_extra", "_factor", "_fixed", "_fraction", "_low_bits", "_next", "_offset_word", "_random"),
+        *("_scaled", "_shifts", "_streams", "_wide", "_widened", "_words"),
     )
 
-    def __init__(self, params: RoundParams, party: str, update: Vector, streams: tuple[Stream, ...], scratch: Words) -> None:
+    def __init__(
+        self, params: RoundParams, party: str, coded: Vector, extra: Words, streams: tuple[Stream, ...], scratch: Words
+    ) -> None:
         quantizer, offset, scale = params.quantizer, params.offset(party), scaling(params, party)
         shifts = [lane * quantizer.lane_bits for lane in range(quantizer.lanes)]
-        self._params = params
-        self._update = update
+        self._words = params.vector_words
+        self._coded = coded
+        self._extra = extra
         self._streams = streams
         self._clip = scale.clip
         self._low_bits = np.array((1 << scale.fraction_bits) - 1, dtype=np.uint16)
@@ -132,12 +139,20 @@ class RunEncoder:
 
         `first_word` is a multiple of eight, where a block of rounding bits begins.
         """
+        of_vector = max(0, min(len(out), self._words - first_word))
+        if of_vector:
+            self._encode(out[:of_vector], first_word)
+        if of_vector < len(out):
+            start = first_word + of_vector - self._words
+            out[of_vector:] = self._extra[start : start + len(out) - of_vector]
+
+    def _encode(self, out: Words, first_word: int) -> None:
         self._seek(first_word, len(out))
-        total, words = out.view(np.int64), self._params.words
+        total, words = out.view(np.int64), self._words
         random = self._random[: whole_blocks(len(out), ROUNDING_BYTES)]
         for lane, stream in enumerate(self._streams):
             start = lane * words + first_word
-            values = self._update[start : min(start + len(out), (lane + 1) * words)]
+            values = self._coded[start : min(start + len(out), (lane + 1) * words)]
             stream.fill(random.data.cast("B"))
             integers = self._integers(values, random[: len(values)])
             if lane == 0:
@@ -192,14 +207,14 @@ class Decoder:
         self._floats = self._shifted.view(np.float64)
 
     def decode_into(self, mean: Vector, words: Words, first_word: int) -> None:
-        """Write the values of at most CHUNK_WORDS words into `mean`.
+        """Write the values of at most CHUNK_WORDS words of the vector into `mean`, which holds coded values.
 
         RemoteError (bad-sum) where a lane exceeds what survivors can send, or padding or a spare bit is not zero.
         """
         for lane in range(self._params.quantizer.lanes):
             sums = self._lane(words, lane)
-            start = lane * self._params.words + first_word
-            kept = max(0, min(len(words), self._params.length - start))
+            start = lane * self._params.vector_words + first_word
+            kept = max(0, min(len(words), self._params.coded_length - start))
             if int(sums.max()) > 2 * self._offset or (sums[kept:] != self._offset).any():
                 raise _bad_sum()
             floats = self._floats[:kept]

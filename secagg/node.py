@@ -21,7 +21,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from secagg import boxes, keys, shamir
 from secagg.boxes import HeldShares
+from secagg.coding import code
 from secagg.errors import UNKNOWN, LocalError, RemoteError, TooFewSurvivors
+from secagg.extras import extra_words
 from secagg.graph import Complete, Graph, draw_neighbours
 from secagg.identity import Purpose, public_der
 from secagg.keystream import Door
@@ -278,19 +280,36 @@ def _open_set(state: Shared, item: ShareSet) -> HeldShares | None:
     return boxes.unseal(key, params.context(), params.place(item.party), seat.place, box.sealed, blame=item.party)
 
 
-def mask(state: MaskReady, update: Vector, door: Door = Door.GCM) -> tuple[Masked, PackedUpload]:
+def mask(state: MaskReady, update: Vector, door: Door = Door.GCM, extras: Sequence[float] = ()) -> tuple[Masked, PackedUpload]:
     """Step 3.5: the masked vector as a resumable sequence of segments. LocalError for an update that cannot be sent.
 
-    The masks of a session serve one vector: a second call with another array raises LocalError.
+    `extras` are the extra coordinates, as many as the session has. The masks of a session serve one vector: a second call
+    with another array or other extras raises LocalError.
     """
     _expect(state, MaskReady)
     used = LocalError("the masks of this session are already used for another update: discard the session")
-    return state.once.answer(id(update), lambda: _mask(state, update, door), used)
+    return state.once.answer((_Same(update), *extras), lambda: _mask(state, update, door, extras), used)
 
 
-def _mask(state: MaskReady, update: Vector, door: Door) -> tuple[Masked, PackedUpload]:
-    clipped = count_clipped(state.seat.params, update)
-    encoder = Encoder(state.seat.params, state.seat.me, update, state.rounding_key, door)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Same:
+    """Equal for the very same array only; holds it, so that no other array can take its place in memory."""
+
+    array: Vector = field(repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.array is self.array
+
+    def __hash__(self) -> int:
+        return id(self.array)
+
+
+def _mask(state: MaskReady, update: Vector, door: Door, extras: Sequence[float]) -> tuple[Masked, PackedUpload]:
+    params = state.seat.params
+    coded = code(params, update)
+    clipped = count_clipped(params, coded)
+    extra = extra_words(params, extras, state.rounding_key)
+    encoder = Encoder(params, state.seat.me, coded, state.rounding_key, door, extra)
     seat = replace(state.seat, signed_under=uploads_context(state.seat.params, state.sharing.seen, state.sharing.sharers))
     upload = PackedUpload(seat, encoder, state.masks, clipped, door)
     return Masked(state.seat, state.sharing), upload

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from secagg import keys, shamir
+from secagg.coding import decode
 from secagg.encoding import digest, encode_list
 from secagg.errors import UNKNOWN, LocalError, RemoteError
+from secagg.extras import extra_sums
 from secagg.keystream import Door
 from secagg.messages import Advert
 from secagg.params import Vector, Words
@@ -30,13 +32,14 @@ SUM_LABEL = "hospital-secagg sum v1"
 class OpenedSum:
     """The result of one session: weighted mean of the survivors, the weight that arrived, a digest of the opened words.
 
-    `wrong_shares` names the members whose revealed shares had to be corrected.
+    `wrong_shares` names the members whose revealed shares had to be corrected; `extras` are the survivors' sums.
     """
 
     mean: Vector
     weight: int
     sum_digest: bytes
     wrong_shares: tuple[str, ...]
+    extras: tuple[float, ...] = ()
 
 
 def open_sum(view: SessionView, total: Words, *, threads: int = 1, door: Door = Door.GCM) -> OpenedSum:
@@ -50,9 +53,11 @@ def open_sum(view: SessionView, total: Words, *, threads: int = 1, door: Door = 
         raise LocalError(f"the total is {total.dtype} of shape {total.shape}, expected uint64 ({params.words},)")
     recovery = _Recovery(view)
     masks = tuple(_masks_in_sum(view, recovery))
-    mean, digests = unmask(params, view.survivors, total, masks, threads, door)
+    coded, extra, digests = unmask(params, view.survivors, total, masks, threads, door)
     weight = sum(params.weight(party) for party in view.survivors)
-    return OpenedSum(mean, weight, digest(SUM_LABEL, params.context(), encode_list(digests)), recovery.wrong_shares)
+    sums = tuple(extra_sums(params, extra, len(view.survivors)).tolist())
+    opened = digest(SUM_LABEL, params.context(), encode_list(digests))
+    return OpenedSum(decode(params, coded), weight, opened, recovery.wrong_shares, sums)
 
 
 def _masks_in_sum(view: SessionView, recovery: _Recovery) -> Iterator[SignedMask]:

@@ -7,6 +7,7 @@ key and sealed share is bound to. A value of RoundParams that exists has passed 
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,8 @@ from secagg.graph import Complete, GraphRule
 Vector: TypeAlias = NDArray[np.float32]
 Words: TypeAlias = NDArray[np.uint64]
 
+NO_WORDS: Words = np.empty(0, dtype=np.uint64)
+
 PROTOCOL_VERSION = 1
 SESSION_BYTES = 16  # 128 random bits: two sessions never share an id by accident
 DIGEST_BYTES = 32
@@ -31,6 +34,9 @@ MAX_LANES = 16  # four bits a lane; below that no cohort of three has a step eac
 MAX_PARTIES = 1 << 14
 MAX_LENGTH = 1 << 33  # 32 GiB of float32: larger is a mistake
 MAX_WEIGHT = 1 << 32  # keeps every product in the planner below 2**62
+MAX_EXTRAS = 1 << 12  # evaluation sums, not a second vector
+EXTRA_LANES = 2  # numbers to a word: 32 bits each
+MIN_KEEP = 2.0**-10  # below one coordinate in a thousand a round carries nothing
 MIN_CLIP, MAX_CLIP = 2.0**-64, 2.0**64  # keeps every scale inside float32's normal range
 
 T = TypeVar("T")
@@ -38,16 +44,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """How a coordinate becomes an integer: clipped to [-clip, clip], then packed with `lanes` integers to a 64-bit word."""
+    """How a coordinate becomes an integer: clipped to [-clip, clip], then packed with `lanes` integers to a 64-bit word.
+
+    Before that, `rotate` spreads every value over many, and of all coordinates a random share `keep` is sent (coding.py).
+    """
 
     clip: float
     lanes: int
+    rotate: bool = False
+    keep: float = 1.0
 
     def __post_init__(self) -> None:
         if not MIN_CLIP <= self.clip <= MAX_CLIP:
             raise LocalError(f"the clip {self.clip!r} must lie between 2**-64 and 2**64")
         if not 2 <= self.lanes <= MAX_LANES:
             raise LocalError(f"{self.lanes} lanes: a 64-bit word holds 2 to {MAX_LANES}")
+        if not MIN_KEEP <= self.keep <= 1:
+            raise LocalError(f"the share of kept coordinates {self.keep!r} must lie between 2**-10 and 1")
 
     @property
     def lane_bits(self) -> int:
@@ -59,9 +72,14 @@ class Quantizer:
         """Largest integer that a lane can hold: the bound for the whole cohort's sum."""
         return (1 << self.lane_bits) - 1
 
+    def coded_length(self, length: int) -> int:
+        """Coordinates that are sent of a vector of `length` values."""
+        whole = math.prod(rotation_shape(length)) if self.rotate else length
+        return whole if self.keep == 1 else math.ceil(self.keep * whole)
+
     def words(self, length: int) -> int:
-        """Words needed for `length` values."""
-        return -(-length // self.lanes)
+        """Words needed for a vector of `length` values."""
+        return -(-self.coded_length(length) // self.lanes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +89,8 @@ class RoundParams:
     `public_keys` are SubjectPublicKeyInfo DER of P-256 keys; empty only in rehearsals, which then make keys. `weights`
     are positive integers, () for equal ones. `base_digests` name the model each member trained on, () for all the
     same. `max_colluders` and `minimum_cohort` are the plan's; each node checks its own policy besides. `graph` is
-    the complete one or `Sparse`, whose degree and threshold `bounds.choose` finds.
+    the complete one or `Sparse`, whose degree and threshold `bounds.choose` finds. `tensor_clips` are (values, clip) of
+    consecutive tensors, () for quantizer.clip everywhere; `extra_clips` those of the extra coordinates (extras.py).
     Raises LocalError on anything that cannot work, possible overflow included.
     """
 
@@ -91,6 +110,8 @@ class RoundParams:
     max_colluders: int = 0
     minimum_cohort: int = 3  # with two members each learns the other's update from the sum
     graph: GraphRule = Complete()  # noqa: RUF009  (frozen)
+    tensor_clips: tuple[tuple[int, float], ...] = ()
+    extra_clips: tuple[float, ...] = ()
     half_steps: int = field(init=False, repr=False)
     _places: dict[str, int] = field(init=False, repr=False, compare=False, hash=False)
     _fingerprints: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
@@ -106,6 +127,7 @@ class RoundParams:
         put("participants", _aligned("participants", self.participants, order))
         put("_places", {party: place for place, party in enumerate(self.participants)})
         _check_members(self)
+        _check_clips(self)
         put("half_steps", plan_half_steps(self.quantizer, self.weights))
         put("_fingerprints", tuple(hashlib.sha256(key).digest() for key in self.public_keys))
         put("_context", _context(self) if self.public_keys else None)
@@ -117,9 +139,24 @@ class RoundParams:
         return self._context
 
     @property
+    def coded_length(self) -> int:
+        """Quantized values of one upload."""
+        return self.quantizer.coded_length(self.length)
+
+    @property
+    def vector_words(self) -> int:
+        """Words of one upload that hold the update."""
+        return self.quantizer.words(self.length)
+
+    @property
+    def extra_words(self) -> int:
+        """Words behind them that hold the extra coordinates."""
+        return -(-len(self.extra_clips) // EXTRA_LANES)
+
+    @property
     def words(self) -> int:
         """Words of one upload."""
-        return self.quantizer.words(self.length)
+        return self.vector_words + self.extra_words
 
     @property
     def upload_bytes(self) -> int:
@@ -163,6 +200,12 @@ class RoundParams:
     def offset(self, party: str) -> int:
         """o_i: the integer that stands for zero in this member's upload; its integers are at most 2 * o_i (step 0.2)."""
         return half_range(self.half_steps, self.weight(party), self.total_weight)
+
+
+def rotation_shape(length: int) -> tuple[int, int]:
+    """(rows, columns) that `rotation` pads to: the smallest power of two whose square holds the vector, and what is needed."""
+    rows = 1 << ((length - 1).bit_length() + 1) // 2
+    return rows, -(-length // rows)
 
 
 def half_range(half_steps: int, weight: int, total_weight: int) -> int:
@@ -231,6 +274,18 @@ def _check_members(params: RoundParams) -> None:
         raise LocalError("two participants have the same public key")
 
 
+def _check_clips(params: RoundParams) -> None:
+    if not all(MIN_CLIP <= clip <= MAX_CLIP for clip in (*params.extra_clips, *(clip for _, clip in params.tensor_clips))):
+        raise LocalError("every clip of a tensor or an extra coordinate must lie between 2**-64 and 2**64")
+    counts = [count for count, _ in params.tensor_clips]
+    if counts and (min(counts) < 1 or sum(counts) != params.length):
+        raise LocalError(f"tensor_clips cover {sum(counts)} values, the vector has {params.length}")
+    if len(params.extra_clips) > MAX_EXTRAS:
+        raise LocalError(f"{len(params.extra_clips)} extra coordinates: a session carries at most {MAX_EXTRAS}")
+    if params.extra_clips and len(set(params.base_digests)) > 1:
+        raise LocalError("extra coordinates need one base model: with several, a sum over few members would be opened")
+
+
 def _aligned(name: str, values: tuple[T, ...], order: list[int]) -> tuple[T, ...]:
     if len(values) != len(order):
         raise LocalError(f"{name} has {len(values)} entries for {len(order)} participants")
@@ -259,7 +314,15 @@ def _context(params: RoundParams) -> bytes:
         params.half_steps,
         _graph_field(params.graph),
         encode_list(params.base_digests),
+        _coding_field(params),
     )
+
+
+def _coding_field(params: RoundParams) -> Field:
+    quantizer = params.quantizer
+    tensors = [struct.pack(">Qd", count, clip) for count, clip in params.tensor_clips]
+    extras = [struct.pack(">d", clip) for clip in params.extra_clips]
+    return encode(int(quantizer.rotate), params.coded_length, encode_list(tensors), encode_list(extras))
 
 
 def _graph_field(rule: GraphRule) -> Field:

@@ -7,8 +7,9 @@ sides all run; only the connection between them is missing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,6 +26,7 @@ from secagg.shamir import Rand
 from secagg.upload import PackedUpload
 
 PHASES = ("advertise", "share", "mask", "confirm", "reveal")
+NO_EXTRAS: Mapping[str, Sequence[float]] = MappingProxyType({})
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
@@ -37,6 +39,7 @@ class RoundResult:
     upload_bytes: dict[str, int]
     weight: int
     sum_digest: bytes
+    extras: tuple[float, ...] = ()
 
 
 def run_round(
@@ -48,11 +51,11 @@ def run_round(
     door: Door = Door.GCM,
     threads: int = 1,
     signing_keys: Mapping[str, ec.EllipticCurvePrivateKey] | None = None,
+    extras: Mapping[str, Sequence[float]] = NO_EXTRAS,
 ) -> RoundResult:
     """Run the five phases. `drop` maps a name to the phase before which that member vanishes.
 
-    Signing keys are made where `params.public_keys` is empty. Raises TooFewSurvivors where too many vanish, LocalError
-    for updates that cannot be sent, RemoteError where the parameters do not meet the plan's own bounds.
+    Makes signing keys where `params` names none. Raises TooFewSurvivors, LocalError (updates), RemoteError (plan's bounds).
     """
     absent = _checked_absence(params, updates, drop or {})
     params, signing_keys = _with_keys(params, signing_keys, rand)
@@ -79,10 +82,10 @@ def run_round(
     total: Words = np.zeros(params.words, dtype=np.uint64)
     for party in absent.present("mask"):
         ready = node.ready_to_mask(shared[party], view.sets_for(party))
-        masked[party], upload = node.mask(ready, updates[party], door)
+        masked[party], upload = node.mask(ready, updates[party], door, extras.get(party, ()))
         sent[party] += _receive(view, party, upload, total)
 
-    # Phase 4, confirm: every member that is left signs the one survivor list.
+    # Phase 4, confirm: whoever is left signs the one survivor list.
     view.close(tuple(masked))
     confirmed: dict[str, Confirmed] = {}
     for party in absent.present("confirm"):
@@ -98,7 +101,7 @@ def run_round(
         sent[party] += sizes.revealed_bytes(revealed)
         view.add_revealed(party, revealed)
     opened = open_sum(view, total, threads=threads, door=door)
-    return RoundResult(opened.mean, view.survivors, sent, opened.weight, opened.sum_digest)
+    return RoundResult(opened.mean, view.survivors, sent, opened.weight, opened.sum_digest, opened.extras)
 
 
 @dataclass(frozen=True, slots=True)

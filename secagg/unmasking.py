@@ -22,26 +22,27 @@ DIGEST_WORDS = 1 << 12  # one digest each (README, step 6.5); runs are whole mul
 
 def unmask(
     params: RoundParams, survivors: Sequence[str], total: Words, masks: Sequence[SignedMask], threads: int, door: Door
-) -> tuple[Vector, list[bytes]]:
-    """The survivors' weighted mean and the digests of the opened words. `total` is not changed.
+) -> tuple[Vector, Words, list[bytes]]:
+    """The survivors' weighted mean of coded values, the opened extra words and the digests of all opened words.
 
-    RemoteError (bad-sum) where the opened words are no sum of the survivors' integers.
+    `total` is not changed. RemoteError (bad-sum) where the opened words are no sum of the survivors' integers.
     """
-    mean: Vector = np.empty(params.length, dtype=np.float32)
+    mean: Vector = np.empty(params.coded_length, dtype=np.float32)
+    extra: Words = np.empty(params.extra_words, dtype=np.uint64)
     starts = range(0, params.words, _run_words(params.words, threads))
     digests: dict[int, list[bytes]] = {}
     left = iter(starts)  # every thread takes the next run when it is done with one
 
     def work() -> None:
         bank = Masks(masks, door)
-        opener = _Opener(total, bank, Decoder(params, survivors, bank.scratch), mean)
+        opener = _Opener(total, bank, Decoder(params, survivors, bank.scratch), mean, extra)
         for start in left:
             digests[start] = list(opener.open(start, min(start + starts.step, params.words)))
 
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(work) for _ in range(min(threads, len(starts)))]:
             done.result()
-    return mean, [part for start in starts for part in digests[start]]
+    return mean, extra, [part for start in starts for part in digests[start]]
 
 
 def _run_words(words: int, threads: int) -> int:
@@ -52,13 +53,14 @@ def _run_words(words: int, threads: int) -> int:
 class _Opener:
     """Opens any run of the sum; buffers of one thread."""
 
-    __slots__ = ("_decoder", "_masks", "_mean", "_total", "_words")
+    __slots__ = ("_decoder", "_extra", "_masks", "_mean", "_total", "_words")
 
-    def __init__(self, total: Words, masks: Masks, decoder: Decoder, mean: Vector) -> None:
+    def __init__(self, total: Words, masks: Masks, decoder: Decoder, mean: Vector, extra: Words) -> None:
         self._total = total
         self._masks = masks
         self._decoder = decoder
         self._mean = mean
+        self._extra = extra
         self._words: Words = np.empty(CHUNK_WORDS, dtype="<u8")
 
     def open(self, start: int, stop: int) -> Iterator[bytes]:
@@ -66,6 +68,11 @@ class _Opener:
         words = self._words[: stop - start]
         words[...] = self._total[start:stop]
         self._masks.apply(words, start)
-        self._decoder.decode_into(self._mean, words, start)
+        of_vector = len(self._total) - len(self._extra)
+        if start < of_vector:
+            self._decoder.decode_into(self._mean, words[: of_vector - start], start)
+        if stop > of_vector:
+            first = max(start, of_vector)
+            self._extra[first - of_vector : stop - of_vector] = words[first - start :]
         for first in range(0, len(words), DIGEST_WORDS):
             yield hashlib.sha256(words[first : first + DIGEST_WORDS].data.cast("B")).digest()

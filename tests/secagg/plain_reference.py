@@ -7,6 +7,7 @@ bit for bit on every byte a member sends and on the mean (test_secagg_agreement.
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from dataclasses import dataclass, field
 
@@ -69,14 +70,37 @@ class Session:
     keys: list[bytes] = field(default_factory=list)
     degree: int = 0  # of a sparse graph; 0 is the complete one
     neighbour_threshold: int = 0
+    rotate: bool = False
+    keep: float = 1.0
+    tensor_clips: list[tuple[int, float]] = field(default_factory=list)
+    extra_clips: list[float] = field(default_factory=list)
 
     @property
     def bits(self):
         return 64 // self.lanes
 
+    def rows_columns(self):
+        rows = 1
+        while rows * rows < self.length:
+            rows *= 2
+        return rows, -(-self.length // rows)
+
+    @property
+    def coordinates(self):
+        rows, columns = self.rows_columns()
+        return rows * columns if self.rotate else self.length
+
+    @property
+    def coded_length(self):
+        return math.ceil(self.keep * self.coordinates)
+
+    @property
+    def vector_words(self):
+        return -(-self.coded_length // self.lanes)
+
     @property
     def words(self):
-        return -(-self.length // self.lanes)
+        return self.vector_words + -(-len(self.extra_clips) // 2)
 
     def half_steps(self):
         """Step 0.2, by walking down from the widest range."""
@@ -115,7 +139,93 @@ class Session:
             self.half_steps(),
             enc("sparse", self.degree, self.neighbour_threshold) if self.degree else "complete",
             enc_list(self.base_digests or [bytes(32)] * len(self.members)),
+            enc(
+                1 if self.rotate else 0,
+                self.coded_length,
+                enc_list(struct.pack(">Qd", count, clip) for count, clip in self.tensor_clips),
+                enc_list(struct.pack(">d", clip) for clip in self.extra_clips),
+            ),
         )
+
+    def public_bytes(self, use, lane, size):
+        key = sha("hospital-secagg public stream v1", self.context(), use)[:16]
+        return stream(key, lane, 0, size)
+
+    def signs(self, lane):
+        data = self.public_bytes("rotation", lane, 8 * -(-self.coordinates // 64))
+        return [-1.0 if data[i // 8] >> (i % 8) & 1 else 1.0 for i in range(self.coordinates)]
+
+    def chosen(self):
+        data = self.public_bytes("subset", 0, 8 * self.coordinates)
+        tickets = [(int.from_bytes(data[8 * i : 8 * i + 8], "little"), i) for i in range(self.coordinates)]
+        return sorted(i for _, i in sorted(tickets)[: self.coded_length])
+
+
+def transform(s, values):
+    """Walsh-Hadamard transform of every column of rows x columns values; binary32 butterflies at distance 1, 2, 4, ..."""
+    rows, columns = s.rows_columns()
+    values, distance = list(values), 1
+    while distance < rows:
+        for row in range(rows):
+            if row // distance % 2 == 0:
+                for column in range(columns):
+                    i, j = row * columns + column, (row + distance) * columns + column
+                    values[i], values[j] = f32(values[i] + values[j]), f32(values[i] - values[j])
+        distance *= 2
+    return values
+
+
+def code(s, values):
+    """Step 0.4 on an update."""
+    ends, rows, columns = [0], *s.rows_columns()
+    for count, clip in s.tensor_clips:
+        start = ends[-1]
+        ends.append(start + count)
+        values = values[:start] + [f32(v * f32(s.clip / clip)) for v in values[start : start + count]] + values[start + count :]
+    if s.rotate:
+        padded = list(values) + [0.0] * (s.coordinates - s.length)
+        turned = transform(s, [v * sign for v, sign in zip(padded, s.signs(0), strict=True)])
+        turned = [turned[j * rows + i] for i in range(rows) for j in range(columns)]
+        turned = transform(s, [v * sign for v, sign in zip(turned, s.signs(1), strict=True)])
+        values = [v / rows for v in turned]
+    return [values[i] for i in s.chosen()] if s.keep < 1 else list(values)
+
+
+def decode_vector(s, values):
+    """Step 6.4, from the mean of what `code` gave to the mean of the updates."""
+    rows, columns = s.rows_columns()
+    if s.keep < 1:
+        whole = [0.0] * s.coordinates
+        for place, value in zip(s.chosen(), values, strict=True):
+            whole[place] = f32(value * f32(s.coordinates / s.coded_length))
+        values = whole
+    if s.rotate:
+        turned = [v * sign for v, sign in zip(transform(s, values), s.signs(1), strict=True)]
+        back = [0.0] * s.coordinates
+        for i in range(rows):
+            for j in range(columns):
+                back[j * rows + i] = turned[i * columns + j]
+        values = [v * sign / rows for v, sign in zip(transform(s, back), s.signs(0), strict=True)][: s.length]
+    start = 0
+    for count, clip in s.tensor_clips:
+        values = values[:start] + [f32(v * f32(clip / s.clip)) for v in values[start : start + count]] + values[start + count :]
+        start += count
+    return values
+
+
+def extra_offset(s):
+    return (2**32 - 1) // (2 * len(s.members))
+
+
+def extra_integers(s, values, key):
+    """Step 0.5: the integers of one member's extra coordinates, padded to whole words."""
+    o = extra_offset(s)
+    random = stream(key, s.lanes, 0, 8 * -(-len(values) // 4)) if values else b""
+    out = []
+    for j, (value, clip) in enumerate(zip(values, s.extra_clips, strict=True)):
+        fixed = round(max(-1.0, min(1.0, value / clip)) * (o * 2**16))
+        out.append((fixed + int.from_bytes(random[2 * j : 2 * j + 2], "little") >> 16) + o)
+    return out + [o] * (len(out) % 2)
 
 
 def quantize(s, place, values, rounding):
@@ -134,7 +244,7 @@ def quantize(s, place, values, rounding):
         factor = down(factor)
     integers = []
     for index, value in enumerate(values):
-        lane, word = divmod(index, s.words)
+        lane, word = divmod(index, s.vector_words)
         clipped = max(-clip, min(clip, value))
         fixed = round(single(clipped * factor))  # ties to even, as IEEE 754
         integers.append(((fixed + rounding(lane, word) % 2**bits) >> bits) + offset)
@@ -144,18 +254,19 @@ def quantize(s, place, values, rounding):
 def pack(s, integers, padding):
     """Lanes, step 5: lane l of word w holds value l * words + w; values past the end are zero."""
     words = []
-    for word in range(s.words):
+    for word in range(s.vector_words):
         packed = 0
         for lane in range(s.lanes):
-            index = lane * s.words + word
-            packed |= (integers[index] if index < s.length else padding) << (lane * s.bits)
+            index = lane * s.vector_words + word
+            packed |= (integers[index] if index < s.coded_length else padding) << (lane * s.bits)
         words.append(packed)
     return words
 
 
 def unpack(s, words):
     mask = 2**s.bits - 1
-    return [words[i % s.words] >> (i // s.words * s.bits) & mask for i in range(s.length)]
+    count = s.vector_words
+    return [words[i % count] >> (i // count * s.bits) & mask for i in range(s.coded_length)]
 
 
 def decode(s, sums, survivors):
@@ -204,8 +315,9 @@ PHASES = ("advertise", "share", "mask", "confirm", "reveal")
 class PlainRound:
     """One whole round; `sent` holds everything that members sent, `rand` is read in the README's order."""
 
-    def __init__(self, s, updates, drop, rand):
+    def __init__(self, s, updates, drop, rand, extras=None):
         self.s, self.updates, self.drop, self.rand = s, updates, drop, rand
+        self.extras, self.extra_integers, self.extra_sums = extras or {}, {}, []
         self.place = {m: i for i, m in enumerate(s.members)}
         self.scalars = {m: int.from_bytes(rand(48), "big") % (N - 1) + 1 for m in s.members}
         s.keys = [p256_public_der(self.scalars[m]) for m in s.members]
@@ -289,9 +401,12 @@ class PlainRound:
 
     def mask(self):  # step 3
         for m in self.alive("mask"):
-            bits = rounding_bits(self.key(self.rounding[m], "rounding", m), self.s.words)
-            self.integers[m] = quantize(self.s, self.place[m], self.updates[m], bits)
-            columns = [pack(self.s, self.integers[m], self.s.offset(self.place[m])), self.self_words(m)]
+            rounding_key = self.key(self.rounding[m], "rounding", m)
+            bits = rounding_bits(rounding_key, self.s.vector_words)
+            self.integers[m] = quantize(self.s, self.place[m], code(self.s, self.updates[m]), bits)
+            self.extra_integers[m] = extra_integers(self.s, self.extras.get(m, []), rounding_key)
+            extra = [low | high << 32 for low, high in zip(*[iter(self.extra_integers[m])] * 2, strict=True)]
+            columns = [pack(self.s, self.integers[m], self.s.offset(self.place[m])) + extra, self.self_words(m)]
             columns += [self.pair_words(m, p) for p in self.boxes if self.edge(m, p)]
             data = b"".join((sum(parts) % 2**64).to_bytes(8, "little") for parts in zip(*columns, strict=True))
             self.upload[m] = data
@@ -317,9 +432,13 @@ class PlainRound:
         gone = [p for p in self.boxes if p not in self.survivors]
         columns += [[-word for word in self.pair_words(m, p)] for m in self.survivors for p in gone if self.edge(m, p)]
         opened = [sum(parts) % 2**64 for parts in zip(*columns, strict=True)]
-        plain = [sum(self.integers[m][i] for m in self.survivors) for i in range(self.s.length)]
+        plain = [sum(self.integers[m][i] for m in self.survivors) for i in range(self.s.coded_length)]
         assert unpack(self.s, opened) == plain, "the second implementation contradicts itself"
-        return decode(self.s, plain, self.survivors)
+        middle = extra_offset(self.s) * len(self.survivors)
+        for j, clip in enumerate(self.s.extra_clips):
+            steps = sum(self.extra_integers[m][j] for m in self.survivors) - middle
+            self.extra_sums.append(steps * (clip / extra_offset(self.s)))
+        return decode_vector(self.s, decode(self.s, plain, self.survivors))
 
     def run(self):
         for phase in PHASES:

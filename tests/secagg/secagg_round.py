@@ -72,9 +72,9 @@ class Federation:
             self.rounding[p] = self.states[p].rounding_key
         return self
 
-    def mask(self, updates, parties=None):
+    def mask(self, updates, parties=None, extras=None):
         for p in self.view.sharers if parties is None else parties:
-            self.states[p], upload = node.mask(self.states[p], updates[p])
+            self.states[p], upload = node.mask(self.states[p], updates[p], extras=(extras or {}).get(p, ()))
             data = b"".join(upload.pieces())
             self.seals[p] = upload.finish()
             self.view.add_seal(p, hashlib.sha256(data).digest(), self.seals[p])
@@ -107,13 +107,13 @@ class Federation:
         rng = np.random.default_rng(seed)
         return {p: rng.uniform(-1, 1, self.params.length).astype(np.float32) for p in self.params.participants}
 
-    def play(self, updates, drop):
+    def play(self, updates, drop, extras=None):
         """The whole round with these dropouts, as `rehearse.run_round` runs it."""
 
         def alive(phase):
             return [p for p in self.params.participants if p not in drop or PHASES.index(drop[p]) > PHASES.index(phase)]
 
-        self.advertise(alive("advertise")).share(alive("share")).ready(alive("mask")).mask(updates, alive("mask"))
+        self.advertise(alive("advertise")).share(alive("share")).ready(alive("mask")).mask(updates, alive("mask"), extras)
         self.confirm(alive("confirm")).reveal(alive("reveal"))
         return open_sum(self.view, self.total)
 

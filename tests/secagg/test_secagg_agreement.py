@@ -25,6 +25,10 @@ def plain(params):
         max_colluders=params.max_colluders,
         degree=getattr(params.graph, "degree", 0),
         neighbour_threshold=getattr(params.graph, "neighbour_threshold", 0),
+        rotate=params.quantizer.rotate,
+        keep=params.quantizer.keep,
+        tensor_clips=list(params.tensor_clips),
+        extra_clips=list(params.extra_clips),
     )
 
 
@@ -60,13 +64,31 @@ def test_sparse_rounds_agree_bit_for_bit(names, drop, threshold, graph):
     assert any(not other.edge(a, b) for a in names for b in names if {a, b} <= set(other.drawn) and a != b)
 
 
+CODINGS = [
+    ({"rotate": True}, {}, 23),
+    ({"rotate": True}, {}, 1),
+    ({"keep": 0.5}, {}, 21),
+    ({"rotate": True, "keep": 0.7}, {"extra_clips": (1.0, 8.0, 0.25)}, 17),
+    ({}, {"extra_clips": (2.0,)}, 7),
+    ({"rotate": True}, {"tensor_clips": ((5, 0.3), (1, 4.0), (12, 0.01)), "extra_clips": (1.0, 1e6)}, 18),
+    ({}, {"tensor_clips": ((5, 0.3), (1, 4.0), (12, 0.01))}, 18),
+]
+
+
+@pytest.mark.parametrize(("coding", "fields", "length"), CODINGS)
+def test_coded_rounds_agree_bit_for_bit(coding, fields, length):
+    params = small_params(tuple("abcd"), 3, length=length, quantizer=Quantizer(0.75, 8, **coding), minimum_cohort=2, **fields)
+    assert_agreement(params, {"b": "mask"})
+
+
 def assert_agreement(params, drop):
     names = params.participants
     federation = Federation(params, seed="agree")
     updates = federation.updates(7)
-    opened = federation.play(updates, drop)
+    extras = {p: [clip * (i - 1.5) / (2 + j) for j, clip in enumerate(params.extra_clips)] for i, p in enumerate(names)}
+    opened = federation.play(updates, drop, extras)
     lists = {p: [float(v) for v in updates[p]] for p in names}
-    other = PlainRound(plain(params), lists, drop, Drbg("agree"))
+    other = PlainRound(plain(params), lists, drop, Drbg("agree"), extras)
     mean = other.run()
 
     view = federation.view
@@ -84,6 +106,7 @@ def assert_agreement(params, drop):
     assert {p: c.signature for p, c in view.confirmations.items()} == other.confirmation
     assert {p: {i.peer: i.share for i in r.shares} for p, r in view.revealed.items()} == other.revealed
     assert opened.mean.tobytes() == np.array(mean, dtype="<f4").tobytes()
+    assert list(opened.extras) == other.extra_sums
     return other
 
 

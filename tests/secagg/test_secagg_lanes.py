@@ -6,6 +6,7 @@ from plain_reference import Session, quantize
 from secagg_round import small_params
 
 from secagg import LocalError, Quantizer, RemoteError
+from secagg.coding import code
 from secagg.keystream import Door, Stream
 from secagg.lanes import Decoder, Encoder, clip_below, count_clipped, scaling
 
@@ -87,7 +88,7 @@ def test_values_that_are_not_finite_are_refused(value, place):
 @pytest.mark.parametrize("update", [np.zeros(9, np.float32), np.zeros(10), np.zeros((10, 1), np.float32)])
 def test_vectors_of_another_shape_or_type_are_refused(update):
     with pytest.raises(LocalError, match="expected float32"):
-        count_clipped(params_of(3, 3, 10), update)
+        code(params_of(3, 3, 10), update)
 
 
 def test_clipped_coordinates_are_counted_and_the_clip_itself_is_not():

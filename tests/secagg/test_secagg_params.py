@@ -100,6 +100,28 @@ def test_quantizers_that_cannot_work_do_not_exist(clip, lanes):
         Quantizer(clip, lanes)
 
 
+@pytest.mark.parametrize("keep", [0.0, -0.5, 2**-11, 1.0001, float("nan")])
+def test_shares_of_coordinates_outside_their_range_are_refused(keep):
+    with pytest.raises(LocalError, match="kept coordinates"):
+        Quantizer(1.0, 8, keep=keep)
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"tensor_clips": ((4, 1.0),)}, "cover 4 values"),
+        ({"tensor_clips": ((11, 1.0), (0, 1.0))}, "cover 11 values"),
+        ({"tensor_clips": ((4, 0.0), (6, 1.0))}, "between"),
+        ({"extra_clips": (float("inf"),)}, "between"),
+        ({"extra_clips": (1.0,) * 4097}, "at most 4096"),
+        ({"extra_clips": (1.0,), "base_digests": (bytes(32),) * 3 + (b"x" * 32,)}, "one base model"),
+    ],
+)
+def test_clips_that_cannot_be_used_are_refused(fields, match):
+    with pytest.raises(LocalError, match=match):
+        small_params(**fields)
+
+
 CHANGES = {
     "session": bytes(16),
     "participants": ("anna", "bern", "chur", "dubai"),
@@ -117,6 +139,8 @@ CHANGES = {
     "max_colluders": 1,
     "minimum_cohort": 4,
     "graph": Sparse(degree=2, neighbour_threshold=2),
+    "tensor_clips": ((4, 1.0), (6, 1.0)),
+    "extra_clips": (1.0,),
 }
 
 
@@ -129,6 +153,10 @@ def test_the_context_binds_every_field(field):
 def test_the_context_binds_the_clip_and_covers_all_fields():
     params = small_params(public_keys=(b"1", b"2", b"3", b"4"))
     assert replace(params, quantizer=Quantizer(clip=1.0 + 2**-52, lanes=3)).context() != params.context()
+    codings = [Quantizer(1.0, 3, rotate=True), Quantizer(1.0, 3, keep=0.5), Quantizer(1.0, 3, keep=0.6), Quantizer(1.0, 3)]
+    assert len({replace(params, quantizer=coding).context() for coding in codings}) == len(codings)
+    clips = [((4, 1.0), (6, 1.0)), ((6, 1.0), (4, 1.0)), ((4, 1.0), (6, 2.0)), ()]
+    assert len({replace(params, tensor_clips=each).context() for each in clips}) == len(clips)
     sparse = replace(params, graph=Sparse(3, 2))
     assert (
         len({sparse.context(), replace(params, graph=Sparse(2, 2)).context(), replace(params, graph=Sparse(3, 3)).context()})
