@@ -24,6 +24,7 @@ from coordinator.store import RoundRow, StoreError, StoreReader, open_store
 from proto.plan import PlanError, load_toml, short_name
 
 EXIT_USER = 2  # something that a person has to mend
+WORD_BITS = 64
 app = typer.Typer(
     name="secagg-coordinator",
     help="Coordinator of one study: offers rounds, relays masked updates, opens only their sum.",
@@ -71,15 +72,18 @@ def status(
 def check_plan(plan: Annotated[Path, typer.Argument(help="The study plan, TOML.")]) -> None:
     """Check a plan and say what its masking sessions withstand."""
     from coordinator.state import fits, smallest_cohort
+    from proto.wire import levels
 
     try:
         study = load_toml(plan)
-        smallest = smallest_cohort(study)
+        smallest, steps = smallest_cohort(study), levels(study)
     except PlanError as error:
         _fail(error)
     asked = "" if study.participants is None else f", {study.participants} of them in each"
     rounds = f"{len(study.hospitals)} hospitals, {study.rounds} rounds{asked}"
     typer.echo(f"Study '{study.study}': {rounds}, digest {study.digest().hex()}")
+    bits = WORD_BITS / study.masking.lanes * study.masking.keep
+    typer.echo(f"A hospital sends {bits:.3g} bits for a parameter (float32: 32), at least {steps:,} levels for a value")
     for size in range(smallest, study.largest_cohort + 1):
         threshold = study.threshold_of(size)
         if fits(study, size):

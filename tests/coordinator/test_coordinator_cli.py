@@ -132,6 +132,7 @@ def test_check_plan_says_what_a_study_withstands(tmp_path):
     result = CliRunner().invoke(app, ["check-plan", str(path)])
     assert result.exit_code == 0
     assert result.stdout.splitlines()[1:] == [
+        "A hospital sends 21.3 bits for a parameter (float32: 32), at least 419,431 levels for a value",
         "3 hospitals: any 3 open the sum, 0 may drop out",
         "4 hospitals: any 3 open the sum, 1 may drop out",
         "5 hospitals: any 4 open the sum, 1 may drop out",
@@ -141,3 +142,19 @@ def test_check_plan_says_what_a_study_withstands(tmp_path):
     refused = CliRunner().invoke(app, ["check-plan", str(path)])
     assert refused.exit_code == 2
     assert "no cohort of study 'lidc' is safe against 3 colluders" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("masking", "hospitals", "reason"),
+    [
+        (Masking(lanes=16), 8, "lane of 4 bits cannot hold the sum of 8 members"),
+        (Masking(update_clip=1e-18, clip_decay=0.1), 4, "clip"),
+    ],
+)
+def test_check_plan_refuses_bits_that_cannot_carry_the_cohort(tmp_path, masking, hospitals, reason):
+    path = tmp_path / "plan.toml"
+    plan = small_plan(hospitals).model_copy(update={"masking": masking, "rounds": 50})
+    path.write_text(tomli_w.dumps(plan.model_dump(mode="json", exclude_none=True)))
+    refused = CliRunner().invoke(app, ["check-plan", str(path)])
+    assert refused.exit_code == 2
+    assert reason in refused.stderr

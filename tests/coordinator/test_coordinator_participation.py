@@ -195,6 +195,6 @@ def test_check_plan_speaks_of_the_cohorts_that_a_round_can_have(tmp_path):
     path.write_text(tomli_w.dumps(make(participants=4).model_dump(mode="json", exclude_none=True)))
     result = CliRunner().invoke(app, ["check-plan", str(path)])
     assert result.exit_code == 0, result.stderr
-    first, *sizes = result.stdout.splitlines()
+    first, _, *sizes = result.stdout.splitlines()
     assert first.startswith("Study 'lidc': 5 hospitals, 4 rounds, 4 of them in each, digest ")
     assert [line.split(" ")[0] for line in sizes] == ["3", "4"]
