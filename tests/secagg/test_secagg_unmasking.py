@@ -75,7 +75,7 @@ def test_two_threads_share_a_vector_of_a_hundred_thousand_values(monkeypatch):
         yield b"%d to %d" % (start, stop)
 
     monkeypatch.setattr(secagg.unmasking._Opener, "open", together)
-    _, digests = unmask(params, ("a", "b", "c"), np.zeros(params.words, np.uint64), (), 2, Door.CTR)
+    _, _, digests = unmask(params, ("a", "b", "c"), np.zeros(params.words, np.uint64), (), 2, Door.CTR)
     assert len(digests) == len(set(digests)) == len(runs) >= 2
     assert sum(runs) == params.words
     assert max(runs) < 2 / 3 * params.words
