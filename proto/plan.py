@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Literal, NewType, Self
+from typing import Annotated, Any, Literal, NewType, Self, cast
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
@@ -34,6 +34,7 @@ __all__ = [
     "Training",
     "Uri",
     "default_threshold",
+    "drop_later_defaults",
     "explain",
     "from_canonical",
     "load_toml",
@@ -299,15 +300,23 @@ class Plan(Frozen):
     def canonical(self) -> bytes:
         """The bytes that the digest covers: JSON with sorted keys and no white space."""
         fields = self.model_dump(mode="json")
-        for name, model in LATER_FIELDS:
-            owner: Frozen = self if model is None else getattr(self, model)
-            if getattr(owner, name) == type(owner).model_fields[name].get_default():
-                del (fields if model is None else fields[model])[name]
+        drop_later_defaults(fields)
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     def digest(self) -> bytes:
         """32 bytes that name this plan."""
         return hashlib.sha256(DIGEST_LABEL + self.canonical()).digest()
+
+
+def drop_later_defaults(fields: dict[str, Any], kept: tuple[str, ...] = ()) -> None:
+    """Take out of a plan's JSON fields, in place, those of LATER_FIELDS that hold their default, but for `kept`."""
+    for name, model in LATER_FIELDS:
+        kind = Plan if model is None else cast(type[Frozen], Plan.model_fields[model].annotation)
+        part = fields if model is None else fields.get(model)
+        if name in kept or part is None or name not in part:
+            continue
+        if part[name] == json.loads(json.dumps(kind.model_fields[name].get_default())):
+            del part[name]
 
 
 def default_threshold(roster_size: int) -> int:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from proto.frozen import Frozen
+from proto.plan import drop_later_defaults
 
 ID_CHARACTERS = 16
 CELL_LABEL = b"hospital-secagg study cell v1\n"
@@ -89,8 +90,12 @@ class Cell(Frozen):
 
     @property
     def id(self) -> str:
-        """Digest of everything but the name of the study and the wording of the settings."""
+        """Digest of everything but the name of the study and the wording of the settings.
+
+        Plan fields that came later and hold their default are left out, so that finished cells stay finished.
+        """
         fields = self.model_dump(mode="json", exclude={"study", "settings"})
+        drop_later_defaults(fields["plan"], kept=("participants",))  # cells have had it from the first
         content = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(CELL_LABEL + content.encode()).hexdigest()[:ID_CHARACTERS]
 

@@ -267,3 +267,13 @@ def test_the_study_file_in_the_document_is_valid(tmp_path: Path) -> None:
     cells = written(tmp_path, block).cells()
     assert len(cells) == 3 * (4 + 4 * 2)
     assert {name for cell in cells for name in cell.settings} == {"epsilon", "privacy.inverse_sampling_rate"}
+
+
+def test_plan_fields_that_came_later_leave_the_ids_of_finished_cells_alone(tmp_path: Path) -> None:
+    cell = study_of(tmp_path, '[[grid]]\nmethod = "masked"\n').cells()[0]
+    fields = cell.model_dump(mode="json")
+    assert fields["plan"]["masking"]["keep"] == 1
+    del fields["plan"]["masking"]["keep"]  # as an earlier version wrote it
+    assert Cell.model_validate(fields).id == cell.id
+    fields["plan"]["masking"]["keep"] = 0.5
+    assert Cell.model_validate(fields).id != cell.id
