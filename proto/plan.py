@@ -311,7 +311,7 @@ class Plan(Frozen):
 def drop_later_defaults(fields: dict[str, Any], kept: tuple[str, ...] = ()) -> None:
     """Take out of a plan's JSON fields, in place, those of LATER_FIELDS that hold their default, but for `kept`."""
     for name, model in LATER_FIELDS:
-        kind = Plan if model is None else cast(type[Frozen], Plan.model_fields[model].annotation)
+        kind = Plan if model is None else cast("type[Frozen]", Plan.model_fields[model].annotation)
         part = fields if model is None else fields.get(model)
         if name in kept or part is None or name not in part:
             continue
