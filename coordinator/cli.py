@@ -72,18 +72,21 @@ def status(
 def check_plan(plan: Annotated[Path, typer.Argument(help="The study plan, TOML.")]) -> None:
     """Check a plan and say what its masking sessions withstand."""
     from coordinator.state import fits, smallest_cohort
-    from proto.wire import levels
+    from proto.wire import mean_error
 
     try:
         study = load_toml(plan)
-        smallest, steps = smallest_cohort(study), levels(study)
+        smallest, error_share = smallest_cohort(study), mean_error(study)
     except PlanError as error:
         _fail(error)
     asked = "" if study.participants is None else f", {study.participants} of them in each"
     rounds = f"{len(study.hospitals)} hospitals, {study.rounds} rounds{asked}"
     typer.echo(f"Study '{study.study}': {rounds}, digest {study.digest().hex()}")
     bits = WORD_BITS / study.masking.lanes * study.masking.keep
-    typer.echo(f"A hospital sends {bits:.3g} bits for a parameter (float32: 32), at least {steps:,} levels for a value")
+    typer.echo(
+        f"A hospital sends {bits:.3g} bits for a parameter (float32: 32); rounding moves the mean by at most {error_share:.2g} "
+        "of the clip (root mean square)"
+    )
     for size in range(smallest, study.largest_cohort + 1):
         threshold = study.threshold_of(size)
         if fits(study, size):

@@ -32,7 +32,7 @@ from coordinator.store_write import Batch, StoreWriter
 from coordinator.wire_orders import to_open
 from proto.layout import Layout, Vector, model_digest
 from proto.plan import Plan, PlanError, load_toml, short_name
-from proto.wire import WireError, levels, open_params, tensor_clips_of
+from proto.wire import WireError, mean_error, open_params, tensor_clips_of
 from secagg import LocalError, SecaggError, TooFewSurvivors
 from secagg.coordinate import SessionView, add_upload, open_sum
 from secagg.params import RoundParams
@@ -376,7 +376,7 @@ def _read_study(config: CoordinatorConfig) -> tuple[Plan, Layout, Vector]:
     """Plan and start, checked against each other. Raises PlanError or ModelError."""
     plan = load_toml(config.plan)
     smallest_cohort(plan)
-    levels(plan)
+    mean_error(plan)
     start = read_start(config.start)
     _check_start(plan, start.vector, config.start)
     try:

@@ -17,7 +17,7 @@ from proto.plan import PROTOCOL_VERSION, Masking, Plan, PlanError
 from secagg import Quantizer, RoundParams, SecaggError
 from secagg.bounds import graph_for
 from secagg.messages import Advert, Box, BoxDigest, Confirmation, Revealed, RevealedShare, ShareKind, ShareSet, UploadSeal
-from secagg.params import WORD_BITS, half_range, plan_half_steps
+from secagg.params import plan_half_steps, rounding_error
 
 CHUNK_BYTES = 1 << 20  # 4 MiB messages lose a third of the throughput to fresh pages, 256 KiB a fifth to calls
 MAX_MESSAGE_BYTES = 8 << 20  # a control message for 1,000 hospitals is below 1 MiB
@@ -128,19 +128,19 @@ def tensor_clips_of(masking: Masking, round_number: int, layout: Layout) -> tupl
     return tuple((math.prod(shape), clip_of(name)) for name, shape in layout.tensors)
 
 
-def levels(plan: Plan) -> int:
-    """Values that a coordinate of the lightest hospital can take in the fullest cohorts. PlanError where there are none."""
-    masking, fewest = plan.masking, 1 << WORD_BITS
+def mean_error(plan: Plan) -> float:
+    """Largest rounding error of the mean in a full cohort, as a share of the clip. PlanError where lanes cannot carry it."""
+    masking, worst = plan.masking, 0.0
     rounds = range(1, plan.rounds + 1) if plan.participants is not None else (1,)
     try:
         quantizer_of(masking, plan.rounds)
         for number in rounds:
             weights = tuple(plan.hospital(uri).weight for uri in plan.selected(number))
             half_steps = plan_half_steps(quantizer_of(masking, 1), weights)
-            fewest = min(fewest, 1 + 2 * half_range(half_steps, min(weights), sum(weights)))
+            worst = max(worst, rounding_error(half_steps, len(weights)))
     except SecaggError as error:
         raise PlanError(f"masking of study '{plan.study}' cannot work: {error}") from error
-    return fewest
+    return worst
 
 
 def to_advert(advert: Advert) -> pb.Advert:

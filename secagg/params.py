@@ -214,7 +214,7 @@ def half_range(half_steps: int, weight: int, total_weight: int) -> int:
 
 
 def plan_half_steps(quantizer: Quantizer, weights: tuple[int, ...]) -> int:
-    """Largest H with sum_i 2 * ceil(H * w_i / W) <= 2**lane_bits - 1; LocalError if a member gets less than one step.
+    """Largest H with sum_i 2 * ceil(H * w_i / W) <= 2**lane_bits - 1; LocalError if there is none above zero.
 
     Member i sends integers in [0, 2 * ceil(H * w_i / W)] and nothing else, so this inequality is the whole proof that a
     lane never overflows, whoever drops out. The sum grows with H, so bisection finds the largest.
@@ -228,12 +228,21 @@ def plan_half_steps(quantizer: Quantizer, weights: tuple[int, ...]) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    if low * min(weights) < total:
+    if low < 1:
         raise LocalError(
-            f"a lane of {quantizer.lane_bits} bits cannot hold the sum of {len(weights)} members with one step for the "
-            f"smallest weight {min(weights)} of {total}: use fewer lanes, a smaller cohort or more even weights"
+            f"a lane of {quantizer.lane_bits} bits cannot hold the sum of {len(weights)} members, each of which needs at least "
+            "the numbers 0, 1 and 2: use fewer lanes, or a smaller cohort"
         )
     return low
+
+
+def rounding_error(half_steps: int, members: int) -> float:
+    """Largest root mean square error that rounding leaves in a coordinate of the mean, as a share of the clip.
+
+    Rounding at random moves an integer by at most half a step (root mean square), independently for each member, and the
+    clip is `half_steps` steps of the mean.
+    """
+    return math.sqrt(members) / (2 * half_steps)
 
 
 def collusion_bound(members: int, threshold: int) -> int:

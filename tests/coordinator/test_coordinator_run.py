@@ -142,7 +142,7 @@ def test_who_reads_that_a_round_went_on_reads_its_bytes_too(run, identities):
 
 def test_weights_that_leave_no_safe_cohort_open_no_session_and_say_so(tmp_path, identities):
     plan = small_plan(3)
-    heavy = plan.hospitals[0].model_copy(update={"weight": 1 << 12})
+    heavy = plan.hospitals[0].model_copy(update={"weight": 1 << 20})
     plan = plan.model_copy(update={"hospitals": (heavy, *plan.hospitals[1:]), "masking": Masking(max_colluders=0)})
     config = write_study(tmp_path, identities, plan)
     config.state.mkdir()

@@ -9,7 +9,7 @@ from secagg_round import NAMES, Federation, small_params
 
 from secagg import LocalError, Quantizer, Sparse, collusion_bound
 from secagg.encoding import digest, encode, encode_list
-from secagg.params import half_range, plan_half_steps
+from secagg.params import half_range, plan_half_steps, rounding_error
 
 LANES = st.sampled_from([2, 3, 4, 5, 6, 7, 8, 10, 12, 16])
 
@@ -26,7 +26,7 @@ def test_no_cohort_can_overflow_a_lane_and_no_larger_range_would_fit(lanes, weig
     assert largest_sum <= 2**quantizer.lane_bits - 1
     assert sum(-(-2 * half_steps * weight // total) for weight in weights) <= largest_sum
     assert sum(2 * half_range(half_steps + 1, weight, total) for weight in weights) > 2**quantizer.lane_bits - 1
-    assert half_steps * min(weights) >= total
+    assert half_steps >= 1
 
 
 @pytest.mark.parametrize(("lanes", "members"), [(16, 7), (8, 127), (10, 31)])
@@ -36,10 +36,10 @@ def test_the_last_cohort_that_fits(lanes, members):
         plan_half_steps(Quantizer(1.0, lanes), (1,) * (members + 1))
 
 
-def test_a_weight_without_a_step_is_refused():
-    assert plan_half_steps(Quantizer(1.0, 4), (1, 1, 30_000)) > 0
-    with pytest.raises(LocalError, match="more even weights"):
-        plan_half_steps(Quantizer(1.0, 4), (1, 1, 60_000))
+def test_a_weight_below_one_step_has_a_range_of_its_own():
+    assert plan_half_steps(Quantizer(1.0, 16), (53, 35, 27, 16)) == 4
+    assert half_range(4, 16, 131) == 1
+    assert rounding_error(4, 4) == 0.25
 
 
 def test_members_are_ordered_and_aligned_fields_follow():
