@@ -211,19 +211,22 @@ def _as_local(cell: Cell) -> str:
 
 
 def _without_masks(cell: Cell) -> str:
+    """Masking counts where the plan asks only some hospitals in a round: another plan asks others."""
     fields = _content(cell, "seed", "method")
-    fields["plan"].pop("masking")
+    if cell.plan["participants"] is None:
+        fields["plan"].pop("masking")
     return json.dumps(fields, sort_keys=True)
 
 
 def _without_masks_and_noise(cell: Cell) -> str:
-    fields = _content(cell, "seed", "method", "epsilon")
-    fields["plan"].pop("masking")
+    fields = json.loads(_without_masks(cell))
+    fields.pop("epsilon")
     fields["plan"]["privacy"] = {key: value for key, value in fields["plan"]["privacy"].items() if key not in NOISE}
     return json.dumps(fields, sort_keys=True)
 
 
 def _without_privacy(cell: Cell) -> str:
-    fields = _content(cell, "seed", "method", "epsilon")
-    fields["plan"] = {key: value for key, value in fields["plan"].items() if key not in {"masking", "privacy"}}
+    fields = json.loads(_without_masks(cell))
+    fields.pop("epsilon")
+    fields["plan"].pop("privacy")
     return json.dumps(fields, sort_keys=True)
