@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from study.bench.cells import Method
 from study.bench.groups import Group, levels_of, place_of
 from study.bench.naming import EPSILON, differing, in_words, said, shown, telling
 
+MAX_LINES = 8  # of one panel over rounds
 MAX_PANELS = 4  # in one picture: a taller one does not fit a page
 DODGE = 1.02  # between the points of two series at one epsilon
 INFINITY_GAP = 2.0  # the place of "no guarantee" on the epsilon axis, over the largest epsilon
@@ -32,6 +33,8 @@ REFERENCE_DASHES: dict[Method, Any] = {
     Method.LOCAL: (0, (1.5, 1.5)),
     Method.PLAIN: (0, (6, 2, 1.5, 2)),
 }
+
+Panel = tuple[str, Sequence[Group]]  # title, settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,48 +56,37 @@ def draw(groups: Sequence[Group], metric: str, folder: Path) -> list[Picture]:
 
 
 def _by_round(groups: Sequence[Group], metric: str, folder: Path) -> list[Picture]:
-    """One panel for all federated settings that differ in method and epsilon alone."""
+    """One panel for all federated settings of one place; if they are too many, one for those that differ in epsilon alone."""
     federated = [group for group in groups if group.is_federated]
     names = set(differing([group.cell.settings for group in federated])) - {EPSILON}
-    by_setting: dict[tuple[str, ...], list[Group]] = {}
-    for group in federated:
-        by_setting.setdefault(tuple(said(group.cell.settings, names)), []).append(group)
-    panels = list(by_setting.values())
-    titles = _titles(panels)
-    styles = {name: style(index) for index, name in enumerate(dict.fromkeys(map(_line, federated)))}
-    pages = range(0, len(panels), MAX_PANELS)
-    pictures = []
-    for number, first in enumerate(pages, 1):
-        page = slice(first, first + MAX_PANELS)
-        name = "score_by_round" if len(pages) == 1 else f"score_by_round_{number}"
-        pictures.append(_round_picture(folder / name, titles[page], panels[page], groups, styles, metric))
-    return pictures
+    panels = []
+    for same in _apart(federated, lambda group: place_of(group.cell)):
+        few = len(same) <= MAX_LINES
+        panels += [same] if few else _apart(same, lambda group: tuple(said(group.cell.settings, names)))
+    titled = list(zip(_titles(panels), panels, strict=True))
+    return [_round_picture(folder / name, page, groups, metric) for name, page in _pages("score_by_round", titled)]
 
 
-def _round_picture(
-    path: Path,
-    titles: Sequence[str],
-    panels: Sequence[Sequence[Group]],
-    groups: Sequence[Group],
-    styles: Mapping[str, Style],
-    metric: str,
-) -> Picture:
+def _round_picture(path: Path, page: Sequence[Panel], groups: Sequence[Group], metric: str) -> Picture:
     baselines = [group for group in groups if not group.is_federated]
-    figure = new_figure(titles, f"{metric}, mean over labels")
+    figure = new_figure([title for title, _ in page], f"{metric}, mean over labels")
     lines = []
-    for axes, same in zip(figure.axes, panels, strict=True):
-        lines.append([_band(axes, group, styles[_line(group)]) for group in same])
+    for axes, (_, same) in zip(figure.axes, page, strict=True):
+        names = {EPSILON, *telling([group.cell.settings for group in same], [group.cell.method for group in same])}
+        named = [(", ".join([group.cell.method.value, *in_words(group.cell.settings, names)]), group) for group in same]
+        lines.append([_band(axes, name, group, style(index)) for index, (name, group) in enumerate(named)])
         lines[-1] += _references(axes, same, baselines)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    several = any(len(group.results) > 1 for same in panels for group in same)
+    several = any(len(group.results) > 1 for _, same in page for group in same)
     figure.axes[-1].set_xlabel("round (0: the start)" + ("; bands: lowest to highest seed" if several else ""))
     name_lines(figure, lines)
     ends = [(f"{line.name} {line.end:.3f}" for line in sorted(one, key=lambda line: -line.end)) for one in lines]
-    finding = f"{metric} after the last round. {'. '.join(map(_of_panel, titles, ends))}."
+    words = [_of_panel(title, said_of) for (title, _), said_of in zip(page, ends, strict=True)]
+    finding = f"{metric} after the last round. {'. '.join(words)}."
     return Picture(path.name, finding, saved(figure, path, finding))
 
 
-def _band(axes: Any, group: Group, how: Style) -> Named:
+def _band(axes: Any, name: str, group: Group, how: Style) -> Named:
     """Mean over seeds as a line, lowest to highest seed as a band."""
     by_round = group.by_round()
     rounds = list(by_round)
@@ -103,30 +95,25 @@ def _band(axes: Any, group: Group, how: Style) -> Named:
     axes.fill_between(rounds, lows, highs, color=how.colour, alpha=0.18, linewidth=0)
     every = max(1, len(rounds) // 10)
     (line,) = axes.plot(rounds, means, color=how.colour, linestyle=how.dash, marker=how.mark, markersize=4, markevery=every)
-    return Named(_line(group), means[-1], line)
+    return Named(name, means[-1], line)
 
 
 # ---- score against epsilon ----
 
 
 def _by_epsilon(groups: Sequence[Group], metric: str, folder: Path) -> list[Picture]:
-    """One panel for all masked settings of one plan on one deal from one start; none where no epsilon of it is finite."""
-    by_place: dict[str, list[Group]] = {}
-    for group in groups:
-        if group.cell.method is Method.MASKED:
-            by_place.setdefault(place_of(group.cell), []).append(group)
-    titled = zip(_titles(list(by_place.values())), by_place.values(), strict=True)
-    shown_here = [(title, same) for title, same in titled if any(group.epsilon is not None for group in same)]
-    pages = range(0, len(shown_here), MAX_PANELS)
-    pictures = []
-    for number, first in enumerate(pages, 1):
-        page = shown_here[first : first + MAX_PANELS]
-        name = "score_by_epsilon" if len(pages) == 1 else f"score_by_epsilon_{number}"
-        pictures.append(_epsilon_picture(folder / name, page, groups, metric))
-    return pictures
+    """One panel for all masked settings of one place; none where no epsilon of it is finite."""
+    masked = [group for group in groups if group.cell.method is Method.MASKED]
+    panels = _apart(masked, lambda group: place_of(group.cell))
+    titled = [
+        (title, same)
+        for title, same in zip(_titles(panels), panels, strict=True)
+        if any(group.epsilon is not None for group in same)
+    ]
+    return [_epsilon_picture(folder / name, page, groups, metric) for name, page in _pages("score_by_epsilon", titled)]
 
 
-def _epsilon_picture(path: Path, page: Sequence[tuple[str, Sequence[Group]]], groups: Sequence[Group], metric: str) -> Picture:
+def _epsilon_picture(path: Path, page: Sequence[Panel], groups: Sequence[Group], metric: str) -> Picture:
     figure = new_figure([title for title, _ in page], f"final {metric}, mean over labels")
     lines, words = [], []
     for axes, (title, same) in zip(figure.axes, page, strict=True):
@@ -153,13 +140,12 @@ def _drawn(axes: Any, curves: Mapping[str, Sequence[Group]], infinity: float) ->
 def _curves(same: Sequence[Group]) -> dict[str, list[Group]]:
     """Name -> settings that differ in epsilon alone, by growing epsilon, no noise last."""
     names = set(differing([group.cell.settings for group in same])) - {EPSILON}
-    curves: dict[tuple[str, ...], list[Group]] = {}
-    for group in sorted(same, key=lambda one: one.epsilon or math.inf):
-        curves.setdefault(tuple(said(group.cell.settings, names)), []).append(group)
-    found = [members[0].cell.settings for members in curves.values()]
+    ordered = sorted(same, key=lambda one: one.epsilon or math.inf)
+    curves = _apart(ordered, lambda group: tuple(said(group.cell.settings, names)))
+    found = [members[0].cell.settings for members in curves]
     apart = set(telling(found)) - {EPSILON}
     titles = [", ".join(["masked", *in_words(settings, apart)]) for settings in found]
-    return dict(zip(titles, curves.values(), strict=True))
+    return dict(zip(titles, curves, strict=True))
 
 
 def _curve(axes: Any, name: str, groups: Sequence[Group], infinity: float, beside: float, how: Style) -> Named:
@@ -215,6 +201,20 @@ def _epsilon_label(groups: Sequence[Group]) -> str:
 # ---- both ----
 
 
+def _apart(groups: Sequence[Group], key: Callable[[Group], Hashable]) -> list[list[Group]]:
+    """Groups of one key together, in the order in which the keys come up."""
+    found: dict[Hashable, list[Group]] = {}
+    for group in groups:
+        found.setdefault(key(group), []).append(group)
+    return list(found.values())
+
+
+def _pages(name: str, panels: Sequence[Panel]) -> list[tuple[str, Sequence[Panel]]]:
+    """(file name, panels) of each picture; numbered where there are several."""
+    pages = [panels[first : first + MAX_PANELS] for first in range(0, len(panels), MAX_PANELS)]
+    return [(name if len(pages) == 1 else f"{name}_{number}", page) for number, page in enumerate(pages, 1)]
+
+
 def _references(axes: Any, same: Sequence[Group], groups: Sequence[Group]) -> list[Named]:
     """Levels that do not depend on the axis, of any setting of the panel: grey rules, one dash a method."""
     found = {id(level): level for group in same for level in levels_of(group, groups)}
@@ -237,11 +237,6 @@ def _titles(panels: Sequence[Sequence[Group]]) -> list[str]:
     shared = [{name: value for name, value in same[0].cell.settings.items() if name not in within} for same in panels]
     names = telling(shared)
     return [", ".join(in_words(settings, names)) for settings in shared]
-
-
-def _line(group: Group) -> str:
-    """Method and epsilon: what tells the lines of a panel over rounds apart."""
-    return ", ".join([group.cell.method.value, *in_words(group.cell.settings, {EPSILON})])
 
 
 def _of_panel(title: str, words: Iterable[str]) -> str:

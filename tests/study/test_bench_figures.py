@@ -201,11 +201,24 @@ def test_pictures_are_800_pixels_wide_and_carry_no_date(two_plans: Drawn) -> Non
         assert b"<svg" in content
 
 
-def test_many_settings_are_spread_over_several_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    grid = '[[grid]]\nmethod = "plain"\n"training.local_steps" = [1, 2, 3, 4, 5]\nseeds = 1\n'
-    drawn = Drawn(tmp_path, monkeypatch, grid)
+STEPS = '[[grid]]\nmethod = ["plain", "masked"]\n"training.local_steps" = {}\nseeds = 1\n'
+
+
+def test_settings_of_one_place_share_a_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = Drawn(tmp_path, monkeypatch, STEPS.format([1, 2]))
+    assert drawn.titles("score_by_round") == [""]
+    (lines,) = drawn.lines("score_by_round")
+    assert [line.partition(":")[0] for line in sorted(lines)] == [
+        f"{method}, local steps {steps}" for method in ("masked", "plain") for steps in (1, 2)
+    ]
+
+
+def test_many_settings_are_spread_over_panels_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = Drawn(tmp_path, monkeypatch, STEPS.format([1, 2, 3, 4, 5]))
     assert [picture.name for picture in drawn.pictures] == ["score_by_round_1", "score_by_round_2"]
+    assert drawn.titles("score_by_round_1") == [f"local steps {steps}" for steps in (1, 2, 3, 4)]
     assert drawn.titles("score_by_round_2") == ["local steps 5"]
+    assert [[line.partition(":")[0] for line in panel] for panel in drawn.lines("score_by_round_2")] == [["plain", "masked"]]
 
 
 def test_neighbours_differ_in_colour_mark_and_dash() -> None:
