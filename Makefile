@@ -11,7 +11,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SIZE_CPU := about 450 MB to download, 2 GB on disk (for the tests: 540 MB, 2.3 GB)
+SIZE_CPU := about 450 MB to download, 2 GB on disk (for the tests, Ray included: 630 MB, 2.5 GB)
 NEWEST := $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PYTHON ?= $(NEWEST)

@@ -188,19 +188,11 @@ class Ledger:
 
     def record_verified(self, plan: Plan, round_number: int, at: datetime) -> None:
         """The charged round's result came back and was verified. Recording it twice changes nothing."""
-        digest = plan.digest().hex()
-        verified = Verified(plan=digest, round=round_number)
-        if any(event.entry == verified for event in self.events()):
-            return
+        self._record_verified(Verified(plan=plan.digest().hex(), round=round_number), plan.study, at)
 
-        def decide(events: Sequence[Event]) -> Verified:
-            if not any(charge.plan == digest and charge.round == round_number for charge in rules.charges(events)):
-                raise DecisionRefused(
-                    f"Round {round_number} of study '{plan.study}' was never released here: it has no result."
-                )
-            return verified
-
-        self._append(decide, at)
+    def record_result_of(self, charge: Charge, at: datetime) -> None:
+        """`record_verified` for a charge that was read from this ledger, where its plan is not at hand."""
+        self._record_verified(Verified(plan=charge.plan, round=charge.round), charge.study, at)
 
     def approve(
         self,
@@ -260,6 +252,17 @@ class Ledger:
         """Keep a remark beside the figures."""
         entry = Note(by=rules.person(by), text=rules.said(text))
         self._append(lambda _: entry, at)
+
+    def _record_verified(self, verified: Verified, study: str, at: datetime) -> None:
+        if any(event.entry == verified for event in self.events()):
+            return
+
+        def decide(events: Sequence[Event]) -> Verified:
+            if not any(charge.plan == verified.plan and charge.round == verified.round for charge in rules.charges(events)):
+                raise DecisionRefused(f"Round {verified.round} of study '{study}' was never released here: it has no result.")
+            return verified
+
+        self._append(decide, at)
 
     def _append(self, decide: Callable[[Sequence[Event]], Entry], at: datetime) -> bytes:
         """Decide on the verified entries and add one, in one transaction; the new head."""

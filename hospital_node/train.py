@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.optim import SGD, Adam, Optimizer
 
 from hospital_node import network, patches
+from hospital_node.chance import FirstLossWatched
 from hospital_node.dp_optimizer import PatientOptimizer
 from hospital_node.noise import NormalStream, Rand, StepCoins
 from hospital_node.patches import Patient
@@ -68,8 +69,8 @@ class Keyed(Protocol):
 class Objective(Protocol):
     """What is learned. Rule: `loss` depends on the module, the plan, one patient and that patient's generator, on nothing else.
 
-    No state, no other chance (dropout draws from torch's own generator), no layer that mixes patients: `train_round`
-    refuses those.
+    No state, no other chance (dropout draws from torch's own generator: hospital_node/chance.py), no layer that mixes patients:
+    `train_round` refuses such chance and such layers.
     """
 
     def check(self, plan: Plan) -> None:
@@ -133,10 +134,11 @@ def train_round(
     network.refuse_shared_statistics(module)
     network.load_vector(module, network.layout_of(module), base)
     optimizer = private_optimizer(module, plan, uri, round=round, normals=NormalStream(rand))
+    watched = FirstLossWatched(objective)
     accountant = RDPAccountant()
     optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(1 / plan.privacy.inverse_sampling_rate))
     for step in range(1, plan.training.local_steps + 1):
-        take_step(module, optimizer, plan, patients, StepCoins.fresh(rand), objective)
+        take_step(module, optimizer, plan, patients, StepCoins.fresh(rand), watched)
         on_step(StepProgress(step, plan.training.local_steps))
     history = tuple((sigma, rate, int(steps)) for sigma, rate, steps in accountant.history)
     check_history(history, plan)

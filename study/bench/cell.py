@@ -26,6 +26,7 @@ from proto.layout import Vector, model_digest
 from proto.modelfile import Model
 from proto.plan import Hospital, Plan, PlanError
 from study import presets
+from study.bench.calibrate import most_asked, noised
 from study.bench.cells import Cell, CellResult, DataKind, Method, RoundRow
 from study.bench.draws import draws_for
 from study.bench.task import Draws, Patients, StudyError, Task, Unit
@@ -65,12 +66,12 @@ class Setting:
 def run_cell(cell: Cell, workspace: Path, on_round: OnRound, stop: threading.Event) -> CellResult:
     """Run one cell below `workspace` (its cache is shared by all cells) and return what it gave.
 
-    `on_round` is told each round as it ends. Raises StudyError in one sentence, Interrupted once `stop` is set.
+    `on_round` is told each round as it ends. On private patients the caller stores the result and then settles the charge
+    (study/bench/charge.py). Raises StudyError in one sentence, Interrupted once `stop` is set.
     """
     began_s, cpu_began_s = time.monotonic(), time.process_time()
     setting = prepare_cell(cell, workspace / "cache", stop)
     rounds, spent = _run(setting, workspace / "cells" / cell.id, on_round, stop)
-    _settle(setting)
     return CellResult(
         cell=cell.id,
         rounds=rounds,
@@ -102,17 +103,15 @@ def prepare_cell(cell: Cell, cache: Path, stop: threading.Event) -> Setting:
     plan = complete_plan(cell, sizes)
     with one_at_a_time(cache):
         start = task.start(cell, plan, cache)
-    plan = plan.model_copy(update={"start_digest": model_digest(start).hex()})
+    plan = noised(cell, plan.model_copy(update={"start_digest": model_digest(start).hex()}))
     hospitals = {uri_of(cell.study, name): units for name, units in dealt.items()}
     return Setting(cell, task, plan, start, hospitals, patients.test, draws_for(cell.data.kind, cell.seed))
 
 
 def complete_plan(cell: Cell, sizes: Mapping[str, int]) -> Plan:
-    """The plan of a cell whose hospitals hold `sizes` patients by name. Raises StudyError."""
-    from study.bench.grid import noise_for
-
+    """The plan of a cell whose hospitals hold `sizes` patients by name, before its start and its noise. Raises StudyError."""
     fields = {key: value for key, value in cell.plan.items() if key not in TEMPLATE_ONLY}
-    fields = {**fields, **noise_for(cell, fields), "timing": IN_MEMORY_TIMING}
+    fields = {**fields, "timing": IN_MEMORY_TIMING}
     by_size = cell.partition.weights == "patients"
     admitted = [
         Hospital(uri=uri_of(cell.study, name), declared_patients=count, weight=count if by_size else 1)
@@ -170,14 +169,6 @@ def _pay(setting: Setting) -> None:
         charge(setting.cell, setting.plan, datetime.now(UTC), os.urandom)
 
 
-def _settle(setting: Setting) -> None:
-    """The paid cell has its result."""
-    if setting.cell.data.kind is DataKind.PRIVATE:
-        from study.bench.charge import settle
-
-        settle(setting.cell, setting.plan, datetime.now(UTC))
-
-
 def _ordinary(setting: Setting, on_round: OnRound, stop: threading.Event) -> list[RoundRow]:
     from study.bench import ordinary
 
@@ -221,7 +212,7 @@ def _worst(rounds: Sequence[RoundRow]) -> float | None:
 
 
 def _cap(plan: Plan) -> Cap | None:
-    whole = planned_epsilon(plan, plan.rounds)
+    whole = planned_epsilon(plan, most_asked(plan))
     return None if whole is None else Cap(epsilon=CAP_MARGIN * whole, delta=plan.privacy.delta)
 
 

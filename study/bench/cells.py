@@ -19,6 +19,7 @@ from proto.plan import drop_later_defaults
 
 ID_CHARACTERS = 16
 CELL_LABEL = b"hospital-secagg study cell v1\n"
+MOST_ASKED = "of the hospital asked most often"  # study/bench/calibrate.py
 
 Setting = str | int | float | bool | None | list[Any]
 
@@ -92,10 +93,14 @@ class Cell(Frozen):
     def id(self) -> str:
         """Digest of everything but the name of the study and the wording of the settings.
 
-        Plan fields that came later and hold their default are left out, so that finished cells stay finished.
+        Plan fields that came later and hold their default are left out, so that finished cells stay finished. With
+        `participants`, a cell with a wanted epsilon counts its rounds by another rule than the first version did, which counted
+        all of them: its results are others, so it has another id.
         """
         fields = self.model_dump(mode="json", exclude={"study", "settings"})
         drop_later_defaults(fields["plan"], kept=("participants",))  # cells have had it from the first
+        if self.epsilon is not None and math.isfinite(self.epsilon) and self.plan.get("participants") is not None:
+            fields["rounds_counted"] = MOST_ASKED
         content = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(CELL_LABEL + content.encode()).hexdigest()[:ID_CHARACTERS]
 

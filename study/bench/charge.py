@@ -2,15 +2,16 @@
 
 Rules: approved, charged, trained, in this order. One cell is one release of the ledger: its whole training, all rounds
 together, is one entry, so that either everything fits under the cap and is charged or nothing is. What was charged stays spent;
-a cell that was charged and left no result never runs again under the same seed. Public and synthetic patients are charged to
-nobody, and the study says so.
+a cell that was charged and left no result never runs again under the same seed. That there is a result is recorded once it is
+stored (`settle`, by the engine), never before: a crash in between is made good at the next start, and a ledger never says that
+a result exists which nobody has. Public and synthetic patients are charged to nobody, and the study says so.
 
 Why one charge covers all simulated hospitals (parallel composition): they are disjoint parts of one real hospital, and a
 patient is with exactly one of them in all rounds of a cell. In each step only that part's noised sum depends on the patient;
 everything else is computed from noised values. All parts run the same mechanism (noise multiplier, rate, steps), so each
-patient pays the cost of one part, whichever it is, and never more (where a plan asks only some hospitals in a round, less). The
-deal is taken as given: what it says about patients (counts, label shares) is covered by no epsilon, and neither are the scores
-of test patients, who have to be public.
+patient pays the cost of one part and never more than that of the part that is asked in most rounds (`calibrate.most_asked`: who
+is asked is public and follows from the plan alone). The deal is taken as given: what it says about patients (counts, label
+shares) is covered by no epsilon, and neither are the scores of test patients, who have to be public.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from hospital_node.ledger import Charge, Ledger, LedgerError, LedgerMissing
 from hospital_node.state import NodeFile, StateFolder
 from proto.plan import Hospital, Plan, PlanError, short_name
 from study import presets
+from study.bench.calibrate import most_asked
 from study.bench.cells import Cell, Data, DataKind, Method
 from study.bench.task import Rand, StudyError
 
 ONE_RELEASE: Final = 1  # number of the only round of a plan that is approved for a cell
 CELLS_AT_ONCE: Final = ledger_rules.MAX_OPEN_RELEASES  # more, charged and unfinished, make the ledger pause itself
 APPROVALS: Final = "studies"  # in the node's state folder: plans that wait for the officer
+NOT_OF_THE_RELEASE: Final = {"study", "rounds", "participants", "hospitals", "evaluators", "start_digest"}  # fields of the plan
 UPDATE_BYTES, SESSION_BYTES = 32, 16
 NAME_CHARACTERS = 28  # of the study's name in the name of a cell's plan, which has 63 at most
 
@@ -44,8 +47,8 @@ def statement(data: Data) -> str:
     if data.kind is DataKind.PRIVATE:
         return (
             "The patients of this study are private: every cell, settings that were only tried included, is charged for all "
-            f"its rounds to the hospital's own ledger in {data.ledger or '(data.ledger is missing)'} before it trains, and a "
-            "cell without noise is refused."
+            "rounds that one patient can be in to the hospital's own ledger in "
+            f"{data.ledger or '(data.ledger is missing)'} before it trains, and a cell without noise is refused."
         )
     return (
         f"The patients of this study are {data.kind.value}: no ledger is charged, so settings could be tried freely, and an "
@@ -54,7 +57,7 @@ def statement(data: Data) -> str:
 
 
 def charge(cell: Cell, plan: Plan, at: datetime, rand: Rand) -> float:
-    """Charge all rounds of the cell, whose whole plan is `plan`, and return the ledger's epsilon after it.
+    """Charge all rounds that a patient can be in, of the cell whose whole plan is `plan`; return the ledger's epsilon after it.
 
     On public and synthetic data nothing is charged and 0.0 comes back. Raises StudyError for a cell without noise, where nobody
     approved this plan (the plan to approve is written and named), where it does not fit under the cap, where people hold the
@@ -79,17 +82,24 @@ def charge(cell: Cell, plan: Plan, at: datetime, rand: Rand) -> float:
         raise StudyError(f"cell {cell.label} does not train: {error}") from error
 
 
-def settle(cell: Cell, plan: Plan, at: datetime) -> None:
-    """Record that a charged cell has its result, once that is stored; nothing to do on public and synthetic data.
+def settle(cell: Cell, at: datetime) -> None:
+    """Record in the ledger that a charged cell has its result, which is stored by now; again, and nothing changes.
 
     Without it the ledger counts the charge as a release that came to nothing, and pauses itself after CELLS_AT_ONCE of them.
-    Raises StudyError.
+    Nothing to do on public and synthetic data. Raises StudyError.
     """
     if cell.data.kind is not DataKind.PRIVATE:
         return
     state = _state_of(cell)
     try:
-        Ledger.open(state.ledger).record_verified(plan_to_approve(cell, plan, _hospital_of(cell, state)), ONE_RELEASE, at)
+        ledger = Ledger.open(state.ledger)
+        charges = _charges_of(cell, ledger)
+        if not charges:
+            raise StudyError(
+                f"cell {cell.label} has a result, and the ledger in {state.path} was never charged for it: put back the "
+                "ledger that paid, or give the study another folder with --out"
+            )
+        ledger.record_result_of(charges[-1][1], at)
     except LedgerError as error:
         raise StudyError(f"the result of cell {cell.label} cannot be recorded in the ledger: {error}") from error
 
@@ -97,12 +107,13 @@ def settle(cell: Cell, plan: Plan, at: datetime) -> None:
 def plan_to_approve(cell: Cell, plan: Plan, hospital: str) -> Plan:
     """The cell's plan as the hospital's officer approves it: one release of all its steps, by this hospital.
 
-    `rounds` times `local_steps` steps in one round cost what they cost one after another. The study's name holds the cell's id
-    and the digest of `plan`: approval and charge are for exactly this plan of exactly this cell. Raises StudyError.
+    So many steps as the most-asked part takes in all its rounds cost in one round what they cost one after another. The study's
+    name holds the cell's id and the digest of `plan`: approval and charge are for exactly this plan of exactly this cell. The
+    one round is everybody's, so `participants` is gone. Raises StudyError.
     """
     study = f"{plan.study[:NAME_CHARACTERS].rstrip('-')}-{cell.id}-{plan.digest().hex()[:16]}"
-    fields = plan.model_dump(mode="json", exclude={"study", "rounds", "hospitals", "evaluators", "start_digest"})
-    fields["training"] = {**fields["training"], "local_steps": plan.rounds * plan.training.local_steps}
+    fields = plan.model_dump(mode="json", exclude=NOT_OF_THE_RELEASE)
+    fields["training"] = {**fields["training"], "local_steps": most_asked(plan) * plan.training.local_steps}
     parts = {short_name(part.uri): part.declared_patients for part in plan.hospitals}
     declared = {**parts, hospital: sum(parts.values())}
     admitted = [Hospital(uri=f"secagg://{study}/hospital/{name}", declared_patients=count) for name, count in declared.items()]
@@ -162,20 +173,28 @@ def _hospital_of(cell: Cell, state: StateFolder) -> str:
 
 
 def _refuse_if_charged(cell: Cell, ledger: Ledger) -> None:
-    for event in ledger.events():
-        if isinstance(event.entry, Charge) and f"-{cell.id}-" in event.entry.study:
-            raise StudyError(
-                f"cell {cell.label} was charged on {event.at:%Y-%m-%d} and has no result here: it was interrupted, or its "
-                "result is in another file; its budget is spent and is not given back; change the seed, which makes another "
-                "cell with an approval and a charge of its own"
-            )
+    for at, _ in _charges_of(cell, ledger):
+        raise StudyError(
+            f"cell {cell.label} was charged on {at:%Y-%m-%d} and has no result here: it was interrupted, or its "
+            "result is in another file; its budget is spent and is not given back; change the seed, which makes another "
+            "cell with an approval and a charge of its own"
+        )
+
+
+def _charges_of(cell: Cell, ledger: Ledger) -> list[tuple[datetime, Charge]]:
+    """What the ledger was charged for this cell, with the time; one entry at most, unless people edited its plan by hand."""
+    return [
+        (event.at, event.entry)
+        for event in ledger.events()
+        if isinstance(event.entry, Charge) and f"-{cell.id}-" in event.entry.study
+    ]
 
 
 def _ask_for_approval(cell: Cell, plan: Plan, asked: Plan, folder: Path) -> str:
     steps = plan.training.local_steps
     remark = (
-        f"Cell {cell.id} of study {plan.study} ({cell.label}) as one release: {plan.rounds} rounds of {steps} steps, charged "
-        f"together before training; the whole plan has the digest {plan.digest().hex()}."
+        f"Cell {cell.id} of study {plan.study} ({cell.label}) as one release: {most_asked(plan)} rounds of {steps} steps, "
+        f"charged together before training; the whole plan has {plan.rounds} rounds and the digest {plan.digest().hex()}."
     )
     path = write_plan_for_approval(asked, folder, remark)
     return (

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -78,6 +79,7 @@ def run_study(
         task = task or task_named(study.file.task)
         honesty = honesty_of(cells)
         results.begin(StudyRow(study.name, task.name, task.metric, honesty, study.source), cells)
+        _settle_stored(results)
         todo, costs = _plan_work(results, cells, task, out, console, study.name)
         console.print(f"{costs.sentence(workers)}\n{honesty}", highlight=False, markup=False, soft_wrap=True)
         interrupted = False
@@ -142,6 +144,15 @@ def _at_once(cells: Sequence[Cell], workers: int) -> int:
 
     private = any(cell.data.kind is DataKind.PRIVATE for cell in cells)
     return min(workers, CELLS_AT_ONCE) if private else workers
+
+
+def _settle_stored(results: ResultsWriter) -> None:
+    """Record in their ledgers what an earlier run stored and did not come to record. Raises StudyError."""
+    from study.bench.charge import settle
+
+    for row in results.cells():
+        if row.result is not None:
+            settle(row.cell, datetime.now(UTC))
 
 
 def _run_cell() -> Run:
@@ -219,9 +230,19 @@ class _Driver:
             case CellDone(result=result):
                 self._end(cell, lambda: self.results.finished(result, time.time()))
                 self.screen.finished(cell, result)
+                self._settle(cell)
             case CellFailed(reason=reason):
                 self._end(cell, lambda: self.results.failed(cell.id, reason, time.time()))
                 self.screen.failed(cell, reason)
+
+    def _settle(self, cell: Cell) -> None:
+        """After the result is stored. A ledger that cannot be written now is asked again at the next start."""
+        from study.bench.charge import settle
+
+        try:
+            settle(cell, datetime.now(UTC))
+        except StudyError as error:
+            self.screen.warn(f"{error}; the result is kept, and the next start of this study records it")
 
     def _end(self, cell: Cell, record: Callable[[], None]) -> None:
         record()

@@ -71,6 +71,10 @@ class Screen:
         self._ended(cell)
         self.console.print(f"{cell.id} failed: {cell.label}: {reason}", highlight=False, markup=False, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """Something for people to know; the study goes on."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def left_s(self) -> float:
         """Seconds on the wall until the end, from the estimate and how it compared with the cells that ended."""
         correction = self.spent / self.expected if self.expected else 1.0

@@ -12,16 +12,14 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic import Field, ValidationError
 
-from hospital_node.accounting import noise_multiplier_for
-from hospital_node.cap import UNIFORM_SHARE
 from proto.frozen import Frozen, explain, parsed, read_toml
 from proto.plan import MIN_COHORT, Plan
+from study.bench.calibrate import refuse_unreachable
 from study.bench.cells import Cell, Data, Method, Ordinary, Partition, Setting
 from study.bench.task import StudyError
 from study.presets import PLANS, Preset
@@ -99,44 +97,19 @@ def load_study(path: Path) -> Study:
     return Study(file, path.read_text(encoding="utf-8"), tuple(cells.values()))
 
 
-def noise_for(cell: Cell, plan_fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `plan_fields` with the noise that the cell's epsilon asks for over all its rounds; the plan's own for None.
-
-    Raises StudyError where no noise reaches the target.
-    """
-    fields = copy.deepcopy(dict(plan_fields))
-    if cell.epsilon is None:
-        return fields
-    privacy = fields["privacy"]
-    if math.isinf(cell.epsilon):
-        fields["privacy"] = {**privacy, "noise_multiplier": 0.0, "no_guarantee": True}
-        return fields
-    steps = fields["rounds"] * fields["training"]["local_steps"]
-    delta = privacy.get("delta", 1e-5)
-    try:
-        noise = _noise_multiplier(cell.epsilon, delta, privacy["inverse_sampling_rate"], steps)
-    except ValueError as error:
-        raise StudyError(f"study {cell.study}, cell {cell.label}: {error}: ask for a larger epsilon or fewer steps") from error
-    fields["privacy"] = {**privacy, "noise_multiplier": noise, "no_guarantee": False}
-    return fields
-
-
-@lru_cache
-def _noise_multiplier(epsilon: float, delta: float, inverse_sampling_rate: int, steps: int) -> float:
-    return noise_multiplier_for(epsilon, UNIFORM_SHARE * delta, 1 / inverse_sampling_rate, steps)  # as the ledger reads it
-
-
-def unread(name: str, method: Method, shifts: bool = False) -> bool:
+def unread(name: str, method: Method, *, shifts: bool = False, selects: bool = False) -> bool:
     """Whether a setting cannot change what `method` gives: it is left out of such a cell instead of multiplying it.
 
     Ordinary training reads neither rounds, privacy, masks nor the coordinator; federated training reads no recipe of ordinary
-    training, and without masks none of masking; pooled patients are dealt to nobody unless the deal changes the images.
+    training; pooled patients are dealt to nobody unless the deal changes the images (`shifts`). Without masks nothing of
+    masking is read, unless the plan asks only some hospitals in a round (`selects`): who they are follows from the digest of
+    the whole plan, and a plain cell has to ask those that its masked partner asks.
     """
     table = _head(name)
     if method in BASELINES:
         dealt = table in {"partition", "hospitals"} and method is Method.POOLED and not shifts
         return dealt or name == "epsilon" or name in ORDINARY_FORM or table in ORDINARY_FORM
-    return table == "ordinary" or (table == "masking" and method is Method.PLAIN)
+    return table == "ordinary" or (table == "masking" and method is Method.PLAIN and not selects)
 
 
 class _Expansion:
@@ -193,7 +166,7 @@ class _Expansion:
         }
         cell = parsed(Cell, fields, where, StudyError)
         cell = cell.model_copy(update={"settings": self._settings(cell, template.name)})
-        noise_for(cell, plan)  # a target that no noise reaches is refused here
+        refuse_unreachable(cell)
         return cell
 
     def _plan(self, where: str, template: Template, chosen: Mapping[str, Any], hospitals: object) -> dict[str, Any]:
@@ -223,9 +196,9 @@ class _Expansion:
         return parts
 
     def _settings(self, cell: Cell, template: str) -> dict[str, Setting]:
-        shifts = cell.partition.kind in SHIFTING
+        shifts, selects = cell.partition.kind in SHIFTING, cell.plan["participants"] is not None
         known = {**cell.model_dump(mode="json"), **cell.plan, "plan": template, "start": cell.start}
-        read = [name for name in self.varied if not unread(name, cell.method, shifts)]
+        read = [name for name in self.varied if not unread(name, cell.method, shifts=shifts, selects=selects)]
         shown = {SHORT.get(name, name): _at(known, name) for name in read}
         return {name: value for name, value in shown.items() if value is not None}
 
@@ -254,7 +227,8 @@ def _normal_plan(where: str, method: Method, plan: dict[str, Any], epsilon: obje
     if method in BASELINES:
         return _with(where, plan, ORDINARY_FORM)
     silent = {"privacy.noise_multiplier": 0.0, "privacy.no_guarantee": True} if epsilon == math.inf else {}
-    return _with(where, plan, {**silent, "masking": {}} if method is Method.PLAIN else silent)
+    unmasked = method is Method.PLAIN and plan["participants"] is None  # else the selection reads masking too: `unread`
+    return _with(where, plan, {**silent, "masking": {}} if unmasked else silent)
 
 
 def _normal_epsilon(method: Method, plan: Mapping[str, Any], epsilon: object) -> object:

@@ -15,6 +15,7 @@ from typing import Any
 from study.bench.cells import Cell, CellResult, Method
 from study.bench.grid import BASELINES, SHIFTING
 from study.bench.intervals import Interval, interval, paired
+from study.bench.naming import shown
 from study.results import CellRow
 
 FLOAT32_BYTES = 4
@@ -31,12 +32,6 @@ class Group:
     listed: int
 
     @property
-    def name(self) -> str:
-        """Method and what the study varied, for people."""
-        varied = [f"{name} {shown(value)}" for name, value in self.cell.settings.items()]
-        return " · ".join([self.cell.method.value, *varied])
-
-    @property
     def is_federated(self) -> bool:
         """Whether anything travels."""
         return self.cell.method not in BASELINES
@@ -50,6 +45,11 @@ class Group:
     def score(self) -> Interval | None:
         """Over the seeds."""
         return interval(list(self.scores.values())) if self.scores else None
+
+    @property
+    def mean(self) -> float:
+        """Of `scores`; NaN where nothing was measured."""
+        return fmean(self.scores.values()) if self.scores else math.nan
 
     @property
     def labels(self) -> dict[str, Interval]:
@@ -159,25 +159,25 @@ def differences(groups: Sequence[Group]) -> list[Difference]:
 def levels_of(group: Group, groups: Sequence[Group]) -> list[Group]:
     """Baselines and plain training without noise that `group` is seen against in a figure.
 
-    Pooled: the same images, network and start. Local: the same deal too. Plain: the same but for privacy and masks. Where a
-    method has no such setting, all of its settings on the same patients stand in; a figure names what differs.
+    Pooled: the same images, network and start. Local: the same deal too. Plain: the same plan but for privacy and masks. What
+    another plan or another start gave is no level of this one.
     """
     found = []
     for method, likeness in ((Method.POOLED, _as_pooled), (Method.LOCAL, _as_local), (Method.PLAIN, _without_privacy)):
-        same = [one for one in groups if one.cell.method is method and (one.epsilon is None) and one is not group]
-        alike = [one for one in same if likeness(one.cell) == likeness(group.cell)]
-        dealt = method is not Method.POOLED
-        found += alike or [one for one in same if _patients(one.cell, dealt) == _patients(group.cell, dealt)]
+        found += [
+            one
+            for one in groups
+            if one.cell.method is method
+            and one.epsilon is None
+            and one is not group
+            and likeness(one.cell) == likeness(group.cell)
+        ]
     return found
 
 
-def shown(value: object) -> str:
-    """A setting's value for people."""
-    if isinstance(value, float):
-        return "infinity" if math.isinf(value) else f"{value:g}"
-    if isinstance(value, list):
-        return "x".join(shown(one) for one in value)
-    return str(value)
+def place_of(cell: Cell) -> str:
+    """Equal for cells that a figure may show in one panel: the same images, deal, network and start, by the same template."""
+    return json.dumps((_as_local(cell), shown(cell.settings.get("plan"))))
 
 
 def _identity(cell: Cell) -> str:
@@ -211,19 +211,22 @@ def _as_local(cell: Cell) -> str:
 
 
 def _without_masks(cell: Cell) -> str:
+    """Masking counts where the plan asks only some hospitals in a round: another plan asks others."""
     fields = _content(cell, "seed", "method")
-    fields["plan"].pop("masking")
+    if cell.plan["participants"] is None:
+        fields["plan"].pop("masking")
     return json.dumps(fields, sort_keys=True)
 
 
 def _without_masks_and_noise(cell: Cell) -> str:
-    fields = _content(cell, "seed", "method", "epsilon")
-    fields["plan"].pop("masking")
+    fields = json.loads(_without_masks(cell))
+    fields.pop("epsilon")
     fields["plan"]["privacy"] = {key: value for key, value in fields["plan"]["privacy"].items() if key not in NOISE}
     return json.dumps(fields, sort_keys=True)
 
 
 def _without_privacy(cell: Cell) -> str:
-    fields = _content(cell, "seed", "method", "epsilon")
-    fields["plan"] = {key: value for key, value in fields["plan"].items() if key not in {"masking", "privacy"}}
+    fields = json.loads(_without_masks(cell))
+    fields.pop("epsilon")
+    fields["plan"].pop("privacy")
     return json.dumps(fields, sort_keys=True)

@@ -10,14 +10,20 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from study.bench.figures import draw
-from study.bench.groups import Difference, Group, differences, grouped, shown
+from hospital_node.cap import plain
+from study.bench.figures import Picture, draw
+from study.bench.groups import Difference, Group, differences, grouped
 from study.bench.intervals import Interval
+from study.bench.naming import cell_name, shown, telling
 from study.results import CellRow, StudyRow, open_results
 
 REPORT, TABLES = "report.md", "tables.csv"
 NONE = "–"
 NO_GUARANTEE = "no guarantee"
+SETTINGS_WORDS = (
+    "Everything that the study varied. The names in the other tables and in the figures hold what tells settings apart and no "
+    f"more. {NONE}: the method does not read it, or the plan leaves it out."
+)
 COST_WORDS = (
     "Means over seeds of one cell, on the machines that ran it. MB (10^6 bytes) are those of a mean hospital over all rounds: "
     "of masked cells as counted on the connection, of plain ones a float32 vector each way. Times smaller: the same updates "
@@ -36,11 +42,10 @@ def write_report(folder: Path) -> list[Path]:
         study, rows, unlisted = results.study(), results.cells(), results.unlisted()
     groups = grouped(rows)
     pairs = differences(groups)
-    figures = draw(groups, study.metric, folder)
-    names = [path.name for path in figures if path.suffix == ".png"]
-    _replace(folder / REPORT, "\n".join(_report(study, rows, groups, pairs, names, unlisted)) + "\n")
+    pictures = draw(groups, study.metric, folder)
+    _replace(folder / REPORT, "\n".join(_report(study, rows, groups, pairs, pictures, unlisted)) + "\n")
     _write_tables(folder / TABLES, groups, pairs)
-    return [folder / REPORT, folder / TABLES, *figures]
+    return [folder / REPORT, folder / TABLES, *(file for picture in pictures for file in picture.files)]
 
 
 def _report(
@@ -48,17 +53,19 @@ def _report(
     rows: Sequence[CellRow],
     groups: Sequence[Group],
     pairs: Sequence[Difference],
-    figures: Sequence[str],
+    pictures: Sequence[Picture],
     unlisted: int,
 ) -> list[str]:
+    names = telling([row.cell.settings for row in rows], [row.cell.method for row in rows])
     lines = [f"# Study {study.name}", "", _complete(rows, unlisted), "", study.honesty, ""]
     if groups:
-        lines += ["## Scores", "", _score_words(study.metric, groups), "", *_score_table(study.metric, groups), ""]
-        lines += ["## Costs", "", COST_WORDS, "", *_cost_table(groups), ""]
+        lines += ["## Scores", "", _score_words(study.metric, groups), "", *_score_table(study.metric, groups, names), ""]
+        lines += _settings_section(groups, names)
+        lines += ["## Costs", "", COST_WORDS, "", *_cost_table(groups, names), ""]
     if pairs:
-        lines += ["## Differences", "", DIFFERENCE_WORDS, "", *_difference_table(pairs), ""]
-    for name in figures:
-        lines += [f"![{name.removesuffix('.png').replace('_', ' ')}]({name})", ""]
+        lines += ["## Differences", "", DIFFERENCE_WORDS, "", *_difference_table(pairs, names), ""]
+    for picture in pictures:
+        lines += [f"![{picture.finding}]({picture.files[0].name})", ""]
     return lines[:-1] + _failures(rows)
 
 
@@ -74,7 +81,7 @@ def _complete(rows: Sequence[CellRow], unlisted: int) -> str:
 
 def _score_words(metric: str, groups: Sequence[Group]) -> str:
     deltas = sorted({group.delta for group in groups if group.epsilon is not None})
-    at = f" at delta {', '.join(f'{delta:g}' for delta in deltas)}" if deltas else ""
+    at = f" at delta {', '.join(map(plain, deltas))}" if deltas else ""
     alone = " One seed has no interval." if any(group.score and group.score.half is None for group in groups) else ""
     return (
         f"Mean {metric} of the test cases after the last measured round, ± half of the 95 % interval over seeds (Student's t)."
@@ -83,13 +90,28 @@ def _score_words(metric: str, groups: Sequence[Group]) -> str:
     )
 
 
-def _score_table(metric: str, groups: Sequence[Group]) -> list[str]:
+def _settings_section(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
+    """Everything that was varied, where the short names leave something out."""
+    varied = list(dict.fromkeys(name for group in groups for name in group.cell.settings))
+    if set(varied) <= set(names):
+        return []
+    body = [
+        [
+            cell_name(group.cell, names),
+            *(shown(group.cell.settings[name]) if name in group.cell.settings else NONE for name in varied),
+        ]
+        for group in groups
+    ]
+    return ["## Settings", "", SETTINGS_WORDS, "", *_markdown(["setting", *varied], body), ""]
+
+
+def _score_table(metric: str, groups: Sequence[Group], names: Sequence[str]) -> list[str]:
     labels = list(dict.fromkeys(label for group in groups for label in group.labels))
     several = labels if len(labels) > 1 else []
     head = ["setting", "seeds", metric, *several, "epsilon", "rounds"]
     body = [
         [
-            group.name,
+            cell_name(group.cell, names),
             _seeds(group),
             _measured(group.score),
             *(_measured(group.labels.get(label)) for label in several),
@@ -101,11 +123,11 @@ def _score_table(metric: str, groups: Sequence[Group]) -> list[str]:
     return _markdown(head, body)
 
 
-def _cost_table(groups: Sequence[Group]) -> list[str]:
+def _cost_table(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
     head = ["setting", "MB up", "MB down", "times smaller", "wall s", "CPU s"]
     body = [
         [
-            group.name,
+            cell_name(group.cell, names),
             _number(group.megabytes("up"), ".3f"),
             _number(group.megabytes("down"), ".3f"),
             _number(group.times_smaller, ".2f"),
@@ -117,9 +139,13 @@ def _cost_table(groups: Sequence[Group]) -> list[str]:
     return _markdown(head, body)
 
 
-def _difference_table(pairs: Sequence[Difference]) -> list[str]:
+def _difference_table(pairs: Sequence[Difference], names: Sequence[str]) -> list[str]:
     head = ["setting", "compared with", "pairs", "difference"]
-    body = [[pair.group.name, pair.other.name, str(pair.score.count), _measured(pair.score, "+.4f")] for pair in pairs]
+    body = [
+        [cell_name(one.cell, names) for one in (pair.group, pair.other)]
+        + [str(pair.score.count), _measured(pair.score, "+.4f")]
+        for pair in pairs
+    ]
     return _markdown(head, body, words=2)
 
 

@@ -26,6 +26,7 @@ from hospital_node.ledger import (
     NotApproved,
     Paused,
 )
+from hospital_node.ledger_schema import Verified
 from proto.plan import DECLINE_CODES
 
 PLAN = make_plan()
@@ -351,7 +352,22 @@ def test_a_result_is_recorded_once_and_only_for_a_release(tmp_path: Path) -> Non
     release(ledger, PLAN, 1)
     head = ledger.head
     ledger.record_verified(PLAN, 1, at(30))
+    ledger.record_result_of(charges_of(ledger)[0], at(30))
     assert ledger.head == head
+
+
+def test_a_result_is_recorded_for_a_charge_whose_plan_is_not_at_hand(tmp_path: Path) -> None:
+    ledger = new_ledger(tmp_path, PLAN)
+    release(ledger, PLAN, 1, verified=False)
+    (charge,) = charges_of(ledger)
+    with pytest.raises(DecisionRefused, match="Round 2 of study 'lidc' was never released"):
+        ledger.record_result_of(charge.model_copy(update={"round": 2}), at(20))
+    ledger.record_result_of(charge, at(20))
+    assert ledger.events()[-1].entry == Verified(plan=PLAN.digest().hex(), round=1)
+
+
+def charges_of(ledger: Ledger) -> list[Charge]:
+    return [event.entry for event in ledger.events() if isinstance(event.entry, Charge)]
 
 
 def test_a_clock_that_jumps_back_stops_the_node_before_anything_leaves(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from hospital_node.work import Interrupted
 from study.bench import segmentation
+from study.bench.calibrate import noised
 from study.bench.cell import complete_plan, planned_epsilon, prepare_cell, run_cell, task_of, uri_of
 from study.bench.cells import Cell, Data, DataKind, Method, Ordinary, Partition
 from study.bench.task import StudyError
@@ -134,7 +135,8 @@ def test_weights_follow_the_declared_sizes_where_the_study_says_so() -> None:
 def test_planned_epsilon_is_none_without_noise_and_grows_with_rounds() -> None:
     sizes = {"a": 9, "b": 9, "c": 9}
     assert planned_epsilon(complete_plan(cell_of("plain"), sizes), 3) is None
-    noisy = complete_plan(cell_of("plain", epsilon=2.0), sizes)
+    cell = cell_of("plain", epsilon=2.0)
+    noisy = noised(cell, complete_plan(cell, sizes))
     assert planned_epsilon(noisy, 0) == 0
     assert 0 < planned_epsilon(noisy, 1) < planned_epsilon(noisy, 2) <= 2.0
 

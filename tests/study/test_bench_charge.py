@@ -16,6 +16,7 @@ from hospital_node import cli
 from hospital_node.accounting import Mechanism
 from hospital_node.cap import Cap, CapFilter
 from hospital_node.ledger import Charge, Ledger
+from hospital_node.ledger_schema import Verified
 from hospital_node.state import StateFolder
 from proto.plan import Hospital, Network, Plan, Preparation, Privacy, Training, load_toml, short_name
 from study.bench.cells import Cell, Data, DataKind, Method, Partition
@@ -192,7 +193,7 @@ def test_cells_add_up_until_the_cap_stops_the_study(state: StateFolder) -> None:
     for done, cell in enumerate(cells[:2], 1):
         approve(state, cell, plan, cap)
         assert charge(cell, plan, NOW, os.urandom) == pytest.approx(judge.spent([cell_cost.times(done)]))
-        settle(cell, plan, NOW)
+        settle(cell, NOW)
     approve(state, cells[2], plan, cap)
     assert "above the cap" in refusal(cells[2], plan)
     assert len(charges(state)) == 2
@@ -242,7 +243,7 @@ def test_cells_that_come_to_nothing_pause_the_ledger_and_results_keep_it_going(s
     last = make_cell(state.path, seed=99)
     approve(state, last, plan)
     assert "secagg-node resume" in refusal(last, plan)
-    settle(make_cell(state.path, seed=1), plan, NOW)
+    settle(make_cell(state.path, seed=1), NOW)
     charge(last, plan, NOW, os.urandom)
     assert len(charges(state)) == CELLS_AT_ONCE + 1
 
@@ -256,9 +257,34 @@ def test_people_who_hold_the_node_hold_the_study(state: StateFolder) -> None:
 
 
 def test_a_result_is_recorded_only_for_a_charge(state: StateFolder) -> None:
-    cell, plan = make_cell(state.path), make_plan()
-    with pytest.raises(StudyError, match="was never released"):
-        settle(cell, plan, NOW)
+    before = entries(state)
+    with pytest.raises(StudyError, match="was never charged for it: put back the ledger that paid"):
+        settle(make_cell(state.path), NOW)
+    assert entries(state) == before
+
+
+def test_a_result_is_recorded_once_and_for_its_own_cell(state: StateFolder) -> None:
+    plan, cells = make_plan(rounds=1), [make_cell(state.path, seed=seed) for seed in (1, 2)]
+    for cell in cells:
+        approve(state, cell, plan)
+        charge(cell, plan, NOW, os.urandom)
+    before = entries(state)
+    for _ in range(2):
+        settle(cells[0], NOW)
+    assert entries(state) == before + 1
+    last = Ledger.open(state.ledger).events()[-1].entry
+    assert last == Verified(plan=plan_to_approve(cells[0], plan, "st-anna").digest().hex(), round=1)
+
+
+def test_only_the_rounds_that_a_patient_can_be_in_are_charged(state: StateFolder) -> None:
+    """The plan asks three of nine parts in a round; each patient is in one part, and everybody can compute which are asked."""
+    cell, plan = make_cell(state.path), make_plan(rounds=12, names=tuple(f"part-{at}" for at in range(9)), participants=3)
+    asked = [sum(part.uri in plan.selected(number) for number in range(1, 13)) for part in plan.hospitals]
+    approve(state, cell, plan)
+    charge(cell, plan, NOW, os.urandom)
+    (entry,) = charges(state)
+    assert entry.steps == max(asked) * STEPS < 12 * STEPS
+    assert plan_to_approve(cell, plan, "st-anna").participants is None
 
 
 @pytest.mark.parametrize("method", [Method.POOLED, Method.LOCAL])
@@ -283,7 +309,7 @@ def test_public_and_synthetic_patients_are_charged_to_nobody(state: StateFolder,
     before = entries(state)
     cell = make_cell(state.path, method=method, kind=kind)
     assert charge(cell, make_plan(sigma=0), NOW, os.urandom) == 0.0
-    settle(cell, make_plan(sigma=0), NOW)
+    settle(cell, NOW)
     assert entries(state) == before
 
 

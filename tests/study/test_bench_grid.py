@@ -11,10 +11,8 @@ from bench_world import STUDY, written
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hospital_node.accounting import Mechanism, epsilon
-from hospital_node.cap import UNIFORM_SHARE
 from study.bench.cells import Cell, Method
-from study.bench.grid import BASELINES, Study, load_study, noise_for, unread
+from study.bench.grid import BASELINES, Study, load_study, unread
 from study.bench.task import StudyError
 from study.presets import PLANS
 
@@ -159,26 +157,6 @@ def test_noise_without_a_word_about_the_guarantee(tmp_path: Path) -> None:
     assert [(cell.plan["privacy"]["no_guarantee"], cell.epsilon) for cell in cells] == [(True, math.inf), (False, None)]
 
 
-def test_the_noise_of_a_target_is_the_smallest_that_meets_it(tmp_path: Path) -> None:
-    (cell,) = study_of(tmp_path, '[[grid]]\nmethod = "masked"\nepsilon = 4\n', SWEEP).cells()
-    fields = noise_for(cell, cell.plan)
-    privacy = fields["privacy"]
-
-    def cost(noise: float) -> float:
-        return epsilon([Mechanism(noise, 1 / 8, 3 * 16)], UNIFORM_SHARE * 1e-5)
-
-    assert privacy["no_guarantee"] is False
-    assert cost(privacy["noise_multiplier"]) <= 4 < cost(privacy["noise_multiplier"] - 0.002)
-    assert cell.plan["privacy"]["noise_multiplier"] == 0  # a copy was changed
-
-
-def test_no_target_leaves_the_plan_alone_and_infinity_silences_it(tmp_path: Path) -> None:
-    (cell,) = study_of(tmp_path, '[[grid]]\nmethod = "masked"\n"privacy.noise_multiplier" = 1.5\n', SWEEP).cells()
-    assert noise_for(cell, cell.plan) == cell.plan
-    silent = noise_for(cell.model_copy(update={"epsilon": math.inf}), cell.plan)
-    assert silent["privacy"] == cell.plan["privacy"] | {"noise_multiplier": 0.0, "no_guarantee": True}
-
-
 @pytest.mark.parametrize(
     ("name", "method", "expected"),
     [
@@ -199,6 +177,12 @@ def test_no_target_leaves_the_plan_alone_and_infinity_silences_it(tmp_path: Path
 )
 def test_what_a_method_reads(name: str, method: Method, expected: bool) -> None:
     assert unread(name, method) is expected
+
+
+def test_who_is_asked_follows_from_the_whole_plan_also_without_masks() -> None:
+    assert not unread("masking.lanes", Method.PLAIN, selects=True)
+    assert unread("masking.lanes", Method.POOLED, selects=True)
+    assert unread("ordinary.steps", Method.PLAIN, selects=True)
 
 
 BAD = {

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import math
-import struct
 from pathlib import Path
 
 import pytest
@@ -15,9 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from study.bench.cells import Cell, Method
-from study.bench.figures import style
-from study.bench.groups import Group, differences, grouped, levels_of, shown
+from study.bench.groups import Group, differences, grouped, levels_of
 from study.bench.intervals import interval, paired
+from study.bench.naming import cell_name
 from study.bench.report import write_report
 from study.results import CellRow, ResultsError, StudyRow, open_results
 from study.results_write import ResultsWriter
@@ -110,6 +108,10 @@ def test_pairs_are_of_equal_seeds() -> None:
     assert paired({1: 0.8}, {2: 0.8}) is None
 
 
+def full_name(group: Group) -> str:
+    return cell_name(group.cell, group.cell.settings)
+
+
 def groups_of(out: Path, cells: tuple[Cell, ...]) -> list[Group]:
     write_results(out, cells)
     return grouped(rows_of(out))
@@ -134,8 +136,8 @@ def test_a_group_is_one_setting(tmp_path: Path, out: Path) -> None:
 
 def test_what_is_compared_with_what(tmp_path: Path, out: Path) -> None:
     groups = groups_of(out, cells_of(tmp_path))
-    pairs = [(pair.group.name, pair.other.name, round(pair.score.mean, 6)) for pair in differences(groups)]
-    names = [group.name for group in groups]
+    pairs = [(full_name(pair.group), full_name(pair.other), round(pair.score.mean, 6)) for pair in differences(groups)]
+    names = [full_name(group) for group in groups]
     assert pairs == [
         (names[1], names[0], -0.2),
         (names[2], names[0], -0.03),
@@ -164,20 +166,33 @@ def test_levels_belong_to_their_own_deal(tmp_path: Path, out: Path) -> None:
     grid = '[[grid]]\nmethod = ["pooled", "local", "masked"]\n"partition.kind" = ["iid", "quality"]\nseeds = 1\n'
     groups = groups_of(out, cells_of(tmp_path, grid))
     iid, quality = (group for group in groups if group.cell.method is Method.MASKED)
-    assert [one.name for one in levels_of(iid, groups)] == ["pooled", "local · partition.kind iid"]
-    assert [one.name for one in levels_of(quality, groups)] == [
+    assert [full_name(one) for one in levels_of(iid, groups)] == ["pooled", "local · partition.kind iid"]
+    assert [full_name(one) for one in levels_of(quality, groups)] == [
         "pooled · partition.kind quality",
         "local · partition.kind quality",
     ]
 
 
-def test_a_level_of_the_same_patients_stands_in_for_one_of_the_same_network(tmp_path: Path, out: Path) -> None:
-    grid = '[[grid]]\nmethod = "pooled"\n[[grid]]\nmethod = ["pooled", "masked"]\n"network.channels" = [[4, 8]]\nseeds = 1\n'
-    groups = groups_of(out, cells_of(tmp_path, grid))
-    large, small, masked = groups
+def test_what_another_plan_or_start_gave_is_no_level(tmp_path: Path, out: Path) -> None:
+    grid = """
+    [[grid]]
+    method = ["pooled", "local", "plain"]
+    seeds = 1
+    [[grid]]
+    method = ["pooled", "masked"]
+    "network.channels" = [[4, 8]]
+    seeds = 1
+    [[grid]]
+    method = "masked"
+    start = "elsewhere.safetensors"
+    seeds = 1
+    """
+    pooled, local, plain, small, masked, warm = groups_of(out, cells_of(tmp_path, grid))
+    groups = [pooled, local, plain, small, masked, warm]
     assert levels_of(masked, groups) == [small]
-    assert levels_of(masked, [large, masked]) == [large]
-    assert levels_of(large, groups) == [small]
+    assert levels_of(masked, [pooled, local, plain, masked]) == []
+    assert levels_of(warm, groups) == []
+    assert levels_of(plain, groups) == [pooled, local]
 
 
 def test_a_report_is_made_twice_byte_for_byte(tmp_path: Path, out: Path) -> None:
@@ -210,10 +225,11 @@ def test_the_text_of_a_report(tmp_path: Path, out: Path) -> None:
     assert "Nobody is charged." in text
     assert "One seed has no interval." in text
     assert "| pooled | 1 | 0.9075 | 0.9150 | 0.9000 | no guarantee | 600 steps |" in lines
-    assert "| plain · privacy.noise_multiplier 0 · privacy.inverse_sampling_rate 8 | 2 | 0.8725 ± 0.0635 |" in text
-    assert "| masked · privacy.noise_multiplier 1" in text
+    assert "| plain · privacy.inverse_sampling_rate 8 | 2 | 0.8725 ± 0.0635 |" in text
+    assert "| masked · privacy.inverse_sampling_rate 2 · epsilon 8 | 2 |" in text
+    assert "| masked · privacy.inverse_sampling_rate 2 · epsilon 8 | 1 | 2 | 8 |" in lines  # all of its settings
     assert f"- {cells[-2].label} ({cells[-2].id}): there is no folder" in lines
-    assert "![score by round](score_by_round.png)" in lines
+    assert any(line.startswith("![Dice after the last round. ") and line.endswith("](score_by_round.png)") for line in lines)
 
 
 def test_the_table_for_other_tools(tmp_path: Path, out: Path) -> None:
@@ -232,24 +248,6 @@ def test_the_table_for_other_tools(tmp_path: Path, out: Path) -> None:
     assert float(masked["upload_megabytes"]) == pytest.approx(0.006)
 
 
-def test_pictures_are_800_pixels_wide_and_carry_no_date(tmp_path: Path, out: Path) -> None:
-    write_results(out, cells_of(tmp_path))
-    for path in write_report(out):
-        content = path.read_bytes()
-        if path.suffix == ".png":
-            assert struct.unpack(">I", content[16:20]) == (800,)
-        if path.suffix == ".svg":
-            assert b"dc:date" not in content
-            assert b"<svg" in content
-
-
-def test_many_settings_are_spread_over_several_pictures(tmp_path: Path, out: Path) -> None:
-    grid = '[[grid]]\nmethod = "plain"\n"training.local_steps" = [1, 2, 3, 4, 5]\nseeds = 1\n'
-    write_results(out, cells_of(tmp_path, grid))
-    names = [path.name for path in write_report(out)]
-    assert names[2:] == ["score_by_round_1.png", "score_by_round_1.svg", "score_by_round_2.png", "score_by_round_2.svg"]
-
-
 def test_a_study_without_a_finished_cell_has_a_report_without_tables(tmp_path: Path, out: Path) -> None:
     cells = cells_of(tmp_path)
     write_results(out, (), failed=cells[:1])
@@ -257,14 +255,3 @@ def test_a_study_without_a_finished_cell_has_a_report_without_tables(tmp_path: P
     assert "0 of 1 cells are done, 1 failed" in (out / "report.md").read_text()
     with pytest.raises(ResultsError, match="there are no results"):
         write_report(tmp_path)
-
-
-def test_neighbours_differ_in_colour_mark_and_dash() -> None:
-    styles = [style(index) for index in range(7)]
-    assert len({(one.colour, one.mark) for one in styles}) == 7
-    assert all(one.colour != other.colour and one.dash != other.dash for one, other in itertools.pairwise(styles))
-
-
-@pytest.mark.parametrize(("value", "said"), [(math.inf, "infinity"), (0.5, "0.5"), (8.0, "8"), ([4, 8], "4x8"), ("iid", "iid")])
-def test_settings_are_shown_shortly(value: object, said: str) -> None:
-    assert shown(value) == said

@@ -1,0 +1,82 @@
+"""The noise that meets a cell's wanted epsilon, counted over the rounds of the hospital that is asked most often.
+
+Who is asked in a round follows from the plan's digest and is public (proto.plan.Plan.selected), so only the rounds that a
+hospital is really asked in have to fit. The noise is itself part of the digest and so decides the selection. The circle is
+resolved by trying: suppose that nobody is asked more than k times, take the smallest noise that bears k rounds, count in the
+plan with that noise, and keep it if the count is k or less. The first k that holds is used, from the least possible one on;
+k = all rounds always holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from hospital_node.accounting import noise_multiplier_for
+from hospital_node.cap import UNIFORM_SHARE
+from proto.frozen import parsed
+from proto.plan import Plan
+from study.bench.cells import Cell
+from study.bench.task import StudyError
+
+SILENT: Mapping[str, Any] = {"noise_multiplier": 0.0, "no_guarantee": True}
+
+
+def most_asked(plan: Plan) -> int:
+    """Rounds of the hospital that the plan asks most often; all rounds where everybody is asked in each."""
+    asked = Counter(uri for number in range(1, plan.rounds + 1) for uri in plan.selected(number))
+    return max(asked.values())
+
+
+def noised(cell: Cell, plan: Plan) -> Plan:
+    """`plan`, complete but for its noise, with the noise of the cell's epsilon: no hospital's own rounds cost more.
+
+    Without a wanted epsilon the plan comes back as it is. Raises StudyError where no noise reaches the target.
+    """
+    if cell.epsilon is None:
+        return plan
+    if math.isinf(cell.epsilon):
+        return _with(cell, plan, SILENT)
+    for count in range(_least_asked(plan.rounds, plan.participants, len(plan.hospitals)), plan.rounds + 1):
+        noise = _noise_multiplier(cell, plan.privacy.model_dump(), count * plan.training.local_steps)
+        found = _with(cell, plan, {"noise_multiplier": noise, "no_guarantee": False})
+        if most_asked(found) <= count:
+            return found
+    raise AssertionError("nobody is asked more often than there are rounds")
+
+
+def refuse_unreachable(cell: Cell) -> None:
+    """Before anything is dealt: raise StudyError where no noise reaches the cell's epsilon, however the selection falls."""
+    if cell.epsilon is None or math.isinf(cell.epsilon):
+        return
+    least = _least_asked(cell.plan["rounds"], cell.plan["participants"], cell.partition.hospitals)
+    _noise_multiplier(cell, cell.plan["privacy"], least * cell.plan["training"]["local_steps"])
+
+
+def _least_asked(rounds: int, participants: int | None, hospitals: int | None) -> int:
+    """Rounds of the most-asked hospital if they were spread evenly; `hospitals` is None where nobody counted them yet."""
+    if participants is None:
+        return rounds
+    return 1 if hospitals is None else math.ceil(rounds * participants / hospitals)
+
+
+def _noise_multiplier(cell: Cell, privacy: Mapping[str, Any], steps: int) -> float:
+    assert cell.epsilon is not None
+    try:
+        return _smallest(cell.epsilon, privacy["delta"], privacy["inverse_sampling_rate"], steps)
+    except ValueError as error:
+        raise StudyError(f"study {cell.study}, cell {cell.label}: {error}: ask for a larger epsilon or fewer steps") from error
+
+
+@lru_cache
+def _smallest(epsilon: float, delta: float, inverse_sampling_rate: int, steps: int) -> float:
+    return noise_multiplier_for(epsilon, UNIFORM_SHARE * delta, 1 / inverse_sampling_rate, steps)  # as the ledger reads it
+
+
+def _with(cell: Cell, plan: Plan, privacy: Mapping[str, Any]) -> Plan:
+    """The plan with these privacy fields, checked as any plan is."""
+    fields = plan.model_dump(mode="json")
+    return parsed(Plan, {**fields, "privacy": {**fields["privacy"], **privacy}}, f"cell {cell.label}", StudyError)
