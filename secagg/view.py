@@ -17,6 +17,7 @@ from secagg.graph import Complete, Graph
 from secagg.messages import Advert, Confirmation, Revealed, ShareKind, ShareSet, UploadSeal, digests_of
 from secagg.params import WORD_BYTES, RoundParams, Words
 from secagg.policy import check_cohort, policy_of
+from secagg.relay import Relay
 from secagg.statements import (
     adverts_digest,
     check_advert,
@@ -79,7 +80,7 @@ class SessionView:
     _owners: dict[bytes, str] = field(default_factory=dict)  # of the keys and commitments in the adverts
     _seen: bytes = b""  # digest of the adverts, fixed by the first share set
     _graph: Graph | None = None  # fixed with `_seen`
-    _stubs: dict[str, ShareSet] = field(default_factory=dict)  # sets as those see them who are sent no box
+    _relay: Relay | None = None  # of the sets that are here
     _uploads_context: bytes = b""  # what uploads are signed under, fixed by the first seal
     _listed: frozenset[str] = frozenset()  # the survivors, fixed with the list
     _sharers: tuple[str, ...] = ()  # fixed with the list
@@ -126,7 +127,7 @@ class SessionView:
         self.graph.check_kept(self.graph.advertised, self.adverts, "share")
 
     def add_share_set(self, share_set: ShareSet) -> None:
-        """Phase 2. What is kept has digests; relay `share_sets[party].for_receiver(uri)` to each sharer."""
+        """Phase 2. What is kept has digests; relay `sets_for(uri)` to each sharer."""
         full = share_set.with_digests()
         if self._repeated(self.share_sets, share_set.party, full):
             return
@@ -137,12 +138,13 @@ class SessionView:
         _check_boxes(self.params, graph, seen, full, given=bool(share_set.digests))
         self._seen, self._graph = seen, graph
         self.share_sets[share_set.party] = full
-        self._stubs.pop(share_set.party, None)
+        self._relay = None
 
     def sets_for(self, reader: str) -> list[ShareSet]:
-        """What the mask phase tells a sharer: every set as `ShareSet.for_receiver` gives it, for all readers at once."""
-        drawn = {reader, *self.graph.senders(reader)}
-        return [self.share_sets[party].for_receiver(reader) if party in drawn else self._stub(party) for party in self.sharers]
+        """What the mask phase tells a sharer: every set as `ShareSet.for_receiver` gives it, in the order of names."""
+        if self._relay is None or len(self._relay) != len(self.share_sets):  # the caller may take a set back
+            self._relay = Relay(self.share_sets[party] for party in self.sharers)
+        return self._relay.for_reader(reader)
 
     def check_shares(self) -> None:
         """TooFewSurvivors unless the mask phase can start."""
@@ -216,11 +218,6 @@ class SessionView:
         if not self.survivors:
             raise LocalError("the survivor list is not closed yet")
         return self._statement
-
-    def _stub(self, party: str) -> ShareSet:
-        if party not in self._stubs:
-            self._stubs[party] = self.share_sets[party].for_receiver("")
-        return self._stubs[party]
 
     def _before_list(self) -> None:
         if self.survivors:

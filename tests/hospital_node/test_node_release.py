@@ -455,13 +455,13 @@ def _spoiled(peer: Any, share_set: Any) -> Any:
     from dataclasses import replace
 
     from secagg.identity import Purpose
-    from secagg.messages import Box
+    from secagg.messages import NO_DIGESTS, Box
     from secagg.statements import shares_statement
 
     boxes = tuple(Box(box.receiver, bytes(len(box.sealed))) if box.receiver == ME else box for box in share_set.boxes)
-    bare = replace(share_set, boxes=boxes, digests=()).with_digests()
+    bare = replace(share_set, boxes=boxes, digests=NO_DIGESTS).with_digests()
     signature = peer.state.seat.sign(Purpose.SHARES, shares_statement(peer.identity.uri, peer.state.seen, bare.digests))
-    return replace(share_set, boxes=boxes, digests=(), signature=signature)
+    return replace(share_set, boxes=boxes, digests=NO_DIGESTS, signature=signature)
 
 
 CONFIRM_LIES: dict[str, tuple[Callable[[Any], None], str]] = {
