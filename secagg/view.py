@@ -82,7 +82,7 @@ class SessionView:
     _graph: Graph | None = None  # fixed with `_seen`
     _relay: Relay | None = None  # of the sets that are here
     _uploads_context: bytes = b""  # what uploads are signed under, fixed by the first seal
-    _listed: frozenset[str] = frozenset()  # the survivors, fixed with the list
+    listed: frozenset[str] = frozenset()  # the survivors, fixed with the list
     _sharers: tuple[str, ...] = ()  # fixed with the list
     _statement: bytes = b""  # what survivors sign, fixed with the list
 
@@ -98,11 +98,11 @@ class SessionView:
     @property
     def dropped(self) -> tuple[str, ...]:
         """Sharers that are not on the survivor list."""
-        return tuple(party for party in self.sharers if party not in self._listed)
+        return tuple(party for party in self.sharers if party not in self.listed)
 
     def is_survivor(self, party: str) -> bool:
         """Whether the survivor list names `party`."""
-        return party in self._listed
+        return party in self.listed
 
     @property
     def graph(self) -> Graph:
@@ -167,7 +167,7 @@ class SessionView:
         """Relay these with the survivor list: in a sparse session, of the survivors whose shares the reader holds."""
         if isinstance(self.params.graph, Complete):
             return {}
-        return {party: self.seals[party] for party in self.graph.senders(reader) if party in self._listed}
+        return {party: self.seals[party] for party in self.graph.senders(reader) if party in self.listed}
 
     def check_survivors(self, survivors: Sequence[str]) -> None:
         """TooFewSurvivors unless these members' uploads may be opened together."""
@@ -183,7 +183,7 @@ class SessionView:
         if not (isinstance(self.params.graph, Complete) or set(survivors) <= set(self.seals)):
             raise LocalError("in a sparse session every survivor's upload was sealed")
         self._sharers, self.survivors = self.sharers, tuple(sorted(survivors))
-        self._listed = frozenset(survivors)
+        self.listed = frozenset(survivors)
         self._statement = list_statement(self._seen, self.share_sets, self.survivors)
 
     def add_confirmation(self, confirmation: Confirmation) -> None:
@@ -255,11 +255,12 @@ def verify_revealed(view: SessionView, party: str, revealed: Revealed) -> None:
     """From a survivor: exactly one share of the right kind for each sharer whose shares it holds, each a field element."""
     if not view.is_survivor(party):
         raise RemoteError(party, "unknown-party", f"{party} reveals shares without being on the list")
-    held = [peer for peer in (party, *view.graph.senders(party)) if peer in view.share_sets]
-    expected = {peer: ShareKind.SELF_MASK_SEED if view.is_survivor(peer) else ShareKind.MASK_KEY for peer in held}
+    held = {party, *view.graph.senders(party)} & view.share_sets.keys()
+    survived, dropped = held & view.listed, held - view.listed
+    expected = dict.fromkeys(survived, ShareKind.SELF_MASK_SEED) | dict.fromkeys(dropped, ShareKind.MASK_KEY)
     if {item.peer: item.kind for item in revealed.shares} != expected:
         raise RemoteError(
             party, "wrong-shares", f"the shares of {party} are not one of the right kind for each member whose shares it holds"
         )
-    if not all(shamir.is_share(item.share) for item in revealed.shares):
+    if not all(map(shamir.is_share, [item.share for item in revealed.shares])):
         raise RemoteError(party, "malformed", f"{party} reveals something that is no share")
