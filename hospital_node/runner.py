@@ -36,7 +36,7 @@ from hospital_node.work import Background, Trainer, WorkFailed, Workshop
 from proto import federation_pb2 as pb
 from proto import wire
 from proto.plan import DECLINE_CODES, Plan, role_of
-from secagg import Policy
+from secagg import Policy, faster_door
 from secagg.upload import PackedUpload
 
 Clock = Callable[[], float]  # seconds since 1970
@@ -113,12 +113,14 @@ class Hospital:
         self._folder = folder
         self._clock = clock
         self._rand = rand
+        self._log = logger()
         policy = Policy(pinned, config.policy.minimum_cohort, config.policy.max_colluders)
-        self._member = Member(identity.uri, identity.key, policy, rand)
+        door = faster_door(time.perf_counter)
+        self._log.info("fastest way to masks on this machine", door=door.value)
+        self._member = Member(identity.uri, identity.key, policy, rand, door)
         self._meter = ByteMeter()
         self._display = Display(folder, identity.name.study, clock)
         self._background = Background()
-        self._log = logger()
         self._wake: Callable[[], None] = lambda: None
         self._met = False
         self._at_work: AtWork | None = None

@@ -209,9 +209,9 @@ def test_an_upload_is_taken_once_and_acknowledged_again(tmp_path, identities):
     nodes[1].die_before = "mask"
 
     async def scenario():
-        async with coordinating(config):
+        async with coordinating(config) as run:
             living = asyncio.create_task(live_all(nodes))
-            await until(lambda: all(nodes[number].uploaded for number in (0, 2, 3)))
+            await until(lambda: run.state.session is not None and uri(0) in run.state.session.seals)
             async with connected(config, nodes[0].folder) as stub:
                 await stub.Upload(iter(sent))
             await living
