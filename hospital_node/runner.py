@@ -192,8 +192,8 @@ class Hospital:
     def _take_plan(self, plan: Plan) -> None:
         if self._at_work is not None:
             self._at_work.drop()
-        self._folder.write_plan(plan)
         study = Study(plan, plan.digest(), self._workshop.layout(plan))
+        self._folder.write_plan(plan)
         training = LocalTraining(
             plan, self._me, self._workshop, self._background, self._display, self._clock, self._wake, self._config.threads
         )
