@@ -40,7 +40,7 @@ def build(network: Network) -> nn.Module:
 def parameters_at_most(network: Network) -> int:
     """No fewer than the network has, from the plan's numbers alone; twice as many for usual ones.
 
-    Either architecture has at most four convolutions of 3 x 3 x 3 that keep a level's channels, and four between it and the next.
+    Either architecture has at most four convolutions of 3 x 3 x 3 that keep a level's channels, and four to the next level.
     """
     levels, classes = network.channels, network.classes
     convolutions = sum(4 * count * count + count for count in levels)

@@ -258,7 +258,7 @@ class Hospital:
         try:
             base = link.fetch_model(order.base_digest, order.base_bytes, length, "train")
         except ModelMismatch as error:
-            raise WorkFailed("training-failed", f"{error}.") from error
+            raise WorkFailed("wrong-model", f"{error}.") from error
         at_work.training.begin(authorization, order.base_digest, base)
         self._log.info("training begins", round=order.round, bytes=4 * length)
 

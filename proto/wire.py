@@ -42,6 +42,10 @@ class WireError(ValueError):
     """A message that does not have the form of federation.proto; the sender's fault."""
 
 
+class RosterError(WireError):
+    """A session whose members or weights are not the plan's for its round; the coordinator's fault."""
+
+
 class Sized(Protocol):
     """Any protobuf message."""
 
@@ -80,15 +84,18 @@ def upload_trailer(digest: bytes, signature: bytes) -> pb.UploadChunk:
 
 
 def open_params(plan: Plan, order: pb.Open, layout: Layout) -> RoundParams:
-    """Session parameters from the approved plan and an Open order. WireError where they do not fit each other."""
+    """Session parameters from the approved plan and an Open order.
+
+    RosterError where members or weights are not the plan's, WireError where the session cannot work.
+    """
     uris = [member.uri for member in order.members]
     asked = plan.selected(order.round)
     try:
         for member in order.members:
             if member.weight != plan.hospital(member.uri).weight:
-                raise WireError(f"the coordinator gives {member.uri} another weight than the plan")
+                raise RosterError(f"the coordinator gives {member.uri} another weight than the plan")
             if member.uri not in asked:
-                raise WireError(
+                raise RosterError(
                     f"the coordinator puts {member.uri} into round {order.round}, for which the plan does not select it"
                 )
         return RoundParams(
@@ -110,7 +117,9 @@ def open_params(plan: Plan, order: pb.Open, layout: Layout) -> RoundParams:
             minimum_cohort=plan.masking.minimum_cohort,
             graph=graph_for(len(uris), plan.threshold_of(len(uris)), plan.masking.max_colluders),
         )
-    except (SecaggError, PlanError) as error:
+    except PlanError as error:
+        raise RosterError(f"the coordinator's session cannot be used: {error}") from error
+    except SecaggError as error:
         raise WireError(f"the coordinator's session cannot be used: {error}") from error
 
 

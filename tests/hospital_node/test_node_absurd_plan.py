@@ -34,12 +34,11 @@ def test_it_is_refused_before_memory_is_taken(tmp_path: Path, channels: tuple[in
     folders = make_folders(tmp_path)
     link, before = FakeLink(absurd(channels), EVALUATOR if role == "evaluator" else ME), most_bytes()
     given: dict[str, Any] = {"dial": lambda _config, _meter: link, "clock": lambda: NOW_S, "rand": os.urandom}
+    config, run = folders.config, runner.run_with
+    if role == "evaluator":
+        config, run = load_config(tmp_path / "evaluator.toml"), evaluator.evaluate_with
     with pytest.raises(PlanError, match=r"network of study 'lidc' cannot be built: network\.channels") as refusal:
-        if role == "hospital":
-            runner.run_with(folders.config, real_workshop(folders.config), stop=threading.Event(), **given)
-        else:
-            config = load_config(tmp_path / "evaluator.toml")
-            evaluator.evaluate_with(config, real_workshop(config), stop=threading.Event(), **given)
+        run(config, real_workshop(config), stop=threading.Event(), **given)
     assert "\n" not in str(refusal.value)
     assert most_bytes() - before < ALLOWED_BYTES
     assert folders.state.read_plan() is None

@@ -467,7 +467,7 @@ def test_a_restart_after_the_release_sits_the_round_out(node: Node) -> None:
     refusal = node.link.wait_for(sent + 1)
     assert refusal.refusal.code == "unknown-session"
     declined = node.link.wait_for(sent + 2)
-    assert (declined.state, declined.code) == (DECLINED, "policy")
+    assert (declined.state, declined.code) == (DECLINED, "already-released")
     assert len(node.charges) == 1
     assert node.trainer.rounds == [1]
 
@@ -481,7 +481,7 @@ def test_a_refusal_names_code_and_culprit_and_the_node_goes_on(node: Node) -> No
     order.members[1].weight = 9
     node.link.put(open=order)
     refusal = node.link.wait_for(3).refusal
-    assert (refusal.code, refusal.culprit) == ("malformed", "unknown")
+    assert (refusal.code, refusal.culprit) == ("wrong-roster", "unknown")
     play(node, coordinator, 4)
     until(lambda: any(event.kind == "verified" for event in node.ledger.events()))
 
