@@ -84,9 +84,9 @@ def _serve(recording: Recording, spool: BinaryIO, door: Door, threads: int) -> o
     for party, revealed in recording.revealed.items():
         view.add_revealed(party, copy.deepcopy(revealed))
     total: Words = np.zeros(params.words, dtype=np.uint64)
-    spool.seek(0)
-    for _ in recording.uploads:
-        for at in range(0, params.upload_bytes, READ_BYTES):
+    for at in range(0, params.upload_bytes, READ_BYTES):
+        for number in range(len(recording.uploads)):
+            spool.seek(number * params.upload_bytes + at)
             add_upload(total, spool.read(min(READ_BYTES, params.upload_bytes - at)), at)
     return view, total, open_sum(view, total, threads=threads, door=door)
 

@@ -28,7 +28,7 @@ from secagg.params import SESSION_BYTES
 from secagg.policy import policy_of
 from secagg.upload import PackedUpload
 
-READ_BYTES = 1 << 20  # as coordinator/spool.py reads
+READ_BYTES = 1 << 18  # as coordinator/spool.py reads
 ARRIVAL = "arrival"  # reading and hashing uploads: done as they come, and as much as their transport costs
 RELAY = "relay"  # making the messages for members
 APART = frozenset({ARRIVAL, RELAY})  # the reference figures of other libraries leave transport and messages out
@@ -266,10 +266,13 @@ def _summed(recording: Recording, view: SessionView, watch: Stopwatch) -> Words:
                 hashlib.sha256(upload.data)
         with watch.on("seals"):
             view.add_seal(party, upload.seal.digest, upload.seal)
-    for upload in recording.uploads.values():
-        for at in range(0, len(upload.data or b""), READ_BYTES):
+    uploads = [memoryview(upload.data) for upload in recording.uploads.values() if upload.data is not None]
+    buffer = memoryview(bytearray(READ_BYTES))
+    for at in range(0, recording.params.upload_bytes, READ_BYTES):
+        for upload_bytes in uploads:
             with watch.on(ARRIVAL):
-                piece = bytearray(memoryview(upload.data or b"")[at : at + READ_BYTES])
+                piece = buffer[: len(upload_bytes[at : at + READ_BYTES])]
+                piece[:] = upload_bytes[at : at + READ_BYTES]
             with watch.on("sum"):
                 add_upload(total, piece, at)
     return total

@@ -21,6 +21,7 @@ import structlog
 from coordinator import events as ev
 from coordinator import optimizer, orders
 from coordinator.config import CoordinatorConfig
+from coordinator.machine import Machine
 from coordinator.mailbox import Mailbox, first_id
 from coordinator.meter import Meter
 from coordinator.models import ModelError, ModelFolder, read_start
@@ -80,6 +81,8 @@ class Run:
         self.mail = self._mailboxes()
         self.told: set[str] = set()  # parties that know that the run is over
         self._rand = rand
+        self.machine = Machine.measured()
+        log.info("sums are opened", door=self.machine.door.value, threads=self.machine.threads)
         self._events: deque[ev.Event] = deque()
         self._shown: dict[str, tuple[str, str, str]] = {}
         self._status = ("", "")
@@ -253,7 +256,7 @@ class Run:
     def _opened(self, view: SessionView, session: bytes, survivors: tuple[str, ...], base: str) -> ev.Opened:
         total = np.zeros(view.params.words, dtype=np.uint64)
         self.spool.add_all(session, survivors, partial(add_upload, total))
-        opened = open_sum(view, total)
+        opened = open_sum(view, total, threads=self.machine.threads, door=self.machine.door)
         for uri in opened.wrong_shares:
             log.warning("wrong shares were corrected", party=short_name(uri))
         velocity = self.models.read_velocity(base)

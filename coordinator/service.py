@@ -29,7 +29,7 @@ from coordinator.sessions import Refusal, forget, take
 from coordinator.spool import SpoolError, UploadError
 from coordinator.state import MASKING
 from coordinator.store import StoreError
-from coordinator.wire_orders import phase_of, to_instruction
+from coordinator.wire_orders import Instructions, phase_of
 from proto import federation_pb2 as pb
 from proto import federation_pb2_grpc as rpc
 from proto.plan import DECLINE_CODES, PROTOCOL_VERSION, role_of
@@ -87,6 +87,7 @@ class Federation(rpc.FederationServicer):
         self._run = run
         self._allow = allow
         self._receiver = Receiver(run)
+        self._instructions = Instructions()
         self._polls: dict[str, object] = {}  # the newest poll of each party; an older one of a dead connection yields
 
     async def Join(self, request: pb.JoinRequest, context: CallContext) -> pb.JoinReply:  # noqa: N802
@@ -185,7 +186,7 @@ class Federation(rpc.FederationServicer):
         finally:
             if self._polls.get(caller.uri) is turn:
                 del self._polls[caller.uri]
-        reply = to_instruction(number, order, caller.uri, self._run.layout.length)
+        reply = self._instructions.instruction(number, order, caller.uri, self._run.layout.length)
         phase, about = phase_of(order) or self._phase_now(caller), _round_of(order)
         self._count(caller, "up", phase, request, about)
         self._count(caller, "down", phase, reply, about)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from io import BufferedReader
 from pathlib import Path
 from typing import Self
 
-from coordinator.models import pieces, sync
+from coordinator.models import sync
 
-READ_BYTES = 1 << 20  # a multiple of the word size, so that no word is split
+READ_BYTES = 1 << 18  # whole words; a piece of every upload is added to one part of the sum while a core's cache holds it
+FILES_AT_ONCE = 64  # open at a time: far below any limit, and the sum passes through memory once for so many uploads
 
 
 class SpoolError(RuntimeError):
@@ -93,18 +96,16 @@ class Spool:
         except OSError as error:
             raise SpoolError(f"cannot write the spool {final.parent}: {error.strerror}") from error
 
-    def read(self, session: bytes, party: str) -> Iterator[bytes]:
-        """An accepted upload in order."""
-        return pieces(self._path_of(session, party), READ_BYTES)
+    def add_all(self, session: bytes, parties: tuple[str, ...], add: Callable[[memoryview, int], None]) -> None:
+        """Call add(words, offset in bytes) for every piece of every accepted upload; all have the same length.
 
-    def add_all(self, session: bytes, parties: tuple[str, ...], add: Callable[[bytes, int], None]) -> None:
-        """Call add(words, offset in bytes) for every piece of every accepted upload. Raises SpoolError."""
+        The words are overwritten by those of the next call. Raises SpoolError.
+        """
         try:
-            for party in parties:
-                at = 0
-                for piece in self.read(session, party):
-                    add(piece, at)
-                    at += len(piece)
+            for first in range(0, len(parties), FILES_AT_ONCE):
+                with ExitStack() as opened:
+                    paths = [self._path_of(session, party) for party in parties[first : first + FILES_AT_ONCE]]
+                    _add_files([opened.enter_context(path.open("rb")) for path in paths], add)
         except OSError as error:
             raise SpoolError(f"cannot read the spool {self._folder}: {error.strerror}") from error
 
@@ -119,3 +120,17 @@ class Spool:
     def _path_of(self, session: bytes, party: str) -> Path:
         name = hashlib.sha256(party.encode()).hexdigest()[:32]  # a URI is no file name
         return self._folder / session.hex() / name
+
+
+def _add_files(files: Sequence[BufferedReader], add: Callable[[memoryview, int], None]) -> None:
+    """The first piece of every file, then the second of every file, until they end."""
+    buffer = memoryview(bytearray(READ_BYTES))
+    for at in itertools.count(0, READ_BYTES):
+        sizes = set()
+        for file in files:
+            size = file.readinto(buffer)
+            if size:
+                add(buffer[:size], at)
+            sizes.add(size)
+        if max(sizes) < READ_BYTES:
+            return

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import assert_never
 
 from coordinator import orders
 from proto import federation_pb2 as pb
 from proto.wire import to_advert, to_confirmation, to_seal, to_share_set
+from secagg.messages import ShareSet
+from secagg.relay import Relay
 
 FLOAT32_BYTES = 4
 
@@ -20,10 +23,45 @@ def to_open(order: orders.Open) -> pb.Open:
     return pb.Open(session=order.session, round=order.round, members=members)
 
 
-def to_instruction(number: int, order: orders.Order, reader: str, length: int) -> pb.Instruction:
-    """One instruction for `reader`; `length` is that of the model's vector."""
+class Instructions:
+    """Makes instructions; what all readers of a mask order have in common is made once."""
+
+    def __init__(self) -> None:
+        self._sets: tuple[orders.Mask, _Sets] | None = None  # of the latest mask order
+
+    def instruction(self, number: int, order: orders.Order, reader: str, length: int) -> pb.Instruction:
+        """One instruction for `reader`; `length` is that of the model's vector."""
+        message = _instruction(number, order, reader, FLOAT32_BYTES * length)
+        if isinstance(order, orders.Mask):
+            self._sets_of(order).add_to(message.mask, reader)
+        return message
+
+    def _sets_of(self, order: orders.Mask) -> _Sets:
+        if self._sets is None or self._sets[0] is not order:
+            self._sets = order, _Sets(order.sets)
+        return self._sets[1]
+
+
+class _Sets:
+    """The sets of one mask order, encoded without their boxes; a reader's own boxes are added for it."""
+
+    def __init__(self, sets: Sequence[ShareSet]) -> None:
+        self._relay = Relay(sets)
+        self._signed = [to_share_set(item).SerializeToString() for item in self._relay.signed]
+        self._stubs = [to_share_set(item).SerializeToString() for item in self._relay.stubs]
+
+    def add_to(self, message: pb.Mask, reader: str) -> None:
+        """What `Relay.for_reader` says, from parts that are encoded already."""
+        boxes, own = self._relay.boxes_of(reader), self._relay.place_of(reader)
+        for place, stub in enumerate(self._stubs):
+            item, box = message.sets.add(), boxes.get(place)
+            item.MergeFromString(stub if box is None and place != own else self._signed[place])
+            if box is not None:
+                item.boxes.add(receiver=box.receiver, sealed=box.sealed)
+
+
+def _instruction(number: int, order: orders.Order, reader: str, model_bytes: int) -> pb.Instruction:
     message = pb.Instruction(id=number)
-    model_bytes = FLOAT32_BYTES * length
     match order:
         case orders.Wait(reason):
             message.wait.CopyFrom(pb.Wait(reason=reason))
@@ -33,9 +71,8 @@ def to_instruction(number: int, order: orders.Order, reader: str, length: int) -
             message.open.CopyFrom(to_open(order))
         case orders.Share(session, adverts):
             message.share.CopyFrom(pb.Share(session=session, adverts=[to_advert(advert) for advert in adverts]))
-        case orders.Mask(session, sets):
-            mine = [to_share_set(share_set.for_receiver(reader)) for share_set in sets]
-            message.mask.CopyFrom(pb.Mask(session=session, sets=mine))
+        case orders.Mask(session):
+            message.mask.session = session  # the sets are added by whoever keeps their common parts
         case orders.Confirm(session, survivors, seals):
             held = [to_seal(item.party, item.seal) for item in seals if reader in item.holders]
             message.confirm.CopyFrom(pb.Confirm(session=session, survivors=survivors, seals=held))

@@ -103,8 +103,8 @@ class Evaluator:
         plan = plan_offered(reply, self._me)
         self._met = True
         if self._plan is None or self._plan.digest() != plan.digest():
-            self._folder.write_plan(plan)
             self._plan, self._layout, self._cases = plan, self._workshop.layout(plan), None
+            self._folder.write_plan(plan)
             self._display.rounds(plan.rounds)
         self._log.info("joined", study=plan.study, plan=plan.digest().hex()[:12])
         self._display.show("waiting", "connected; waiting for a model to measure")

@@ -35,7 +35,7 @@ class Paused(LedgerError):
 class AlreadyReleased(LedgerError):
     """A round of a plan, or an update, was released before: two sums would subtract to this hospital's update."""
 
-    code: ClassVar[str] = "policy"
+    code: ClassVar[str] = "already-released"
 
 
 class DecisionRefused(LedgerError):
@@ -47,7 +47,7 @@ class DecisionRefused(LedgerError):
 class ClockJumped(LedgerError):
     """The clock of this machine is behind the last entry."""
 
-    code: ClassVar[str] = "policy"
+    code: ClassVar[str] = "clock-behind"
 
 
 class LedgerMissing(LedgerError):
@@ -71,4 +71,4 @@ class LedgerRolledBack(LedgerError):
 class CannotRecord(LedgerError):
     """The disk or a lock does not let the ledger write. Nothing was released."""
 
-    code: ClassVar[str] = "ledger-damaged"
+    code: ClassVar[str] = "ledger-unwritable"

@@ -13,8 +13,8 @@ import structlog
 
 ALLOWED = frozenset(
     {
-        "attempt", "bytes", "cases", "code", "culprit", "detail", "event", "level", "members", "phase", "plan", "reason",
-        "round", "seconds", "study", "survivors", "timestamp", "uri", "wait_s",
+        "attempt", "bytes", "cases", "code", "culprit", "detail", "door", "event", "level", "members", "phase", "plan",
+        "reason", "round", "seconds", "study", "survivors", "timestamp", "uri", "wait_s",
     }
 )  # fmt: skip
 

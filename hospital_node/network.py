@@ -7,6 +7,8 @@ running statistic of them, is refused; within one scan any normalisation is fine
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from monai.networks.nets import DynUNet, UNet
@@ -16,6 +18,8 @@ from proto.layout import Layout, Vector
 from proto.plan import Network
 
 GROUPS = 4  # groups of GroupNorm: divides every channel count offered and stays meaningful at 4 channels
+MAX_LEVELS = 10  # each halves every side: an eleventh would leave nothing of 512 voxels
+MAX_PARAMETERS = 100_000_000  # 400 MB as float32, three times the largest nnU-Net; a layout is made before anybody approved
 MIN_LEVELS = {"DynUNet": 3, "UNet": 2}  # fewer cannot be built by MONAI; these are all that a node trains
 CROSS_PATIENT = (nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001  the public classes do not share a public base
 
@@ -31,6 +35,18 @@ def build(network: Network) -> nn.Module:
     module = _dyn_unet(network, strides) if network.architecture == "DynUNet" else _unet(network, strides)
     refuse_shared_statistics(module)
     return module
+
+
+def parameters_at_most(network: Network) -> int:
+    """No fewer than the network has, from the plan's numbers alone; twice as many for usual ones.
+
+    Either architecture has at most four convolutions of 3 x 3 x 3 that keep a level's channels, and four to the next level.
+    """
+    levels, classes = network.channels, network.classes
+    convolutions = sum(4 * count * count + count for count in levels)
+    convolutions += sum(4 * count * deeper for count, deeper in pairwise(levels))
+    convolutions += classes * (classes + sum(levels[:2]))
+    return 3**3 * convolutions
 
 
 def divisor(network: Network) -> int:
@@ -86,6 +102,8 @@ def _check_channels(network: Network) -> None:
             f"network.architecture '{network.architecture}' belongs to a task of a study on one machine; a node trains "
             f"segmentation networks only: use {' or '.join(MIN_LEVELS)}"
         )
+    if len(network.channels) > MAX_LEVELS:
+        raise NetworkError(f"network.channels lists {len(network.channels)} levels, more than {MAX_LEVELS} fit no scan")
     levels = MIN_LEVELS[network.architecture]
     if len(network.channels) < levels:
         raise NetworkError(
@@ -95,6 +113,11 @@ def _check_channels(network: Network) -> None:
         raise NetworkError("network.channels must be positive")
     if network.norm == "group" and any(count % GROUPS for count in network.channels):
         raise NetworkError(f"network.channels must be multiples of {GROUPS} with norm = 'group'; or use norm = 'instance'")
+    if parameters_at_most(network) > MAX_PARAMETERS:
+        raise NetworkError(
+            f"network.channels and labels make up to {parameters_at_most(network):,} parameters, a node builds at most "
+            f"{MAX_PARAMETERS:,}: use fewer channels"
+        )
 
 
 def _norm(network: Network) -> tuple[str, dict[str, int | bool]]:

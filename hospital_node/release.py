@@ -171,9 +171,11 @@ class ReleaseDesk:
 
     def _params(self, order: pb.Open, held: HeldUpdate) -> RoundParams:
         params: RoundParams = _parsed(lambda: wire.open_params(self._plan, order, self._layout))
+        if not params.is_member(self._member.uri):
+            raise SessionRefused("wrong-roster", f"the session does not list {self._member.uri}")
         if any(digest != held.base_digest for digest in params.base_digests):
             text = "the session mixes updates of different models, or names another model than this node trained on"
-            raise SessionRefused("policy", text)
+            raise SessionRefused("wrong-model", text)
         return params
 
     def _advertise_again(self, current: MaskingSession, order: pb.Open) -> pb.PhaseAnswer:
@@ -239,5 +241,7 @@ def _parsed(make: Callable[[], Value]) -> Value:
     """Wire to values; what does not parse changes nothing and is the coordinator's fault, or nobody's that can be named."""
     try:
         return make()
+    except wire.RosterError as error:
+        raise SessionRefused("wrong-roster", str(error)) from error
     except (wire.WireError, RemoteError) as error:
         raise SessionRefused("malformed", str(error)) from error

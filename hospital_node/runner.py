@@ -36,7 +36,7 @@ from hospital_node.work import Background, Trainer, WorkFailed, Workshop
 from proto import federation_pb2 as pb
 from proto import wire
 from proto.plan import DECLINE_CODES, Plan, role_of
-from secagg import Policy
+from secagg import Policy, faster_door
 from secagg.upload import PackedUpload
 
 Clock = Callable[[], float]  # seconds since 1970
@@ -113,12 +113,14 @@ class Hospital:
         self._folder = folder
         self._clock = clock
         self._rand = rand
+        self._log = logger()
         policy = Policy(pinned, config.policy.minimum_cohort, config.policy.max_colluders)
-        self._member = Member(identity.uri, identity.key, policy, rand)
+        door = faster_door(time.perf_counter)
+        self._log.info("fastest way to masks on this machine", door=door.value)
+        self._member = Member(identity.uri, identity.key, policy, rand, door)
         self._meter = ByteMeter()
         self._display = Display(folder, identity.name.study, clock)
         self._background = Background()
-        self._log = logger()
         self._wake: Callable[[], None] = lambda: None
         self._met = False
         self._at_work: AtWork | None = None
@@ -190,8 +192,8 @@ class Hospital:
     def _take_plan(self, plan: Plan) -> None:
         if self._at_work is not None:
             self._at_work.drop()
-        self._folder.write_plan(plan)
         study = Study(plan, plan.digest(), self._workshop.layout(plan))
+        self._folder.write_plan(plan)
         training = LocalTraining(
             plan, self._me, self._workshop, self._background, self._display, self._clock, self._wake, self._config.threads
         )
@@ -256,7 +258,7 @@ class Hospital:
         try:
             base = link.fetch_model(order.base_digest, order.base_bytes, length, "train")
         except ModelMismatch as error:
-            raise WorkFailed("training-failed", f"{error}.") from error
+            raise WorkFailed("wrong-model", f"{error}.") from error
         at_work.training.begin(authorization, order.base_digest, base)
         self._log.info("training begins", round=order.round, bytes=4 * length)
 

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from proto.layout import Vector
-from secagg import Policy, RoundParams
+from proto.plan import DECLINE_CODES
+from secagg import REFUSAL_CODES, Door, Policy, RoundParams
 from secagg.errors import UNKNOWN, LocalError, RemoteError, TooFewSurvivors
 from secagg.messages import Advert, Confirmation, Revealed, ShareSet, UploadSeal
 from secagg.node import (
@@ -58,10 +59,27 @@ class Phase(StrEnum):
     REVEAL = "reveal"
 
 
+SESSION_CODES = {  # refusals of the node around the protocol; the protocol's own are secagg.REFUSAL_CODES
+    "no-update": "this node holds no unreleased update for this session",
+    "wrong-roster": "the session's members or weights are not those of the plan",
+    "wrong-model": "the session names another model than this node trained on",
+    "unknown-session": "this node was restarted since, or never joined this session",
+    "session-ended": "this session has ended here",
+    "out-of-place": "the request comes out of its place in the session",
+    "too-few": "fewer members are left than threshold and policy need",
+    "not-charged": "the ledger has not charged this session",
+    "unusable": "the update cannot be sent",
+}
+
+
 class SessionRefused(Exception):
-    """The node does not go on. `code` for programs, `detail` for people, `culprit` a party's URI or "unknown"."""
+    """The node does not go on. `code` for programs, `detail` for people, `culprit` a party's URI or "unknown".
+
+    The code is one of SESSION_CODES, of the protocol (secagg.REFUSAL_CODES) or of the ledger (proto.plan.DECLINE_CODES).
+    """
 
     def __init__(self, code: str, detail: str, culprit: str = UNKNOWN) -> None:
+        assert code in SESSION_CODES or code in REFUSAL_CODES or code in DECLINE_CODES, code
         super().__init__(detail)
         self.code = code
         self.detail = detail
@@ -76,6 +94,7 @@ class Member:
     key: ec.EllipticCurvePrivateKey = field(repr=False)
     policy: Policy
     rand: Rand = field(repr=False)
+    door: Door = Door.GCM  # how this machine makes masks fastest; it changes no byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +144,7 @@ class MaskingSession:
         """The masked words of `update`, whose release is charged."""
         if charged.session != self.id:  # 4
             raise SessionRefused("not-charged", "the ledger's receipt is for another session: nothing leaves")
-        upload = self._once(Phase.MASK, id(update), lambda: mask(self._now(MaskReady), update))
+        upload = self._once(Phase.MASK, id(update), lambda: mask(self._now(MaskReady), update, self._member.door))
         self.charged = charged
         return upload
 

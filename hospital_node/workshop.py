@@ -48,7 +48,7 @@ def prepare_studies(config: NodeConfig, plan: Plan, count: Count) -> PreparedCoh
         cohort = discover(config.data, site=config.site, fold=config.fold)
         return prepare(cohort, plan.preparation, labels, cache, count, threads=config.threads)
     except (CohortError, CacheError) as error:
-        raise WorkFailed("training-failed", str(error)) from error
+        raise WorkFailed("data-unusable", str(error)) from error
     except TooManySkipped as error:
         raise WorkFailed(error.code, str(error)) from error
 

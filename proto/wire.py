@@ -16,7 +16,18 @@ from proto.layout import Layout
 from proto.plan import PROTOCOL_VERSION, Masking, Plan, PlanError
 from secagg import Quantizer, RoundParams, SecaggError
 from secagg.bounds import graph_for
-from secagg.messages import Advert, Box, BoxDigest, Confirmation, Revealed, RevealedShare, ShareKind, ShareSet, UploadSeal
+from secagg.messages import (
+    DIGEST_BYTES,
+    Advert,
+    Box,
+    BoxDigests,
+    Confirmation,
+    Revealed,
+    RevealedShare,
+    ShareKind,
+    ShareSet,
+    UploadSeal,
+)
 from secagg.params import plan_half_steps, rounding_error
 
 CHUNK_BYTES = 1 << 20  # 4 MiB messages lose a third of the throughput to fresh pages, 256 KiB a fifth to calls
@@ -29,6 +40,10 @@ FRAME_OVERHEAD_BYTES = 9 + 22  # HTTP/2 frame header; TLS 1.3 record header, con
 
 class WireError(ValueError):
     """A message that does not have the form of federation.proto; the sender's fault."""
+
+
+class RosterError(WireError):
+    """A session whose members or weights are not the plan's for its round; the coordinator's fault."""
 
 
 class Sized(Protocol):
@@ -69,15 +84,18 @@ def upload_trailer(digest: bytes, signature: bytes) -> pb.UploadChunk:
 
 
 def open_params(plan: Plan, order: pb.Open, layout: Layout) -> RoundParams:
-    """Session parameters from the approved plan and an Open order. WireError where they do not fit each other."""
+    """Session parameters from the approved plan and an Open order.
+
+    RosterError where members or weights are not the plan's, WireError where the session cannot work.
+    """
     uris = [member.uri for member in order.members]
     asked = plan.selected(order.round)
     try:
         for member in order.members:
             if member.weight != plan.hospital(member.uri).weight:
-                raise WireError(f"the coordinator gives {member.uri} another weight than the plan")
+                raise RosterError(f"the coordinator gives {member.uri} another weight than the plan")
             if member.uri not in asked:
-                raise WireError(
+                raise RosterError(
                     f"the coordinator puts {member.uri} into round {order.round}, for which the plan does not select it"
                 )
         return RoundParams(
@@ -99,7 +117,9 @@ def open_params(plan: Plan, order: pb.Open, layout: Layout) -> RoundParams:
             minimum_cohort=plan.masking.minimum_cohort,
             graph=graph_for(len(uris), plan.threshold_of(len(uris)), plan.masking.max_colluders),
         )
-    except (SecaggError, PlanError) as error:
+    except PlanError as error:
+        raise RosterError(f"the coordinator's session cannot be used: {error}") from error
+    except SecaggError as error:
         raise WireError(f"the coordinator's session cannot be used: {error}") from error
 
 
@@ -169,10 +189,14 @@ def from_advert(message: pb.Advert) -> Advert:
 
 def to_share_set(share_set: ShareSet) -> pb.ShareSet:
     """Protocol value to protobuf."""
+    receivers, joined = share_set.digests.receivers, share_set.digests.joined
     return pb.ShareSet(
         party=share_set.party,
         boxes=[pb.Box(receiver=box.receiver, sealed=box.sealed) for box in share_set.boxes],
-        digests=[pb.BoxDigest(receiver=item.receiver, digest=item.digest) for item in share_set.digests],
+        digests=[
+            pb.BoxDigest(receiver=receiver, digest=joined[DIGEST_BYTES * at : DIGEST_BYTES * (at + 1)])
+            for at, receiver in enumerate(receivers)
+        ],
         signature=share_set.signature,
         summary=share_set.summary,
     )
@@ -182,10 +206,10 @@ def from_share_set(message: pb.ShareSet) -> ShareSet:
     """Protobuf to protocol value."""
     return ShareSet(
         party=_named(message.party),
-        boxes=tuple(Box(receiver=_named(box.receiver), sealed=box.sealed) for box in message.boxes),
-        digests=tuple(
-            BoxDigest(receiver=_named(item.receiver), digest=_exactly(item.digest, 32, "box digest"))
-            for item in message.digests
+        boxes=tuple([Box(receiver=_named(box.receiver), sealed=box.sealed) for box in message.boxes]),
+        digests=BoxDigests(
+            tuple([_named(item.receiver) for item in message.digests]),
+            b"".join([_exactly(item.digest, DIGEST_BYTES, "box digest") for item in message.digests]),
         ),
         signature=message.signature,
         summary=message.summary,

@@ -10,7 +10,7 @@ from secagg.keystream import Door, faster_door
 from secagg.messages import (
     Advert,
     Box,
-    BoxDigest,
+    BoxDigests,
     Confirmation,
     Revealed,
     RevealedShare,
@@ -27,7 +27,7 @@ __all__ = [
     "UNKNOWN",
     "Advert",
     "Box",
-    "BoxDigest",
+    "BoxDigests",
     "Complete",
     "Confirmation",
     "Door",

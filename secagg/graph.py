@@ -153,7 +153,7 @@ class SparseGraph(Graph):
     def senders(self, party: str) -> tuple[str, ...]:
         """Members that drew it."""
         place = self._place[party]
-        return tuple(self.advertised[row] for row in self._drawers[self._runs[place] : self._runs[place + 1]].tolist())
+        return tuple([self.advertised[row] for row in self._drawers[self._runs[place] : self._runs[place + 1]].tolist()])
 
     def masked_with(self, party: str) -> tuple[str, ...]:
         """Either direction."""

@@ -17,6 +17,8 @@ from secagg.encoding import encode
 from secagg.errors import LocalError, RemoteError
 
 SIGNATURE_LABEL = "hospital-secagg signature v1"
+SIGN = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
+VERIFY = ec.ECDSA(hashes.SHA256())
 
 
 class Purpose(Enum):
@@ -30,15 +32,14 @@ class Purpose(Enum):
 
 def sign(key: ec.EllipticCurvePrivateKey, purpose: Purpose, context: bytes, statement: bytes) -> bytes:
     """DER signature over label, purpose, context and statement."""
-    scheme = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
-    return key.sign(encode(SIGNATURE_LABEL, purpose.value, context, statement), scheme)
+    return key.sign(encode(SIGNATURE_LABEL, purpose.value, context, statement), SIGN)
 
 
 def verify(key_der: bytes, purpose: Purpose, context: bytes, statement: bytes, signature: bytes, *, blame: str) -> None:
     """RemoteError (bad-signature) naming `blame` unless the holder of the key signed exactly this."""
     key = load_public_key(key_der)
     try:
-        key.verify(signature, encode(SIGNATURE_LABEL, purpose.value, context, statement), ec.ECDSA(hashes.SHA256()))
+        key.verify(signature, encode(SIGNATURE_LABEL, purpose.value, context, statement), VERIFY)
     except InvalidSignature as error:
         text = f"a signature ({purpose.value}) does not fit its statement in this session"
         raise RemoteError(blame, "bad-signature", text) from error

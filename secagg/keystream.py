@@ -14,7 +14,7 @@ A key masks exactly one vector; `keys` derives it for one pair in one session.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 
 import numpy as np
@@ -30,6 +30,8 @@ CHUNK_WORDS = 1 << 15  # 256 KiB: one chunk of words and one of keystream stay i
 CHUNK_BYTES = CHUNK_WORDS * WORD_BYTES
 BLOCK_BYTES = 16
 CHUNK_BLOCKS = CHUNK_BYTES // BLOCK_BYTES
+PAGE_BYTES = 4096
+SLOT_BYTES = 1024
 FIRST_COUNTER = 2  # where GCM starts to encrypt
 TRIALS = 4
 TRIAL_KEYS = 8  # 2 MiB a trial: a fraction of a millisecond, long enough to tell 8 from 12 GB/s
@@ -37,6 +39,7 @@ TRIAL_KEYS = 8  # 2 MiB a trial: a fraction of a millisecond, long enough to tel
 TWEAK_KEY = b"secagg: no tweak"  # public; only its inverse of zero matters
 NO_TWEAK = Cipher(algorithms.AES128(TWEAK_KEY), modes.ECB()).decryptor().update(bytes(BLOCK_BYTES))  # noqa: S305 - one block
 
+_XTS = modes.XTS(NO_TWEAK)
 _ZEROS = memoryview(bytes(CHUNK_BYTES))
 _NUMBERS: NDArray[np.uint32] = np.arange(CHUNK_BLOCKS, dtype=np.uint32)
 _SWAPPED = (_NUMBERS + np.uint32(FIRST_COUNTER)).byteswap()  # counters of the first chunk as they lie in memory
@@ -56,10 +59,10 @@ class CounterBlocks:
     __slots__ = ("_blocks", "_counters", "_place", "_view")
 
     def __init__(self) -> None:
-        self._blocks: NDArray[np.uint32] = np.zeros((CHUNK_BLOCKS, BLOCK_BYTES // 4), dtype="<u4")
+        self._blocks: NDArray[np.uint32] = buffer_of(CHUNK_WORDS, 2).view("<u4").reshape(CHUNK_BLOCKS, BLOCK_BYTES // 4)
         self._counters = np.empty_like(_SWAPPED)
         self._view = self._blocks.data.cast("B")
-        self._place = (0, 0, -1)
+        self._place = (-1, -1, -1)
 
     def at(self, lane: int, segment: int, block: int, size: int) -> memoryview:
         """The first `size` bytes, at most CHUNK_BYTES, from block number `block` on; valid until the next call."""
@@ -87,9 +90,13 @@ class Streams:
     __slots__ = ("_block", "_blocks", "_door", "_encryptors", "_keys", "_lane", "_segment")
 
     def __init__(self, keys: Iterable[bytes], door: Door) -> None:
-        self._keys = tuple(keys)
         self._door = door
         self._blocks = CounterBlocks() if door is Door.XTS else None
+        self.change(keys)
+
+    def change(self, keys: Iterable[bytes]) -> None:
+        """Take other keys, from their beginning."""
+        self._keys = tuple(keys)
         self._encryptors: list[CipherContext] = []
         self.seek(0)
 
@@ -103,19 +110,21 @@ class Streams:
         elif self._door is not Door.XTS or not self._encryptors:
             self._encryptors = [self._encryptor(key, counter) for key in self._keys]
 
-    def fill(self, view: memoryview) -> Iterator[None]:
-        """Fill `view` with each key's next bytes in turn: whole blocks, at most CHUNK_BYTES."""
-        source = _ZEROS[: len(view)]
+    def step(self, size: int) -> tuple[memoryview, Sequence[CipherContext]]:
+        """What to encrypt for the next `size` bytes of every key, whole blocks and at most CHUNK_BYTES; and a context for each.
+
+        The caller encrypts it once with every context. No generator does that for it: between two calls that sweep a core's
+        caches, Python's own steps cost more than their number says.
+        """
+        source = _ZEROS[:size]
         if self._blocks is not None:
-            source = self._blocks.at(self._lane, self._segment, self._block, len(view))
-        self._block += len(view) // BLOCK_BYTES
-        for encryptor in self._encryptors:
-            encryptor.update_into(source, view)
-            yield
+            source = self._blocks.at(self._lane, self._segment, self._block, size)
+        self._block += size // BLOCK_BYTES
+        return source, self._encryptors
 
     def _encryptor(self, key: bytes, counter: bytes) -> CipherContext:
         if self._door is Door.XTS:
-            return Cipher(algorithms.AES(key + TWEAK_KEY), modes.XTS(NO_TWEAK)).encryptor()
+            return Cipher(algorithms.AES(key + TWEAK_KEY), _XTS).encryptor()
         if self._door is Door.GCM and self._block == 0:
             return Cipher(algorithms.AES128(key), modes.GCM(counter[:-4])).encryptor()
         return Cipher(algorithms.AES128(key), modes.CTR(counter)).encryptor()
@@ -136,8 +145,8 @@ class Stream:
 
     def fill(self, view: memoryview) -> None:
         """Fill `view` with the next bytes: whole blocks, at most CHUNK_BYTES."""
-        for _ in self._streams.fill(view):
-            pass
+        source, (encryptor,) = self._streams.step(len(view))
+        encryptor.update_into(source, view)
 
     def words(self, count: int) -> Words:
         """The next `count` words in a fresh array; what is left of the last block is passed over."""
@@ -146,6 +155,19 @@ class Stream:
         for start in range(0, len(view), CHUNK_BYTES):
             self.fill(view[start : start + CHUNK_BYTES])
         return out[:count]
+
+
+def buffer_of(count: int, slot: int) -> Words:
+    """`count` words, not initialised, that begin `slot` KiB after the start of a page.
+
+    Buffers that one loop reads and writes take different slots. numpy's own begin 16 bytes after a page starts: every wide
+    access then crosses a cache line, and stores to one look like the source of loads from the other. Masks are made and added
+    a tenth slower so.
+    """
+    memory = np.empty(WORD_BYTES * count + 2 * PAGE_BYTES, dtype=np.uint8)
+    start = -memory.ctypes.data % PAGE_BYTES + slot * SLOT_BYTES
+    words: Words = memory[start : start + WORD_BYTES * count].view("<u8")
+    return words
 
 
 def whole_blocks(count: int, item_bytes: int) -> int:
@@ -177,8 +199,9 @@ def _trials_s(door: Door, clock_s: Callable[[], float]) -> Iterator[float]:
     streams = Streams((bytes([number] * 16) for number in range(TRIAL_KEYS)), door)
     for _ in range(TRIALS):
         start = clock_s()
-        for _ in streams.fill(chunk):
-            pass
+        source, encryptors = streams.step(len(chunk))
+        for encryptor in encryptors:
+            encryptor.update_into(source, chunk)
         yield clock_s() - start
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
 from secagg.errors import UNKNOWN, RemoteError
 
@@ -55,11 +54,33 @@ class Box:
         _require(UNKNOWN, 0 < len(self.sealed) <= MAX_BOX_BYTES, "a sealed box has an impossible length")
 
 
-class BoxDigest(NamedTuple):
-    """SHA-256 of one sealed box; the sender signs all of its digests. A tuple, since n members have n^2 of them."""
+@dataclass(frozen=True, slots=True)
+class BoxDigests:
+    """SHA-256 of each sealed box of one sender, which signs all of them. False where there are none.
 
-    receiver: str
-    digest: bytes
+    Receivers in the order of their names, and the digests one after the other: one value and not n, of which n members would
+    make n^2.
+    """
+
+    receivers: tuple[str, ...] = ()
+    joined: bytes = b""
+
+    def __post_init__(self) -> None:
+        if len(self.joined) != DIGEST_BYTES * len(self.receivers):
+            raise RemoteError(UNKNOWN, "malformed", "the digests of a member's boxes are not 32 bytes each")
+
+    def __len__(self) -> int:
+        return len(self.receivers)
+
+    def of(self, receiver: str) -> bytes | None:
+        """The digest of the box for `receiver`, None where there is none."""
+        if receiver not in self.receivers:
+            return None
+        at = DIGEST_BYTES * self.receivers.index(receiver)
+        return self.joined[at : at + DIGEST_BYTES]
+
+
+NO_DIGESTS = BoxDigests()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +93,12 @@ class ShareSet:
 
     party: str
     boxes: tuple[Box, ...]
-    digests: tuple[BoxDigest, ...]
+    digests: BoxDigests
     signature: bytes
     summary: bytes = b""  # SHA-256 of all digests, for readers that are sent none
 
     def __post_init__(self) -> None:
         _require(self.party, 0 < len(self.signature) <= MAX_SIGNATURE_BYTES, "the signature has an impossible length")
-        _require(self.party, {len(digest) for _, digest in self.digests} <= {DIGEST_BYTES}, "a box digest is not 32 bytes")
         _require(self.party, len(self.summary) in (0, DIGEST_BYTES), "the summary of the digests is not 32 bytes")
         _require(self.party, not (self.digests and self.summary), "the digests and their summary are both there")
 
@@ -89,11 +109,19 @@ class ShareSet:
         return ShareSet(self.party, self.boxes, digests_of(self.boxes), self.signature, self.summary)
 
     def for_receiver(self, reader: str) -> ShareSet:
-        """What the coordinator relays: to a receiver its box and all digests, as to the sender; to others the summary."""
+        """What the coordinator relays: to a receiver its box and all digests, as to the sender; to others the summary.
+
+        `relay.Relay` gives the same for many readers at once.
+        """
         boxes = tuple([box for box in self.boxes if box.receiver == reader])
+        full = self.with_digests()
         if boxes or reader == self.party:
-            return replace(self.with_digests(), boxes=boxes)
-        return replace(self, boxes=(), digests=(), summary=summary_of(self.with_digests().digests))
+            return ShareSet(self.party, boxes, full.digests, self.signature)
+        return full.stub()
+
+    def stub(self) -> ShareSet:
+        """What is relayed to those who are sent no box: the summary of the digests."""
+        return ShareSet(self.party, (), NO_DIGESTS, self.signature, summary_of(self.with_digests().digests))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +175,16 @@ class Revealed:
             raise RemoteError(UNKNOWN, "duplicate-party", "two revealed shares are of one peer")
 
 
-def digests_of(boxes: Iterable[Box]) -> tuple[BoxDigest, ...]:
+def digests_of(boxes: Iterable[Box]) -> BoxDigests:
     """SHA-256 of each box, in the same order."""
-    return tuple([BoxDigest(box.receiver, hashlib.sha256(box.sealed).digest()) for box in boxes])
+    boxes = tuple(boxes)
+    joined = b"".join([hashlib.sha256(box.sealed).digest() for box in boxes])
+    return BoxDigests(tuple([box.receiver for box in boxes]), joined)
 
 
-def summary_of(digests: Iterable[BoxDigest]) -> bytes:
+def summary_of(digests: BoxDigests) -> bytes:
     """SHA-256 of the digests one after the other."""
-    return hashlib.sha256(b"".join([digest for _, digest in digests])).digest()
+    return hashlib.sha256(digests.joined).digest()
 
 
 def _require(party: str, holds: bool, text: str) -> None:

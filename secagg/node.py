@@ -28,7 +28,18 @@ from secagg.graph import Complete, Graph, draw_neighbours
 from secagg.identity import Purpose, public_der
 from secagg.keystream import Door
 from secagg.lanes import Encoder, count_clipped
-from secagg.messages import Advert, Box, Confirmation, Revealed, RevealedShare, ShareKind, ShareSet, UploadSeal, digests_of
+from secagg.messages import (
+    NO_DIGESTS,
+    Advert,
+    Box,
+    Confirmation,
+    Revealed,
+    RevealedShare,
+    ShareKind,
+    ShareSet,
+    UploadSeal,
+    digests_of,
+)
 from secagg.once import Once
 from secagg.params import RoundParams, Vector
 from secagg.policy import Policy, check_session
@@ -200,7 +211,7 @@ def _share(state: Advertised, adverts: Sequence[Advert], rand: Rand) -> tuple[Sh
     signature = seat.sign(Purpose.SHARES, share_set_statement(params, seen, full))
     full = replace(full, signature=signature)
     shared = Shared(seat, state.secrets, by_party, seen, graph, agreed, parts[seat.me], full)
-    return shared, ShareSet(seat.me, sealed, (), signature)
+    return shared, ShareSet(seat.me, sealed, NO_DIGESTS, signature)
 
 
 def _split(state: Advertised, receivers: Sequence[str], rand: Rand) -> dict[str, HeldShares]:
@@ -270,8 +281,7 @@ def _open_set(state: Shared, item: ShareSet) -> HeldShares | None:
             raise RemoteError(UNKNOWN, "own-message-altered", "my own share set came back altered")
         return state.own
     box = next((box for box in item.boxes if box.receiver == seat.me), None)
-    signed = next((entry.digest for entry in item.digests if entry.receiver == seat.me), None)
-    if signed != (None if box is None else hashlib.sha256(box.sealed).digest()):
+    if item.digests.of(seat.me) != (None if box is None else hashlib.sha256(box.sealed).digest()):
         text = f"the box from {item.party} is missing, not the one that was signed, or not meant for this member"
         raise RemoteError(UNKNOWN, "altered-box", text)
     if box is None:

@@ -7,7 +7,7 @@ are left out: they depend on the connection's compression state.
 
 from __future__ import annotations
 
-from secagg.messages import Advert, Confirmation, Revealed, ShareSet, UploadSeal
+from secagg.messages import DIGEST_BYTES, Advert, Confirmation, Revealed, ShareSet, UploadSeal
 from secagg.params import SESSION_BYTES
 from secagg.upload import PIECE_BYTES
 
@@ -27,7 +27,7 @@ def advert_bytes(advert: Advert) -> int:
 def share_set_bytes(share_set: ShareSet) -> int:
     """Phase 2."""
     boxes = sum(_field(_text(box.receiver) + _field(len(box.sealed))) for box in share_set.boxes)
-    digests = sum(_field(_text(item.receiver) + _field(len(item.digest))) for item in share_set.digests)
+    digests = sum(_field(_text(receiver) + _field(DIGEST_BYTES)) for receiver in share_set.digests.receivers)
     summary = _field(len(share_set.summary)) if share_set.summary else 0
     return _answer(_text(share_set.party) + boxes + digests + _field(len(share_set.signature)) + summary)
 

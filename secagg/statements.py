@@ -14,7 +14,7 @@ from secagg.encoding import digest, encode, encode_list
 from secagg.errors import UNKNOWN, RemoteError
 from secagg.graph import Complete, Graph, are_neighbours, graph_of
 from secagg.identity import Purpose
-from secagg.messages import Advert, BoxDigest, Confirmation, ShareSet, UploadSeal, summary_of
+from secagg.messages import Advert, BoxDigests, Confirmation, ShareSet, UploadSeal, summary_of
 from secagg.params import RoundParams
 
 ADVERTS_LABEL = "hospital-secagg adverts v1"
@@ -39,9 +39,9 @@ def session_graph(params: RoundParams, adverts: Mapping[str, Advert]) -> Graph:
     return graph_of(params.graph, params.participants, {party: advert.neighbours for party, advert in adverts.items()})
 
 
-def shares_statement(party: str, adverts: bytes, digests: Iterable[BoxDigest]) -> bytes:
+def shares_statement(party: str, adverts: bytes, digests: BoxDigests) -> bytes:
     """Phase 2, over the adverts seen and the box digests in the order of the receivers, whom the adverts fix."""
-    return encode(party, adverts, b"".join([digest for _, digest in digests]))
+    return encode(party, adverts, digests.joined)
 
 
 def share_set_statement(params: RoundParams, adverts: bytes, share_set: ShareSet) -> bytes:
@@ -100,9 +100,8 @@ def check_share_set(
     party = share_set.party
     if party not in graph:
         raise RemoteError(blame, "unknown-party", f"{party} shares without having advertised")
-    digests = tuple([receiver for receiver, _ in share_set.digests])
     outside = reader is not None and reader != party and not graph.sends(party, reader)
-    if digests != (() if outside else graph.receivers(party)) or bool(share_set.summary) != outside:
+    if share_set.digests.receivers != (() if outside else graph.receivers(party)) or bool(share_set.summary) != outside:
         raise RemoteError(blame, "malformed", f"the boxes of {party} are not one for every receiver of its shares, in order")
     _verify(params, party, Purpose.SHARES, share_set_statement(params, seen, share_set), share_set.signature, blame=blame)
 

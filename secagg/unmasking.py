@@ -12,12 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from secagg.keystream import CHUNK_WORDS, Door
+from secagg.keystream import CHUNK_WORDS, Door, buffer_of
 from secagg.lanes import Decoder
 from secagg.params import RoundParams, Vector, Words
 from secagg.upload import Masks, SignedMask
 
 DIGEST_WORDS = 1 << 12  # one digest each (README, step 6.5); runs are whole multiples
+SHORT_WORDS = 2 * CHUNK_WORDS  # up to here a key costs as much to set up as to use, and threads share masks instead of runs
+MASKS_AT_ONCE = 64  # their contexts fit a core's cache
 
 
 def unmask(
@@ -27,6 +29,8 @@ def unmask(
 
     `total` is not changed. RemoteError (bad-sum) where the opened words are no sum of the survivors' integers.
     """
+    if params.words <= SHORT_WORDS:
+        total, masks = _without(total, masks, threads, door), ()
     mean: Vector = np.empty(params.coded_length, dtype=np.float32)
     extra: Words = np.empty(params.extra_words, dtype=np.uint64)
     starts = range(0, params.words, _run_words(params.words, threads))
@@ -45,6 +49,25 @@ def unmask(
     return mean, extra, [part for start in starts for part in digests[start]]
 
 
+def _without(total: Words, masks: Sequence[SignedMask], threads: int, door: Door) -> Words:
+    """A short total without its masks: every key is set up once, in the thread that takes it next."""
+    starts = range(0, len(masks), MASKS_AT_ONCE)
+    left = iter(starts)
+
+    def work() -> Words:
+        part, bank = buffer_of(len(total), 0), Masks((), door)
+        part[...] = 0
+        for first in left:
+            bank.change(masks[first : first + MASKS_AT_ONCE])
+            for start in range(0, len(part), CHUNK_WORDS):
+                bank.apply(part[start : start + CHUNK_WORDS], start)
+        return part
+
+    with ThreadPoolExecutor(threads) as pool:
+        parts = [pool.submit(work) for _ in range(min(threads, len(starts)))]
+        return sum((part.result() for part in parts), start=total)
+
+
 def _run_words(words: int, threads: int) -> int:
     """A chunk, or less where threads would be left without work."""
     return min(CHUNK_WORDS, -(-words // (threads * DIGEST_WORDS)) * DIGEST_WORDS)
@@ -61,7 +84,7 @@ class _Opener:
         self._decoder = decoder
         self._mean = mean
         self._extra = extra
-        self._words: Words = np.empty(CHUNK_WORDS, dtype="<u8")
+        self._words = buffer_of(CHUNK_WORDS, 0)
 
     def open(self, start: int, stop: int) -> Iterator[bytes]:
         """Write the mean of words start ... stop, at most CHUNK_WORDS; the digests of what they opened to."""

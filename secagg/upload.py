@@ -20,7 +20,7 @@ import numpy as np
 
 from secagg.errors import LocalError
 from secagg.identity import Purpose
-from secagg.keystream import BLOCK_BYTES, CHUNK_WORDS, SEGMENT_WORDS, Door, Streams, whole_blocks
+from secagg.keystream import BLOCK_BYTES, CHUNK_WORDS, SEGMENT_WORDS, Door, Streams, buffer_of, whole_blocks
 from secagg.lanes import Encoder
 from secagg.messages import UploadSeal
 from secagg.params import WORD_BYTES, RoundParams, Words
@@ -48,10 +48,15 @@ class Masks:
     __slots__ = ("_combine", "_next", "_streams", "scratch")
 
     def __init__(self, masks: Sequence[SignedMask], door: Door) -> None:
-        self._streams = Streams((mask.key for mask in masks), door)
+        self._streams = Streams((), door)
+        self.scratch = buffer_of(CHUNK_WORDS, 1)
+        self.change(masks)
+
+    def change(self, masks: Sequence[SignedMask]) -> None:
+        """Take other masks into the same buffers."""
+        self._streams.change(mask.key for mask in masks)
         self._combine = tuple(np.subtract if mask.subtract else np.add for mask in masks)
         self._next = 0
-        self.scratch: Words = np.empty(CHUNK_WORDS, dtype="<u8")
 
     def apply(self, words: Words, first_word: int) -> None:
         """Add or subtract every mask in place, where `words` begin at `first_word` of the vector.
@@ -66,8 +71,10 @@ class Masks:
         self._next = first_word + len(words)
         view = self.scratch[: whole_blocks(len(words), WORD_BYTES)].data.cast("B")
         mask = self.scratch[: len(words)]
-        for combine, _ in zip(self._combine, self._streams.fill(view), strict=True):
-            combine(words, mask, out=words)
+        source, encryptors = self._streams.step(len(view))
+        for encryptor, combine in zip(encryptors, self._combine, strict=True):
+            encryptor.update_into(source, view)
+            combine(words, mask, words)
 
 
 class PackedUpload:
@@ -178,7 +185,7 @@ class _Writer:
 
     def piece(self, number: int) -> Words:
         first = number * PIECE_WORDS
-        words: Words = np.empty(min(PIECE_WORDS, self._params.words - first), dtype="<u8")
+        words = buffer_of(min(PIECE_WORDS, self._params.words - first), 0)
         for start in range(0, len(words), CHUNK_WORDS):
             chunk = words[start : start + CHUNK_WORDS]
             self._encoder.encode_into(chunk, first + start)

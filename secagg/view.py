@@ -17,6 +17,7 @@ from secagg.graph import Complete, Graph
 from secagg.messages import Advert, Confirmation, Revealed, ShareKind, ShareSet, UploadSeal, digests_of
 from secagg.params import WORD_BYTES, RoundParams, Words
 from secagg.policy import check_cohort, policy_of
+from secagg.relay import Relay
 from secagg.statements import (
     adverts_digest,
     check_advert,
@@ -79,9 +80,9 @@ class SessionView:
     _owners: dict[bytes, str] = field(default_factory=dict)  # of the keys and commitments in the adverts
     _seen: bytes = b""  # digest of the adverts, fixed by the first share set
     _graph: Graph | None = None  # fixed with `_seen`
-    _stubs: dict[str, ShareSet] = field(default_factory=dict)  # sets as those see them who are sent no box
+    _relay: Relay | None = None  # of the sets that are here
     _uploads_context: bytes = b""  # what uploads are signed under, fixed by the first seal
-    _listed: frozenset[str] = frozenset()  # the survivors, fixed with the list
+    listed: frozenset[str] = frozenset()  # the survivors, fixed with the list
     _sharers: tuple[str, ...] = ()  # fixed with the list
     _statement: bytes = b""  # what survivors sign, fixed with the list
 
@@ -97,11 +98,11 @@ class SessionView:
     @property
     def dropped(self) -> tuple[str, ...]:
         """Sharers that are not on the survivor list."""
-        return tuple(party for party in self.sharers if party not in self._listed)
+        return tuple(party for party in self.sharers if party not in self.listed)
 
     def is_survivor(self, party: str) -> bool:
         """Whether the survivor list names `party`."""
-        return party in self._listed
+        return party in self.listed
 
     @property
     def graph(self) -> Graph:
@@ -126,7 +127,7 @@ class SessionView:
         self.graph.check_kept(self.graph.advertised, self.adverts, "share")
 
     def add_share_set(self, share_set: ShareSet) -> None:
-        """Phase 2. What is kept has digests; relay `share_sets[party].for_receiver(uri)` to each sharer."""
+        """Phase 2. What is kept has digests; relay `sets_for(uri)` to each sharer."""
         full = share_set.with_digests()
         if self._repeated(self.share_sets, share_set.party, full):
             return
@@ -137,12 +138,13 @@ class SessionView:
         _check_boxes(self.params, graph, seen, full, given=bool(share_set.digests))
         self._seen, self._graph = seen, graph
         self.share_sets[share_set.party] = full
-        self._stubs.pop(share_set.party, None)
+        self._relay = None
 
     def sets_for(self, reader: str) -> list[ShareSet]:
-        """What the mask phase tells a sharer: every set as `ShareSet.for_receiver` gives it, for all readers at once."""
-        drawn = {reader, *self.graph.senders(reader)}
-        return [self.share_sets[party].for_receiver(reader) if party in drawn else self._stub(party) for party in self.sharers]
+        """What the mask phase tells a sharer: every set as `ShareSet.for_receiver` gives it, in the order of names."""
+        if self._relay is None or len(self._relay) != len(self.share_sets):  # the caller may take a set back
+            self._relay = Relay(self.share_sets[party] for party in self.sharers)
+        return self._relay.for_reader(reader)
 
     def check_shares(self) -> None:
         """TooFewSurvivors unless the mask phase can start."""
@@ -165,7 +167,7 @@ class SessionView:
         """Relay these with the survivor list: in a sparse session, of the survivors whose shares the reader holds."""
         if isinstance(self.params.graph, Complete):
             return {}
-        return {party: self.seals[party] for party in self.graph.senders(reader) if party in self._listed}
+        return {party: self.seals[party] for party in self.graph.senders(reader) if party in self.listed}
 
     def check_survivors(self, survivors: Sequence[str]) -> None:
         """TooFewSurvivors unless these members' uploads may be opened together."""
@@ -181,7 +183,7 @@ class SessionView:
         if not (isinstance(self.params.graph, Complete) or set(survivors) <= set(self.seals)):
             raise LocalError("in a sparse session every survivor's upload was sealed")
         self._sharers, self.survivors = self.sharers, tuple(sorted(survivors))
-        self._listed = frozenset(survivors)
+        self.listed = frozenset(survivors)
         self._statement = list_statement(self._seen, self.share_sets, self.survivors)
 
     def add_confirmation(self, confirmation: Confirmation) -> None:
@@ -216,11 +218,6 @@ class SessionView:
         if not self.survivors:
             raise LocalError("the survivor list is not closed yet")
         return self._statement
-
-    def _stub(self, party: str) -> ShareSet:
-        if party not in self._stubs:
-            self._stubs[party] = self.share_sets[party].for_receiver("")
-        return self._stubs[party]
 
     def _before_list(self) -> None:
         if self.survivors:
@@ -258,11 +255,12 @@ def verify_revealed(view: SessionView, party: str, revealed: Revealed) -> None:
     """From a survivor: exactly one share of the right kind for each sharer whose shares it holds, each a field element."""
     if not view.is_survivor(party):
         raise RemoteError(party, "unknown-party", f"{party} reveals shares without being on the list")
-    held = [peer for peer in (party, *view.graph.senders(party)) if peer in view.share_sets]
-    expected = {peer: ShareKind.SELF_MASK_SEED if view.is_survivor(peer) else ShareKind.MASK_KEY for peer in held}
+    held = {party, *view.graph.senders(party)} & view.share_sets.keys()
+    survived, dropped = held & view.listed, held - view.listed
+    expected = dict.fromkeys(survived, ShareKind.SELF_MASK_SEED) | dict.fromkeys(dropped, ShareKind.MASK_KEY)
     if {item.peer: item.kind for item in revealed.shares} != expected:
         raise RemoteError(
             party, "wrong-shares", f"the shares of {party} are not one of the right kind for each member whose shares it holds"
         )
-    if not all(shamir.is_share(item.share) for item in revealed.shares):
+    if not all(map(shamir.is_share, [item.share for item in revealed.shares])):
         raise RemoteError(party, "malformed", f"{party} reveals something that is no share")

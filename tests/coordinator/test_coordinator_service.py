@@ -24,11 +24,11 @@ from coordinator_federation import (
 )
 from coordinator_world import uri
 
-from coordinator.spool import READ_BYTES
 from coordinator.store import open_store
 from proto import federation_pb2 as pb
 from proto.layout import model_digest
 from proto.plan import PROTOCOL_VERSION
+from proto.wire import CHUNK_BYTES
 
 pytestmark = pytest.mark.sockets
 TOLERANCE = 2e-5  # a lane of 21 bits over [-1, 1] for four members: steps of about 4e-6, rounded at random
@@ -166,7 +166,7 @@ def without_header(messages):
 def in_huge_chunks(messages):
     """A chunk above the limit."""
     for message in messages:
-        yield pb.UploadChunk(words=bytes(READ_BYTES + 8)) if message.words else message
+        yield pb.UploadChunk(words=bytes(CHUNK_BYTES + 8)) if message.words else message
 
 
 @pytest.mark.parametrize(
@@ -209,9 +209,9 @@ def test_an_upload_is_taken_once_and_acknowledged_again(tmp_path, identities):
     nodes[1].die_before = "mask"
 
     async def scenario():
-        async with coordinating(config):
+        async with coordinating(config) as run:
             living = asyncio.create_task(live_all(nodes))
-            await until(lambda: nodes[2].uploaded and nodes[3].uploaded and sent)
+            await until(lambda: run.state.session is not None and uri(0) in run.state.session.seals)
             async with connected(config, nodes[0].folder) as stub:
                 await stub.Upload(iter(sent))
             await living

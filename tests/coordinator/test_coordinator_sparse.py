@@ -9,7 +9,7 @@ from coordinator_world import uri
 
 from coordinator import orders
 from coordinator.store import open_store
-from coordinator.wire_orders import to_instruction
+from coordinator.wire_orders import Instructions
 from proto import wire
 from secagg import Sparse, UploadSeal
 
@@ -55,7 +55,7 @@ def test_each_reader_is_sent_the_seals_that_it_has_a_use_for():
         for number in range(3)
     )
     order = orders.Confirm(bytes(16), tuple(uri(number) for number in range(5)), seals)
-    told = {number: wire.from_seals(to_instruction(1, order, uri(number), 1).confirm.seals) for number in range(5)}
+    told = {number: wire.from_seals(Instructions().instruction(1, order, uri(number), 1).confirm.seals) for number in range(5)}
     assert {number: sorted(seals) for number, seals in told.items()} == {
         0: [],
         1: [uri(0)],

@@ -111,6 +111,6 @@ def test_a_session_with_a_hospital_that_the_round_does_not_ask_is_refused_before
     crowded = pb.Open(session=b"\x02" * 16, round=number, members=everybody)
     with pytest.raises(SessionRefused, match="does not select it") as caught:
         desk.open(crowded)
-    assert caught.value.code == "malformed"
+    assert caught.value.code == "wrong-roster"
     assert folders.state.seen_sessions() == frozenset()
     assert desk.open(honest.order).advert.party == ME

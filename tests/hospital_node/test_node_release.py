@@ -371,13 +371,13 @@ def _set(path: str, value: Any) -> Callable[[Any], None]:
 OPEN_LIES: dict[str, tuple[Callable[[Any], None], str]] = {
     "another key than the confirmed one": (_swap_key, "unpinned-key"),
     "my own key replaced": (lambda o: _set("members.0.public_key", o.members[1].public_key)(o), "malformed"),
-    "another weight than the plan's": (_set("members.1.weight", 7), "malformed"),
-    "another base for me": (_set("members.0.base_digest", b"\x05" * 32), "policy"),
-    "another base for a peer": (_set("members.2.base_digest", b"\x05" * 32), "policy"),
-    "a member that the plan does not admit": (_set("members.3.uri", EVALUATOR), "malformed"),
+    "another weight than the plan's": (_set("members.1.weight", 7), "wrong-roster"),
+    "another base for me": (_set("members.0.base_digest", b"\x05" * 32), "wrong-model"),
+    "another base for a peer": (_set("members.2.base_digest", b"\x05" * 32), "wrong-model"),
+    "a member that the plan does not admit": (_set("members.3.uri", EVALUATOR), "wrong-roster"),
     "a member twice": (_set("members.3.uri", uri("h2")), "malformed"),
     "a cohort below the minimum": (lambda o: o.members.__delitem__(slice(2, 4)), "policy"),
-    "a session without me": (lambda o: o.members.__delitem__(0), "policy"),
+    "a session without me": (lambda o: o.members.__delitem__(0), "wrong-roster"),
     "another round": (_set("round", 2), "no-update"),
     "a short session id": (_set("session", b"short"), "malformed"),
 }
@@ -455,13 +455,13 @@ def _spoiled(peer: Any, share_set: Any) -> Any:
     from dataclasses import replace
 
     from secagg.identity import Purpose
-    from secagg.messages import Box
+    from secagg.messages import NO_DIGESTS, Box
     from secagg.statements import shares_statement
 
     boxes = tuple(Box(box.receiver, bytes(len(box.sealed))) if box.receiver == ME else box for box in share_set.boxes)
-    bare = replace(share_set, boxes=boxes, digests=()).with_digests()
+    bare = replace(share_set, boxes=boxes, digests=NO_DIGESTS).with_digests()
     signature = peer.state.seat.sign(Purpose.SHARES, shares_statement(peer.identity.uri, peer.state.seen, bare.digests))
-    return replace(share_set, boxes=boxes, digests=(), signature=signature)
+    return replace(share_set, boxes=boxes, digests=NO_DIGESTS, signature=signature)
 
 
 CONFIRM_LIES: dict[str, tuple[Callable[[Any], None], str]] = {

@@ -33,9 +33,11 @@ from node_world import (
     uri,
     words_of,
 )
+from structlog.testing import capture_logs
 
+import secagg.node
 from certs.peers import PeerList, load_peers, write_peers
-from hospital_node import loop
+from hospital_node import loop, runner
 from hospital_node.config import ConfigError
 from hospital_node.ledger import Charge, Ledger
 from hospital_node.link import LinkRefused
@@ -46,6 +48,7 @@ from hospital_node.work import WorkFailed
 from proto import federation_pb2 as pb
 from proto.layout import model_digest
 from proto.plan import PlanError
+from secagg import Door
 
 TRAINING, READY, DECLINED, FAILED = (
     pb.NodeReport.TRAINING,
@@ -159,6 +162,35 @@ def test_a_whole_round_gives_the_right_sum_and_is_charged_once(node: Node) -> No
     node.end()
     assert node.error is None
     assert [charge.round for charge in node.charges] == [1]
+
+
+def test_the_fastest_door_is_chosen_and_logged_once_and_changes_no_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Door] = []
+    masks = secagg.node.PackedUpload
+
+    def watched(*arguments: Any) -> Any:
+        made.append(arguments[-1])
+        return masks(*arguments)
+
+    monkeypatch.setattr(secagg.node, "PackedUpload", watched)
+    plan, sent = make_plan(), set()
+    for door in Door:
+        monkeypatch.setattr(runner, "faster_door", lambda clock_s, door=door: door if clock_s() >= 0 else None)
+        made.clear()
+        folders = make_folders(tmp_path / door.value)
+        approved_ledger(folders, plan)
+        node = Node(folders, FakeLink(plan), Trainer())
+        with capture_logs() as lines:
+            node.start()
+            node.link.put(train=train_order())
+            node.link.wait_for(2)
+            sent.add(words_of(play(node, Rehearsal(plan, folders), 3)))
+            node.end()
+        assert [line["door"] for line in lines if "door" in line] == [door.value]
+        assert made[0] is door
+    assert len(sent) == 1
 
 
 def test_the_app_finds_whose_folder_it_is_the_plan_and_what_left(node: Node) -> None:
@@ -435,7 +467,7 @@ def test_a_restart_after_the_release_sits_the_round_out(node: Node) -> None:
     refusal = node.link.wait_for(sent + 1)
     assert refusal.refusal.code == "unknown-session"
     declined = node.link.wait_for(sent + 2)
-    assert (declined.state, declined.code) == (DECLINED, "policy")
+    assert (declined.state, declined.code) == (DECLINED, "already-released")
     assert len(node.charges) == 1
     assert node.trainer.rounds == [1]
 
@@ -449,7 +481,7 @@ def test_a_refusal_names_code_and_culprit_and_the_node_goes_on(node: Node) -> No
     order.members[1].weight = 9
     node.link.put(open=order)
     refusal = node.link.wait_for(3).refusal
-    assert (refusal.code, refusal.culprit) == ("malformed", "unknown")
+    assert (refusal.code, refusal.culprit) == ("wrong-roster", "unknown")
     play(node, coordinator, 4)
     until(lambda: any(event.kind == "verified" for event in node.ledger.events()))
 

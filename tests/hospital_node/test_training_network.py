@@ -42,11 +42,31 @@ def test_output_has_the_grid_of_the_input_and_a_channel_for_each_class(architect
         ({"channels": (4, 6, 8)}, "multiples of 4"),
         ({"channels": (4, 0, 8)}, "must be positive"),
         ({"architecture": "UNet"}, "use norm = 'instance'"),
+        ({"channels": (4,) * 11}, "11 levels, more than 10 fit no scan"),
+        ({"channels": (100_000,) * 3}, "a node builds at most 100,000,000: use fewer channels"),
+        ({"channels": (2**60,) * 10}, "use fewer channels"),
+        ({"channels": (4, 8, 2_000)}, "use fewer channels"),
+        ({"labels": tuple(map(str, range(2_000)))}, "use fewer channels"),
     ],
 )
 def test_what_cannot_be_built_is_refused_with_the_remedy(changes, reason):
     with pytest.raises(NetworkError, match=reason):
         network.build(spec(**changes))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([("DynUNet", "group"), ("DynUNet", "instance"), ("UNet", "instance")]),
+    st.lists(st.integers(1, 8).map(lambda groups: 4 * groups), min_size=3, max_size=5),
+    st.integers(1, 20),
+)
+def test_no_network_has_more_parameters_than_its_plan_says(kind, channels, labels):
+    one = spec(architecture=kind[0], norm=kind[1], channels=channels, labels=tuple(map(str, range(labels))))
+    assert network.layout_of(network.build(one)).length <= network.parameters_at_most(one)
+
+
+def test_the_largest_usual_network_is_below_the_bound():
+    assert network.parameters_at_most(spec(channels=(32, 64, 128, 256, 320, 320))) < network.MAX_PARAMETERS
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm3d(4), nn.SyncBatchNorm(4), nn.BatchNorm3d(4, track_running_stats=False)])

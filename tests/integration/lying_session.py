@@ -25,7 +25,7 @@ from proto.plan import Plan
 from secagg import Policy, identity
 from secagg.coordinate import SessionView, add_upload, open_sum
 from secagg.identity import Purpose
-from secagg.messages import Box, ShareSet, UploadSeal
+from secagg.messages import NO_DIGESTS, Box, ShareSet, UploadSeal
 from secagg.statements import advert_statement, adverts_digest, list_statement, share_set_statement
 
 PHASES = ("open", "share", "mask", "confirm", "reveal")
@@ -220,10 +220,10 @@ class Session:
         """The colluder's share set with other boxes for these readers, validly signed."""
         own: ShareSet = wire.from_share_set(self.answers["share"][COLLUDER])
         boxes = tuple(Box(box.receiver, sealed.get(box.receiver.rpartition("/")[2], box.sealed)) for box in own.boxes)
-        bare = replace(own, boxes=boxes, digests=()).with_digests()
+        bare = replace(own, boxes=boxes, digests=NO_DIGESTS).with_digests()
         state = self.state(COLLUDER)
         signature = state.seat.sign(Purpose.SHARES, share_set_statement(self.params, state.seen, bare))
-        return wire.to_share_set(replace(bare, digests=(), signature=signature))
+        return wire.to_share_set(replace(bare, digests=NO_DIGESTS, signature=signature))
 
     def signed_list(self, *survivors: str) -> pb.Confirmation:
         """The colluder's signature over any list."""

@@ -234,7 +234,7 @@ def test_different_models(hospitals):
             member.base_digest = theirs.base
     for name in ("north", "east"):
         refusal = ours.refused("open", name, mixed) if name == "north" else theirs.refused("open", name, mixed)
-        assert (refusal.code, "mixes updates of different models" in refusal.detail) == ("policy", True)
+        assert (refusal.code, "mixes updates of different models" in refusal.detail) == ("wrong-model", True)
     ours, theirs = Session(hospitals, "north"), Session(hospitals, "east", base=other_base, session=ours.id)
     ours.step("open", "north", "south", "west")
     theirs.step("open", "east", "west")
@@ -381,7 +381,7 @@ def test_a_node_started_again_knows_nothing_of_its_session(hospitals, phase):
         assert report.state == READY
         assert session.refused("open", "north", session.honest("open")).code == "session-repeated"
     else:
-        assert (report.state, report.code) == (DECLINED, "policy")
+        assert (report.state, report.code) == (DECLINED, "already-released")
         assert "charged and released before" in hospitals.sentence("north")
         assert session.refused("open", "north", session.honest("open")).code == "no-update"
     assert [kind for kind in session.sent("north") if kind != "refusal"] == sent
@@ -475,14 +475,14 @@ def test_another_model_than_announced(hospitals, sent, sentence):
         report = hospitals.train("north")["north"]
     finally:
         mine.clear()
-    assert (report.state, report.code) == (DECLINED, "training-failed")
+    assert (report.state, report.code) == (DECLINED, "wrong-model")
     assert sentence in hospitals.sentence("north")
 
 
 @pytest.mark.parametrize(
     ("number", "code", "sentence"),
     [
-        (lambda h: h.past.round, "policy", "charged and released before"),
+        (lambda h: h.past.round, "already-released", "charged and released before"),
         (lambda h: h.plan.rounds + 1, "not-approved", "may not run"),
         (lambda h: (1 << 32) - 1, "not-approved", "may not run"),
     ],

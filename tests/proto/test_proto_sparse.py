@@ -7,7 +7,8 @@ import pytest
 from proto import federation_pb2 as pb
 from proto import wire
 from proto.wire import WireError
-from secagg import Advert, Box, BoxDigest, RemoteError, ShareSet, UploadSeal
+from secagg import Advert, Box, BoxDigests, RemoteError, ShareSet, UploadSeal
+from secagg.messages import NO_DIGESTS
 
 KEYS = (b"1" * 32, b"2" * 32, b"3" * 32)
 SIGNATURE = b"s" * 70
@@ -21,7 +22,7 @@ def test_neighbours_come_back() -> None:
 
 
 def test_a_summary_comes_back_in_place_of_boxes() -> None:
-    stub = ShareSet("secagg://s/hospital/a", (), (), SIGNATURE, b"d" * 32)
+    stub = ShareSet("secagg://s/hospital/a", (), NO_DIGESTS, SIGNATURE, b"d" * 32)
     assert wire.from_share_set(pb.ShareSet.FromString(wire.to_share_set(stub).SerializeToString())) == stub
     with pytest.raises(RemoteError, match="not 32 bytes"):
         wire.from_share_set(pb.ShareSet(party="a", signature=SIGNATURE, summary=b"d" * 31))
@@ -45,7 +46,7 @@ def test_a_complete_session_sends_the_bytes_it_always_sent() -> None:
     advert = wire.to_advert(Advert("a", *KEYS, SIGNATURE)).SerializeToString()
     assert advert == b"".join(field(number, data) for number, data in enumerate((b"a", *KEYS, SIGNATURE), 1))
     digest = field(1, b"b") + field(2, b"d" * 32)
-    share_set = ShareSet("a", (Box("b", b"x" * 90),), (BoxDigest("b", b"d" * 32),), SIGNATURE)
+    share_set = ShareSet("a", (Box("b", b"x" * 90),), BoxDigests(("b",), b"d" * 32), SIGNATURE)
     box = field(1, b"b") + field(2, b"x" * 90)
     expected = field(1, b"a") + field(2, box) + field(3, digest) + field(4, SIGNATURE)
     assert wire.to_share_set(share_set).SerializeToString() == expected

@@ -181,7 +181,8 @@ class Round:
         )
         asyncio.run(Receiver(run).receive(uri(name), stream()))
         assert fed, "an upload was taken without being counted"
-        self.uploads[name] = b"".join(self.spool.read(SESSION, uri(name)))
+        self.uploads[name] = data = bytearray()
+        self.spool.add_all(SESSION, (uri(name),), lambda piece, _: data.extend(piece))
 
     def _open(self) -> pb.Open:
         members = [

@@ -8,7 +8,7 @@ from secagg_round import Federation, small_params
 
 from secagg import LocalError, RemoteError, RevealedShare, ShareKind, TooFewSurvivors, node
 from secagg.coordinate import SessionView, open_sum, verify_advert, verify_share_set
-from secagg.messages import Box, Revealed
+from secagg.messages import NO_DIGESTS, Box, Revealed
 from secagg.shamir import P
 
 SEVEN = tuple("abcdefg")
@@ -55,16 +55,17 @@ def test_share_sets(shared):
     ):
         refused("altered-box", "bern", view.add_share_set, replace(good, boxes=boxes))
     for boxes in (good.boxes[1:], (*good.boxes, Box("bern", b"x")), good.boxes[::-1]):
-        refused("malformed", "bern", view.add_share_set, replace(good, boxes=boxes, digests=()))
+        refused("malformed", "bern", view.add_share_set, replace(good, boxes=boxes, digests=NO_DIGESTS))
     altered = (Box("anna", flipped(good.boxes[0].sealed)), *good.boxes[1:])
-    refused("bad-signature", "bern", view.add_share_set, replace(good, boxes=altered, digests=()))
+    refused("bad-signature", "bern", view.add_share_set, replace(good, boxes=altered, digests=NO_DIGESTS))
     refused("unknown-party", "zug", view.add_share_set, replace(good, party="zug"))
     assert view.share_sets == {}
-    view.add_share_set(replace(good, digests=()))
+    view.add_share_set(replace(good, digests=NO_DIGESTS))
     view.add_share_set(good)
     assert view.share_sets["bern"] == good
     verify_share_set(shared.params, view.adverts, good)
-    refused("bad-signature", "bern", verify_share_set, shared.params, view.adverts, replace(good, boxes=altered, digests=()))
+    forged = replace(good, boxes=altered, digests=NO_DIGESTS)
+    refused("bad-signature", "bern", verify_share_set, shared.params, view.adverts, forged)
     refused("second-question", "bern", view.add_share_set, replace(good, signature=flipped(good.signature)))
     with pytest.raises(TooFewSurvivors):
         view.check_shares()
@@ -73,8 +74,8 @@ def test_share_sets(shared):
 def test_what_is_relayed_is_one_box_and_all_digests(shared):
     relayed = shared.view.share_sets["bern"].for_receiver("chur")
     assert [box.receiver for box in relayed.boxes] == ["chur"]
-    assert [item.receiver for item in relayed.digests] == ["anna", "chur", "davos"]
-    bare = replace(shared.view.share_sets["bern"], digests=())
+    assert relayed.digests.receivers == ("anna", "chur", "davos")
+    bare = replace(shared.view.share_sets["bern"], digests=NO_DIGESTS)
     assert bare.for_receiver("chur") == relayed
 
 

@@ -71,11 +71,11 @@ def test_the_ends_of_the_range_are_masks_like_any_other(door, value):
 
 @pytest.mark.parametrize("subtract", [False, True])
 def test_words_wrap_at_both_ends(subtract, monkeypatch):
-    def all_ones(_, view):
-        view[:] = b"\xff" * len(view)
-        yield
+    class AllOnes:
+        def update_into(self, source, view):
+            view[:] = b"\xff" * len(source)
 
-    monkeypatch.setattr(Streams, "fill", all_ones)
+    monkeypatch.setattr(Streams, "step", lambda _, size: (bytes(size), [AllOnes()]))
     words = np.array([0, 1, TOP], np.uint64)
     Masks([SignedMask(bytes(16), subtract)], Door.CTR).apply(words, 0)
     assert words.tolist() == ([1, 2, 0] if subtract else [TOP, 0, TOP - 1])

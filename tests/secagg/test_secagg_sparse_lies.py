@@ -8,7 +8,7 @@ from secagg_round import Federation, small_params
 from secagg import LocalError, RemoteError, RevealedShare, ShareKind, Sparse, TooFewSurvivors, identity, node
 from secagg.coordinate import SessionView
 from secagg.identity import Purpose
-from secagg.messages import Advert, Box, Revealed, ShareSet
+from secagg.messages import NO_DIGESTS, Advert, Box, Revealed, ShareSet
 from secagg.statements import advert_statement, share_set_statement
 
 NAMES = tuple("abcdefghi")
@@ -72,10 +72,10 @@ def test_neighbours_altered_on_the_way(federation, change):
 
 def signed_set(federation, party, boxes):
     """These boxes under their sender's valid signature."""
-    bare = ShareSet(party, boxes, (), b"unsigned").with_digests()
+    bare = ShareSet(party, boxes, NO_DIGESTS, b"unsigned").with_digests()
     statement = share_set_statement(federation.params, federation.states[party].seen, bare)
     signature = identity.sign(federation.keys[party], Purpose.SHARES, federation.params.context(), statement)
-    return replace(bare, digests=(), signature=signature)
+    return replace(bare, digests=NO_DIGESTS, signature=signature)
 
 
 def test_boxes_for_others_than_the_neighbours_name_their_sender(federation):
@@ -103,7 +103,7 @@ def test_what_is_relayed_is_a_box_or_the_summary(federation):
             assert item.digests == full.digests
             assert [box.receiver for box in item.boxes] == [ME] * (item.party != ME)
         else:
-            assert (item.boxes, item.digests, len(item.summary)) == ((), (), 32)
+            assert (item.boxes, item.digests, len(item.summary)) == ((), NO_DIGESTS, 32)
 
 
 def test_lies_about_the_boxes(federation):
@@ -139,7 +139,7 @@ def test_a_sharer_that_is_no_neighbour_cannot_be_invented(federation):
 def test_summaries_and_digests_of_impossible_form_do_not_exist(federation):
     federation.advertise().share()
     full = federation.view.share_sets["b"]
-    for form in ({"summary": b"short", "digests": ()}, {"summary": bytes(32)}):
+    for form in ({"summary": b"short", "digests": NO_DIGESTS}, {"summary": bytes(32)}):
         refused("malformed", "b", lambda form=form: replace(full, **form))
 
 

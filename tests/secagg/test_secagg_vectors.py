@@ -10,7 +10,7 @@ from secagg_round import Drbg, Federation, small_params
 
 from secagg import Complete, LocalError, Quantizer, RemoteError, Sparse, TooFewSurvivors, node
 from secagg.coordinate import open_sum, verify_upload_seal
-from secagg.messages import Advert, Box, BoxDigest, Confirmation, ShareSet, UploadSeal
+from secagg.messages import NO_DIGESTS, Advert, Box, BoxDigests, Confirmation, ShareSet, UploadSeal
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 sys.path.insert(0, str(VECTORS))
@@ -139,9 +139,10 @@ def told_set(told, party, me):
     """What `me` is shown of one sharer: a box and digests, or the summary where it is not among the receivers."""
     boxes = tuple(Box(r, sealed) for r, sealed in told["boxes"][party].items() if r == me)
     if me == party or me in told["digests"][party]:
-        digests = tuple(BoxDigest(r, digest) for r, digest in sorted(told["digests"][party].items()))
+        row = sorted(told["digests"][party].items())
+        digests = BoxDigests(tuple(r for r, _ in row), b"".join(digest for _, digest in row))
         return ShareSet(party, boxes, digests, told["share_signatures"][party])
-    return ShareSet(party, boxes, (), told["share_signatures"][party], told["summaries"][party])
+    return ShareSet(party, boxes, NO_DIGESTS, told["share_signatures"][party], told["summaries"][party])
 
 
 def answer(federation, phase, me, told):
