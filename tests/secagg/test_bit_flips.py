@@ -59,7 +59,8 @@ BASE = np.zeros(LAYOUT.length, np.float32)
 SESSION = bytes(range(16))
 ROUND = 3
 PHASES = {"open": Phase.ADVERTISE, "share": Phase.SHARE, "mask": Phase.MASK, "confirm": Phase.CONFIRM, "reveal": Phase.REVEAL}
-CODES = {*REFUSAL_CODES, "out-of-place", "unknown-session", "session-ended", "too-few", "no-update", "unusable", "transport"}
+OF_THE_NODE = {"out-of-place", "unknown-session", "session-ended", "too-few", "no-update", "unusable", "transport"}
+CODES = {*REFUSAL_CODES, *OF_THE_NODE, "wrong-model", "wrong-roster"}
 SHORT_BYTES = 60  # messages up to this are flipped in every bit
 
 Key = tuple[str, str, str, int]  # to or from, name, phase, number of the message
