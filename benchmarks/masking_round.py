@@ -73,7 +73,7 @@ class Recording:
     members: dict[str, Stopwatch] = field(default_factory=dict)
 
     def client_s(self) -> list[float]:
-        """CPU seconds of each member that stayed to the end, without the digest of its upload."""
+        """CPU seconds of each member that stayed to the end, with the digest of its upload."""
         return [self.members[party].sum_s() for party in self.revealed]
 
     def digest_s(self) -> list[float]:
@@ -210,7 +210,7 @@ class _Members:
 
 
 def _taken(watch: Stopwatch, upload: PackedUpload) -> tuple[bytes, UploadSeal]:
-    """Piece after piece, as a connection takes them. The digest is measured again, to be taken off: it is kept apart."""
+    """Piece after piece, as a connection takes them. The digest, which is part of it, is measured again: it is kept apart."""
     data, at, pieces = bytearray(upload.total_bytes), 0, upload.pieces()
     while at < len(data):
         with watch.on("mask"):
@@ -222,7 +222,6 @@ def _taken(watch: Stopwatch, upload: PackedUpload) -> tuple[bytes, UploadSeal]:
     with watch.on(ARRIVAL):
         digest = hashlib.sha256(data).digest()
     assert digest == seal.digest
-    watch.spent_s["mask"] -= watch.spent_s[ARRIVAL]
     return bytes(data), seal
 
 

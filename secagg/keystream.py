@@ -161,8 +161,8 @@ def buffer_of(count: int, slot: int) -> Words:
     """`count` words, not initialised, that begin `slot` KiB after the start of a page.
 
     Buffers that one loop reads and writes take different slots. numpy's own begin 16 bytes after a page starts: every wide
-    access then crosses a cache line, and stores to one look like the source of loads from the other. Masks are made and added
-    a tenth slower so.
+    access then crosses a cache line, and stores to one look like the source of loads from the other. Masks are added an eighth
+    slower so.
     """
     memory = np.empty(WORD_BYTES * count + 2 * PAGE_BYTES, dtype=np.uint8)
     start = -memory.ctypes.data % PAGE_BYTES + slot * SLOT_BYTES

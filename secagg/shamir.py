@@ -63,18 +63,22 @@ def evaluate(coefficients: Sequence[int], point: int) -> int:
 
 
 class Combiner:
-    """Lagrange coefficients at zero for one set of points, computed once and used for every secret that it shares."""
+    """Lagrange coefficients at zero for one set of points, computed once and used for every secret that it shares.
 
-    __slots__ = ("_at_zero", "points")
+    They are kept as `top` over x_i prod (x_j - x_i): what all have in common is multiplied once a secret, not once a share.
+    """
 
-    def __init__(self, points: Sequence[int], at_zero: Sequence[int] | None = None) -> None:
+    __slots__ = ("_inverses", "_top", "points")
+
+    def __init__(self, points: Sequence[int], inverses: Sequence[int] | None = None) -> None:
         self.points = tuple(points)
-        self._at_zero = tuple(at_zero or _at_zero([self.points])[0])
+        self._top = prod(self.points) % P
+        self._inverses = tuple(inverses or _inverses_of([self.points])[0])
 
     def combine(self, shares: Mapping[int, bytes]) -> bytes | None:
         """The secret, or None where the value is not one of 32 bytes (some share is wrong)."""
         values = [int.from_bytes(shares[point], "big") for point in self.points]
-        value = sum(map(mul, self._at_zero, values)) % P
+        value = self._top * sum(map(mul, self._inverses, values)) % P
         return value.to_bytes(SECRET_BYTES, "big") if value < 1 << 8 * SECRET_BYTES else None
 
 
@@ -83,7 +87,7 @@ def combiners(sets: Collection[tuple[int, ...]]) -> dict[tuple[int, ...], Combin
     ordered, made = list(sets), {}
     for start in range(0, len(ordered), BATCH_SETS):
         batch = ordered[start : start + BATCH_SETS]
-        made.update({points: Combiner(points, row) for points, row in zip(batch, _at_zero(batch), strict=True)})
+        made.update({points: Combiner(points, row) for points, row in zip(batch, _inverses_of(batch), strict=True)})
     return made
 
 
@@ -110,12 +114,11 @@ def off_polynomial(good: Sequence[int], shares: Mapping[int, bytes]) -> tuple[in
     return tuple(point for point, value in values.items() if point not in good and at(point) != value)
 
 
-def _at_zero(sets: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """For each set and each i: x_1 ... x_t / (x_i prod (x_j - x_i)), at 0 the polynomial that is 1 at x_i and 0 elsewhere."""
+def _inverses_of(sets: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """For each set and each i: 1 / (x_i prod (x_j - x_i)). Times x_1 ... x_t that is the Lagrange coefficient at zero."""
     size, below = len(sets[0]), [product for row in _denominators(np.array(sets, dtype=np.int64)) for product in row]
     inverses = _inverses(below)
-    tops = [prod(points) % P for points in sets]
-    return [[top * inverse % P for inverse in inverses[at * size : (at + 1) * size]] for at, top in enumerate(tops)]
+    return [inverses[at * size : (at + 1) * size] for at in range(len(sets))]
 
 
 def _denominators(sets: NDArray[np.int64]) -> list[list[int]]:

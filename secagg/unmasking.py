@@ -18,7 +18,7 @@ from secagg.params import RoundParams, Vector, Words
 from secagg.upload import Masks, SignedMask
 
 DIGEST_WORDS = 1 << 12  # one digest each (README, step 6.5); runs are whole multiples
-SHORT_WORDS = 2 * CHUNK_WORDS  # up to here a key costs as much to set up as to use, and threads share masks instead of runs
+SHORT_WORDS = 2 * CHUNK_WORDS  # up to here threads share masks, not runs: setting a key up is too much of its cost to do it in each
 MASKS_AT_ONCE = 64  # their contexts fit a core's cache
 
 

@@ -67,6 +67,16 @@ def test_the_layout_of_a_sparse_advert_is_as_drawn():
     assert data[116:] == b"\0\0\0\x10" + b"".join(place.to_bytes(4, "big") for place in advert.neighbours)
 
 
+def test_every_test_file_that_is_named_exists():
+    rows = re.findall(r"^\| (`.*?test_.*?\.py`) \|", README.split("## Tests")[1], re.MULTILINE)
+    assert len(rows) >= 8
+    for row in rows:
+        first, *others = re.findall(r"`(.+?)`", row)
+        folder = PACKAGE.parent / Path(first).parent
+        for path in (PACKAGE.parent / first, *(folder / other for other in others)):
+            assert path.is_file(), path
+
+
 def test_the_example_runs(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})
