@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from study.audit import cli as audit
 from study.bench import cli as bench
 
 APP = typer.Typer(add_completion=False, no_args_is_help=True, help="Whole federations on one machine.")
@@ -56,6 +57,7 @@ def demo(
 
 
 bench.register(APP)
+audit.register(APP)
 
 
 def _as_interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -89,7 +89,8 @@ def read_line(line: str) -> list[Command]:
 
 
 def documents() -> list[Path]:
-    return [ROOT / "README.md", *(ROOT / package / "README.md" for package in PACKAGES), ROOT / "study" / "STUDIES.md"]
+    further = (ROOT / "study" / "STUDIES.md", ROOT / "study" / "AUDIT.md")
+    return [ROOT / "README.md", *(ROOT / package / "README.md" for package in PACKAGES), *further]
 
 
 def text_of(path: Path) -> str:
