@@ -18,7 +18,7 @@ from secagg.params import RoundParams, Vector, Words
 from secagg.upload import Masks, SignedMask
 
 DIGEST_WORDS = 1 << 12  # one digest each (README, step 6.5); runs are whole multiples
-SHORT_WORDS = 2 * CHUNK_WORDS  # up to here threads share masks, not runs: setting a key up is too much of its cost to do it in each
+SHORT_WORDS = 2 * CHUNK_WORDS  # up to here threads share masks, not runs: each would spend too much on setting keys up
 MASKS_AT_ONCE = 64  # their contexts fit a core's cache
 
 
