@@ -62,7 +62,9 @@ def test_a_clip_for_each_patch_shows_more_than_it_reports() -> None:
     assert found.shown > 2
 
 
-@pytest.mark.parametrize(("fault", "exceeds"), [(AS_BUILT, False), (NO_NOISE, True), (NO_CLIP, True)], ids=["as built", "no noise", "no clip"])
+@pytest.mark.parametrize(
+    ("fault", "exceeds"), [(AS_BUILT, False), (NO_NOISE, True), (NO_CLIP, True)], ids=["as built", "no noise", "no clip"]
+)
 def test_the_segmentation_network_under_the_same_attack(fault: Fault, exceeds: bool) -> None:
     found = attacked(SCANS, fault)
     assert found.exceeds is exceeds
