@@ -73,6 +73,7 @@ class LocalTraining:
         self._threads = threads
         self._patients: Future[Sequence[Any]] | None = None
         self._job: _Job | None = None
+        self._failed: tuple[bytes, Failed] | None = None  # the last training that came to nothing, and the model it began from
 
     @property
     def busy(self) -> bool:
@@ -83,6 +84,12 @@ class LocalTraining:
         """Whether exactly this round is being trained."""
         job = self._job
         return job is not None and (job.authorization.round, job.base_digest) == (round_number, base_digest)
+
+    def failed_at(self, round_number: int, base_digest: bytes) -> Failed | None:
+        """How the training of exactly this round ended, where it failed: the patients may be why, so it is not tried again."""
+        if self._failed is None or (self._failed[1].round, self._failed[0]) != (round_number, base_digest):
+            return None
+        return self._failed[1]
 
     def prepare(self) -> None:
         """Start preparing the studies, once."""
@@ -117,15 +124,19 @@ class LocalTraining:
         except Interrupted:
             return None
         except WorkFailed as error:
-            self._forget_failed_preparation()
-            return Failed(number, error.code, str(error))
+            failed = Failed(number, error.code, str(error))
+            if not self._forgot_failed_preparation():
+                self._failed = job.base_digest, failed
+            return failed
         if trained.base_digest != job.base_digest:
             return Failed(number, "training-failed", "training started from another model than the coordinator named")
         return Ready(job.authorization, job.base_digest, trained.update)
 
-    def _forget_failed_preparation(self) -> None:
-        if self._patients is not None and self._patients.exception() is not None:
-            self._patients = None  # people may have mended the studies by the next round
+    def _forgot_failed_preparation(self) -> bool:
+        if self._patients is None or self._patients.exception() is None:
+            return False
+        self._patients = None  # no gradient was taken, and people may have mended the studies when the round is asked for again
+        return True
 
     def _prepare(self) -> Sequence[Any]:
         """In the background thread."""
@@ -160,8 +171,16 @@ class LocalTraining:
         number = job.authorization.round
         self._display.show("training", TRAINING, round_number=number, only_after=("preparing", "waiting", "training"))
         ready_s = self._clock() + self._plan.timing.ready_after_s
-        trained = self._workshop.train(
-            self._plan, self._uri, base, patients, threads=self._threads, round=number, on_step=on_step
-        )
-        job.given_up.wait(max(0.0, ready_s - self._clock()))  # training time follows the number of drawn patients
+        try:
+            trained = self._workshop.train(
+                self._plan, self._uri, base, patients, threads=self._threads, round=number, on_step=on_step
+            )
+        except WorkFailed:
+            self._until(job, ready_s)
+            raise
+        self._until(job, ready_s)
         return trained
+
+    def _until(self, job: _Job, ready_s: float) -> None:
+        """Wait for the plan's moment: when a training ends, well or badly, follows the number of drawn patients."""
+        job.given_up.wait(max(0.0, ready_s - self._clock()))

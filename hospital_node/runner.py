@@ -220,6 +220,10 @@ class Hospital:
         if at_work.desk.holds(order.round, order.base_digest):
             self._send(link, pb.NodeReport(round=order.round, state=pb.NodeReport.READY, base_digest=order.base_digest))
             return
+        failed = at_work.training.failed_at(order.round, order.base_digest)
+        if failed is not None:
+            self._send(link, self._say_failed(failed))
+            return
         if not at_work.training.is_at(order.round, order.base_digest):
             at_work.drop()
             self._display.count(self._meter, self._display.shown.round)
@@ -273,18 +277,19 @@ class Hospital:
             except UpdateUnusable as error:
                 became = Failed(became.authorization.round, "training-failed", str(error))
         if isinstance(became, Failed):
-            self._say_failed(became)
+            self._unsent = self._say_failed(became)
             return
         number = became.authorization.round
         self._unsent = pb.NodeReport(round=number, state=pb.NodeReport.READY, base_digest=became.base_digest)
         self._display.show("ready", "trained; waiting for the others", round_number=number)
         self._log.info("update ready", round=number)
 
-    def _say_failed(self, failed: Failed) -> None:
-        state = pb.NodeReport.FAILED if failed.code == "training-failed" else pb.NodeReport.DECLINED
-        self._unsent = pb.NodeReport(round=failed.round, state=state, code=failed.code)
+    def _say_failed(self, failed: Failed) -> pb.NodeReport:
+        """Say it to the people here; what is said to the coordinator."""
         self._display.show("failed", failed.sentence, round_number=failed.round)
         self._log.warning("no update", round=failed.round, code=failed.code)
+        state = pb.NodeReport.FAILED if failed.code == "training-failed" else pb.NodeReport.DECLINED
+        return pb.NodeReport(round=failed.round, state=state, code=failed.code)
 
     def _decline(self, link: Link, order: pb.Train, code: str, sentence: str) -> None:
         phase: NodePhase = "paused" if code == "paused" else "declined"

@@ -373,6 +373,45 @@ def test_a_training_that_fails_is_reported_without_its_reason(node: Node) -> Non
     assert node.charges == []
 
 
+def test_a_training_that_failed_is_not_tried_again_in_its_round(node: Node) -> None:
+    """Whether it failed may depend on the patients: trying until it succeeds would release what no epsilon counts."""
+    node.trainer.error = WorkFailed("training-failed", "the trained model is not finite")
+    node.start()
+    node.link.put(train=train_order())
+    assert node.link.wait_for(2).state == FAILED
+    node.trainer.error = None
+    node.link.put(train=train_order())
+    again = node.link.wait_for(3)
+    assert (again.state, again.code, again.round) == (FAILED, "training-failed", 1)
+    assert node.trainer.rounds == [1]
+    node.link.put(train=train_order(2))
+    assert [node.link.wait_for(number).state for number in (4, 5)] == [TRAINING, READY]
+    assert node.trainer.rounds == [1, 2]
+
+
+@pytest.mark.parametrize("error", [None, WorkFailed("training-failed", "the trained model is not finite")])
+def test_neither_success_nor_failure_is_reported_before_the_plans_moment(folders: Folders, error: WorkFailed | None) -> None:
+    plan = make_plan(ready_after_s=3600)
+    approved_ledger(folders, plan)
+    ended = threading.Event()
+
+    class Ending(Trainer):
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            try:
+                return super().__call__(*arguments, **options)
+            finally:
+                ended.set()
+
+    node = Node(folders, FakeLink(plan), Ending(error=error))
+    node.start()
+    node.link.put(train=train_order())
+    assert ended.wait(10)
+    node.link.put(wait=pb.Wait(reason="long poll over"))
+    node.link.put(finished=pb.Finished(reason="over"))
+    node.future.result(10)  # it gives the round up at once, however long the moment was away
+    assert [report.state for report in node.link.sent] == [TRAINING]
+
+
 def test_too_many_unreadable_studies_decline_and_are_read_again_in_the_next_round(node: Node) -> None:
     tries: list[int] = []
 
