@@ -50,6 +50,7 @@ class SmallFederation:
     rounds: int = 2
     drill_pause_s: float = 0.0
     evaluator: bool = False
+    masking: dict[str, object] = field(default_factory=dict)  # changes to the plan's
     world: sites.Sites = field(init=False)
     plan: Plan = field(init=False)
     nodes: dict[str, Child] = field(default_factory=dict, init=False)
@@ -63,7 +64,7 @@ class SmallFederation:
         self.world = sites.Sites(self.folder, Cast(STUDY, "none", roles, public, ""))
         sites.certify(self.world)
         self.plan = presets.complete(
-            FIELDS,
+            {**FIELDS, "masking": {**FIELDS["masking"], **self.masking}},
             study=STUDY,
             hospitals=presets.admitted(self.world.cast, self.world.uri),
             evaluators=[self.world.uri(public)] if self.evaluator else [],

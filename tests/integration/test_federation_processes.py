@@ -9,6 +9,7 @@ from small_federation import HOSPITALS, SmallFederation
 
 from hospital_node.ledger import Charge
 from proto.plan import short_name
+from proto.wire import mean_error
 from study.processes import Family
 
 pytestmark = [pytest.mark.slow, pytest.mark.sockets]
@@ -61,6 +62,21 @@ def test_a_node_killed_between_masking_and_reveal_does_not_cost_the_round(tmp_pa
         assert np.max(np.abs(opened - _mean(federation, others, 2))) <= federation.mean_error_bound()
     charged = [event.entry for event in federation.ledger("east").events() if isinstance(event.entry, Charge)]
     assert [charge.round for charge in charged] == [1], "a crash after the commit counts as spent, once"
+
+
+def test_rotated_updates_of_few_bits_open_to_the_mean_within_what_the_plan_says(tmp_path, family):
+    coding = {"lanes": 10, "rotate": True, "update_clip": 0.06, "clip_decay": 0.9}
+    federation = SmallFederation(tmp_path, family, rounds=2, masking=coding)
+    federation.approve()
+    federation.start_all()
+    with federation.store() as reader:
+        federation.wait(lambda: len(reader.rounds()) > 1 and reader.rounds()[1].state == "opened", 120, "round 2 opens")
+    for number in (1, 2):
+        updates = np.stack([federation.update(name, number) for name in HOSPITALS]).astype(np.float64)
+        opened = federation.model(number) - federation.model(number - 1)
+        error = np.sqrt(np.mean((opened - updates.mean(axis=0)) ** 2))
+        assert 0 < error < 0.9 ** (number - 1) * 0.06 * mean_error(federation.plan)
+        assert np.sqrt(np.mean(updates.mean(axis=0) ** 2)) > 3 * error
 
 
 def test_the_cap_stops_one_hospital_by_itself_and_the_others_go_on(tmp_path, family):
