@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -277,6 +278,33 @@ def test_a_disk_that_fills_at_the_counter_counts_as_spent_and_releases_nothing(
         with pytest.raises(CannotRecord, match=r"No space left on device.*nothing leaves"):
             ledger.commit(asked, update_id(PLAN, 2), session_id(2), at(20))
     assert charges_of(Ledger.open(path)) == [1, 2]
+
+
+@pytest.mark.parametrize("limit_bytes", [*range(0, 50_000, 1_000), None])
+def test_writes_that_fail_at_any_byte_leave_the_ledger_whole(path: Path, limit_bytes: int | None) -> None:
+    """No file may grow beyond the limit, as on a disk without room: database, journal, counter, whichever comes first."""
+
+    def work(say: Callable[[bytes], None]) -> None:
+        ledger = Ledger.open(path)
+        asked = ledger.authorize(PLAN, 2)
+        if limit_bytes is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+        try:
+            ledger.commit(asked, update_id(PLAN, 2), session_id(2), at(20))
+        except CannotRecord as error:
+            say(b"refused" if "nothing leaves" in str(error) else str(error).encode())
+        else:
+            say(b"released")
+
+    said, status = heard(*fork(work))
+    assert status == 0
+    charged = charges_of(Ledger.open(path))
+    assert (said, charged) in [(b"refused", [1]), (b"refused", [1, 2]), (b"released", [1, 2])]
+    if limit_bytes in {0, None}:
+        assert said == (b"released" if limit_bytes is None else b"refused")
+    if charged == [1]:
+        release(Ledger.open(path), PLAN, 2)
 
 
 def test_a_ledger_held_by_another_program_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
