@@ -90,13 +90,14 @@ class Segmentation:
     """The product's objective: Dice and cross-entropy over a few patches of one patient (hospital_node.patches.Patient)."""
 
     def check(self, plan: Plan) -> None:
-        """Sides of a patch must be multiples of what the network divides its grid by."""
-        side = network.divisor(plan.network)
-        if any(extent % side for extent in plan.preparation.patch_zyx):
+        """A patch must fit the network: sides that it can halve as often as it does, and logits on the same grid."""
+        side, patch = network.divisor(plan.network), plan.preparation.patch_zyx
+        if any(extent % side for extent in patch):
             raise TrainingError(
-                f"preparation.patch_zyx {list(plan.preparation.patch_zyx)} must hold multiples of {side}, because the network "
-                f"of the plan halves its grid {len(plan.network.channels) - 1} times: correct the plan"
+                f"preparation.patch_zyx {list(patch)} must hold multiples of {side}, because the network of the plan halves "
+                f"its grid {side.bit_length() - 1} times: correct the plan"
             )
+        network.check_patch(plan.network, plan.training.patches_per_patient, patch)
 
     def build(self, plan: Plan) -> nn.Module:
         """A MONAI network by name."""
@@ -132,6 +133,7 @@ def train_round(
     torch.set_num_threads(threads)
     module = objective.build(plan)
     network.refuse_shared_statistics(module)
+    network.refuse_own_chance(module)
     network.load_vector(module, network.layout_of(module), base)
     optimizer = private_optimizer(module, plan, uri, round=round, normals=NormalStream(rand))
     watched = FirstLossWatched(objective)

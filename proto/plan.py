@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NewType, Self, cast
+from typing import Annotated, Any, Literal, NewType, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
 from proto.frozen import Frozen, explain, from_toml, parsed
+from proto.network import ARCHITECTURES, Network
 
 __all__ = [
+    "ARCHITECTURES",
     "DECLINE_CODES",
     "MIN_COHORT",
     "PROTOCOL_VERSION",
@@ -40,6 +41,7 @@ __all__ = [
     "load_toml",
     "role_of",
     "short_name",
+    "written",
 ]
 
 PROTOCOL_VERSION = 1
@@ -52,10 +54,9 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("keep", "masking"),
     ("tensor_clips", "masking"),
     ("clip_decay", "masking"),
+    ("arguments", "network"),
 )
 SELECTION_LABEL = b"hospital-secagg participants v1\n"
-ARCHITECTURES = ("DynUNet", "UNet")  # MONAI's, which a hospital's node trains
-TASK_NETWORK = re.compile(r"task:[a-z0-9][a-z0-9-]{0,62}")  # a study's own task brings its network; no node builds it
 MIN_COHORT = 3  # with two members each learns the other's update from the sum
 
 Uri = NewType("Uri", str)
@@ -88,14 +89,7 @@ def _party_uri(text: str) -> str:
     return text
 
 
-def _architecture(name: str) -> str:
-    if name not in ARCHITECTURES and not TASK_NETWORK.fullmatch(name):
-        raise ValueError(f"'{name}' is none of {', '.join(ARCHITECTURES)} and not of the form task:<name>")
-    return name
-
-
 PartyUri = Annotated[str, AfterValidator(_party_uri)]
-Architecture = Annotated[str, AfterValidator(_architecture)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -105,20 +99,6 @@ class Hospital(Frozen):
     uri: PartyUri
     declared_patients: int = Field(ge=1)
     weight: int = Field(default=1, ge=1, le=1 << 20)
-
-
-class Network(Frozen):
-    """A MONAI network by name, or `task:<name>`: that task's own. Normalisation across patients is not offered."""
-
-    architecture: Architecture = "DynUNet"
-    channels: tuple[int, ...] = (8, 16, 32)
-    labels: tuple[str, ...] = Field(min_length=1)  # foreground labels in the order of their values 1, 2, ...
-    norm: Literal["group", "instance"] = "group"
-
-    @property
-    def classes(self) -> int:
-        """Output channels: background and one for each label."""
-        return len(self.labels) + 1
 
 
 class Preparation(Frozen):
@@ -315,13 +295,26 @@ class Plan(Frozen):
 
 def drop_later_defaults(fields: dict[str, Any], kept: tuple[str, ...] = ()) -> None:
     """Take out of a plan's JSON fields, in place, those of LATER_FIELDS that hold their default, but for `kept`."""
-    for name, model in LATER_FIELDS:
-        kind = Plan if model is None else cast("type[Frozen]", Plan.model_fields[model].annotation)
-        part = fields if model is None else fields.get(model)
-        if name in kept or part is None or name not in part:
-            continue
-        if part[name] == json.loads(json.dumps(kind.model_fields[name].get_default())):
-            del part[name]
+    for name, table in LATER_FIELDS:
+        part = fields if table is None else fields.get(table, {})
+        default = json.loads(json.dumps(_type_of(table).model_fields[name].get_default()))  # a tuple as the list that it is
+        for owner in part if isinstance(part, list) else [part]:
+            if name not in kept and name in owner and owner[name] == default:
+                del owner[name]
+
+
+def written(part: Frozen, table: str) -> dict[str, Any]:
+    """JSON fields of one table of a plan, as digests cover them."""
+    fields: dict[str, Any] = {table: part.model_dump(mode="json")}
+    drop_later_defaults(fields)
+    table_fields: dict[str, Any] = fields[table]
+    return table_fields
+
+
+def _type_of(table: str | None) -> type[Frozen]:
+    """The class of a plan's table, or of its entries where it is a list."""
+    kind: Any = Plan if table is None else Plan.model_fields[table].annotation
+    return kind if isinstance(kind, type) else get_args(kind)[0]
 
 
 def default_threshold(roster_size: int) -> int:

@@ -287,9 +287,10 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _at(known: Mapping[str, Any], name: str) -> Any:
+    """The value at a dotted name; None where another cell sets it and this one does not."""
     value: Any = known
     for key in name.split("."):
-        value = value[key]
+        value = value.get(key) if isinstance(value, dict) else None
     return value
 
 

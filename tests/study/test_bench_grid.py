@@ -80,6 +80,34 @@ def test_dotted_names_may_be_quoted_bare_or_tables(tmp_path: Path) -> None:
     assert len({cell.id for cell in found}) == 1
 
 
+def test_an_argument_of_the_network_can_be_varied_and_its_absence_makes_no_other_cell(tmp_path: Path) -> None:
+    grid = """
+    [[grid]]
+    method = "masked"
+    "network.arguments.num_res_units" = [1, 2]
+    "network.arguments.kernel_size" = [[3, 3, 5]]
+    [[grid]]
+    method = "masked"
+    """
+    first, second, plain = study_of(tmp_path, grid, SWEEP).cells()
+    assert [cell.plan["network"]["arguments"] for cell in (first, second, plain)] == [
+        {"num_res_units": 1, "kernel_size": [3, 3, 5]}, {"num_res_units": 2, "kernel_size": [3, 3, 5]}, {}
+    ]  # fmt: skip
+    assert second.settings == {"network.arguments.num_res_units": 2, "network.arguments.kernel_size": [3, 3, 5]}
+    assert plain.settings == {}
+
+
+def test_a_later_field_of_a_plan_leaves_the_ids_of_finished_cells_alone(tmp_path: Path) -> None:
+    """A cell that was stored before the field existed is the same cell; `participants` has always been in the id."""
+    (cell,) = study_of(tmp_path, '[[grid]]\nmethod = "masked"\n', SWEEP).cells()
+    before = {**cell.plan, "network": {name: value for name, value in cell.plan["network"].items() if name != "arguments"}}
+    assert cell.model_copy(update={"plan": before}).id == cell.id
+    changed = {**cell.plan, "network": {**cell.plan["network"], "arguments": {"num_res_units": 2}}}
+    assert cell.model_copy(update={"plan": changed}).id != cell.id
+    unasked = {name: value for name, value in cell.plan.items() if name != "participants"}
+    assert cell.model_copy(update={"plan": unasked}).id != cell.id
+
+
 def test_everything_of_a_cell_can_be_varied(tmp_path: Path) -> None:
     (tmp_path / "other.toml").write_text((PLANS / "hippocampus.toml").read_text())
     grid = """
