@@ -20,11 +20,11 @@ import torch
 from opacus.accountants import RDPAccountant
 from torch import nn
 from torch.nn import functional
-from torch.optim import SGD, Adam, Optimizer
 
 from hospital_node import network, patches
 from hospital_node.chance import FirstLossWatched
 from hospital_node.dp_optimizer import PatientOptimizer
+from hospital_node.local_optimizer import local_optimizer
 from hospital_node.noise import NormalStream, Rand, StepCoins
 from hospital_node.patches import Patient
 from proto.layout import Vector, model_digest
@@ -173,7 +173,7 @@ def backward(module: nn.Module, plan: Plan, patient: Keyed, coins: StepCoins, ob
 def private_optimizer(module: nn.Module, plan: Plan, uri: str, *, round: int, normals: NormalStream) -> PatientOptimizer:  # noqa: A002
     """A fresh local optimizer with the plan's clip, noise and public divisor."""
     return PatientOptimizer(
-        _local_optimizer(module, plan, round),
+        local_optimizer(module.parameters(), plan, round),
         noise_multiplier=plan.privacy.noise_multiplier,
         max_grad_norm=plan.privacy.clip_norm,
         expected_batch_size=plan.expected_batch(uri),
@@ -205,13 +205,6 @@ def check_history(history: History, plan: Plan) -> None:
             f"the accountant recorded {list(history)}, the plan says {list(wanted)}: the update was discarded, because its "
             "privacy cost is not the one approved; report this as a fault of the software"
         )
-
-
-def _local_optimizer(module: nn.Module, plan: Plan, round_number: int) -> Optimizer:
-    rate = plan.training.learning_rate * plan.training.learning_rate_decay ** (round_number - 1)
-    if plan.training.optimizer == "adam":
-        return Adam(module.parameters(), lr=rate)
-    return SGD(module.parameters(), lr=rate, momentum=plan.training.momentum)
 
 
 def _check_patients(patients: Sequence[Keyed]) -> None:

@@ -55,6 +55,11 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("tensor_clips", "masking"),
     ("clip_decay", "masking"),
     ("arguments", "network"),
+    ("weight_decay", "training"),
+    ("nesterov", "training"),
+    ("schedule", "training"),
+    ("warmup_rounds", "training"),
+    ("proximal", "training"),
 )
 SELECTION_LABEL = b"hospital-secagg participants v1\n"
 MIN_COHORT = 3  # with two members each learns the other's update from the sum
@@ -124,17 +129,41 @@ class Preparation(Frozen):
 
 
 class Training(Frozen):
-    """Local training of one round."""
+    """Local training of one round. hospital_node/TRAINING.md says what each field changes and what it costs."""
 
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: Positive = 1e-2
-    learning_rate_decay: float = Field(default=1.0, gt=0, le=1)  # factor per round
+    learning_rate_decay: float = Field(default=1.0, gt=0, le=1)  # of schedule "exponential": factor per round
     momentum: float = Field(default=0.0, ge=0, lt=1)
     local_steps: int = Field(ge=1)
     patches_per_patient: int = Field(default=2, ge=1)
     foreground_share: float = Field(default=0.67, ge=0, le=1)  # patches centred on a labelled voxel
     augment: bool = True
     loss: Literal["dice_ce"] = "dice_ce"
+    weight_decay: float = Field(default=0.0, ge=0, le=1)  # of adamw
+    nesterov: bool = False  # of sgd with momentum
+    schedule: Literal["exponential", "constant", "cosine"] = "exponential"  # of the learning rate over the rounds
+    warmup_rounds: int = Field(default=0, ge=0)  # the rate rises in even steps before the schedule begins
+    proximal: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # mu of FedProx, pulls towards the round's base model
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is for sgd, {self.optimizer} keeps moments of its own: leave it out, or use sgd")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov looks ahead along the momentum, and there is none: set momentum, or leave it out")
+        if (self.optimizer == "adamw") != (self.weight_decay > 0):
+            raise ValueError(
+                "optimizer adamw and weight_decay go together: adamw without decay is adam, no other optimizer decays"
+            )
+        if self.schedule != "exponential" and self.learning_rate_decay != 1:
+            raise ValueError(f"learning_rate_decay is for schedule exponential: leave it out with schedule {self.schedule}")
+        if self.optimizer == "sgd" and self.proximal * self.learning_rate >= 1:
+            raise ValueError(
+                f"proximal {self.proximal:g} times learning_rate {self.learning_rate:g} is 1 or more, so that one step would "
+                "throw the model past its base: lower one of them"
+            )
+        return self
 
 
 class Privacy(Frozen):
@@ -237,6 +266,15 @@ class Plan(Frozen):
         if not self.privacy.no_guarantee and self.privacy.delta >= 1 / smallest:
             raise ValueError(
                 f"privacy.delta {self.privacy.delta:g} must be below 1/{smallest}, one over the smallest declared size"
+            )
+        if self.training.warmup_rounds >= self.rounds:
+            raise ValueError(
+                f"training.warmup_rounds {self.training.warmup_rounds} leaves none of the {self.rounds} rounds at the full "
+                "learning rate: lower it"
+            )
+        if self.training.proximal and self.training.local_steps == 1:
+            raise ValueError(
+                "training.proximal pulls back what earlier steps of a round moved, and local_steps is 1: leave it out"
             )
         if self.masking.minimum_cohort > len(self.hospitals):
             raise ValueError(

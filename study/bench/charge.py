@@ -113,7 +113,8 @@ def plan_to_approve(cell: Cell, plan: Plan, hospital: str) -> Plan:
     """
     study = f"{plan.study[:NAME_CHARACTERS].rstrip('-')}-{cell.id}-{plan.digest().hex()[:16]}"
     fields = plan.model_dump(mode="json", exclude=NOT_OF_THE_RELEASE)
-    fields["training"] = {**fields["training"], "local_steps": most_asked(plan) * plan.training.local_steps}
+    all_steps = most_asked(plan) * plan.training.local_steps
+    fields["training"] = {**fields["training"], "local_steps": all_steps, "warmup_rounds": 0}  # one round has none
     parts = {short_name(part.uri): part.declared_patients for part in plan.hospitals}
     declared = {**parts, hospital: sum(parts.values())}
     admitted = [Hospital(uri=f"secagg://{study}/hospital/{name}", declared_patients=count) for name, count in declared.items()]

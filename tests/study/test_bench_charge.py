@@ -361,6 +361,12 @@ def test_the_plan_to_approve_is_the_cells_plan_with_the_real_hospital() -> None:
     assert len(plan_to_approve(cell, make_plan(), "site-b").hospitals) == 3, "a part with the hospital's own name is replaced"
 
 
+def test_a_warm_up_over_rounds_is_none_in_the_one_release_that_is_approved() -> None:
+    plan = make_plan(training=Training(local_steps=STEPS, schedule="cosine", warmup_rounds=ROUNDS - 1))
+    asked = plan_to_approve(make_cell("state"), plan, "st-anna")
+    assert (asked.training.schedule, asked.training.warmup_rounds) == ("cosine", 0)
+
+
 def test_every_change_of_plan_or_cell_gives_another_plan_to_approve() -> None:
     asked = {
         plan_to_approve(cell, plan, "st-anna").digest()

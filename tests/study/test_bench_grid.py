@@ -80,6 +80,23 @@ def test_dotted_names_may_be_quoted_bare_or_tables(tmp_path: Path) -> None:
     assert len({cell.id for cell in found}) == 1
 
 
+def test_federated_settings_of_training_can_be_varied_and_do_not_multiply_the_baselines(tmp_path: Path) -> None:
+    grid = """
+    [[grid]]
+    method = ["pooled", "plain"]
+    "training.proximal" = [0.0, 0.1, 1.0]
+    "training.schedule" = ["constant", "cosine"]
+    "training.learning_rate_decay" = 1.0
+    "training.warmup_rounds" = 1
+    """
+    cells = study_of(tmp_path, grid, SWEEP).cells()
+    assert [cell.method for cell in cells] == ["pooled", *["plain"] * 6]
+    assert {(cell.plan["training"]["proximal"], cell.plan["training"]["schedule"]) for cell in cells[1:]} == {
+        (mu, schedule) for mu in (0.0, 0.1, 1.0) for schedule in ("constant", "cosine")
+    }
+    assert cells[1].settings["training.warmup_rounds"] == 1
+
+
 def test_an_argument_of_the_network_can_be_varied_and_its_absence_makes_no_other_cell(tmp_path: Path) -> None:
     grid = """
     [[grid]]
@@ -193,6 +210,9 @@ def test_noise_without_a_word_about_the_guarantee(tmp_path: Path) -> None:
         ("privacy.clip_norm", Method.LOCAL, True),
         ("training.local_steps", Method.LOCAL, True),
         ("training.augment", Method.LOCAL, False),
+        ("training.proximal", Method.POOLED, True),
+        ("training.schedule", Method.LOCAL, True),
+        ("training.weight_decay", Method.PLAIN, False),
         ("network.channels", Method.POOLED, False),
         ("start", Method.POOLED, False),
         ("partition.hospitals", Method.LOCAL, False),
@@ -223,6 +243,7 @@ BAD = {
     '[[grid]]\nmethod = "plain"\n"training.lern" = 3\n': "unknown key 'training.lern'",
     '[[grid]]\nmethod = "plain"\n"rounds.x" = 3\n': "'rounds.x' goes into 'rounds'",
     '[[grid]]\nmethod = "plain"\nrounds = [3, 0]\n': "cell method plain, rounds 0, seed 1: 'rounds'",
+    '[[grid]]\nmethod = "plain"\n"training.warmup_rounds" = 99\n': "warmup_rounds 99 leaves none of the",
     '[[grid]]\nmethod = "plain"\n"network.channels" = [4, 8]\n': "one value of 'network.channels' is a list itself",
     '[[grid]]\nmethod = "plain"\nevaluators = ["x"]\n': "'evaluators' follows",
     '[[grid]]\nmethod = "plain"\n"partition.hospitals" = 2\n': "'partition.hospitals'",
