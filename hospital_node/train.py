@@ -124,7 +124,7 @@ def train_round(
     objective: Objective = SEGMENTATION,
     rand: Rand = os.urandom,
 ) -> TrainedUpdate:
-    """Train `plan.training.local_steps` steps at hospital `uri` from `base` and return the difference.
+    """Train `plan.local_steps(uri)` steps at hospital `uri` from `base` and return the difference.
 
     `base` and `patients` are not changed. Raises TrainingError, NetworkError or PlanError; what was trained is then gone.
     """
@@ -139,11 +139,12 @@ def train_round(
     watched = FirstLossWatched(objective)
     accountant = RDPAccountant()
     optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(1 / plan.privacy.inverse_sampling_rate))
-    for step in range(1, plan.training.local_steps + 1):
+    steps = plan.local_steps(uri)
+    for step in range(1, steps + 1):
         take_step(module, optimizer, plan, patients, StepCoins.fresh(rand), watched)
-        on_step(StepProgress(step, plan.training.local_steps))
-    history = tuple((sigma, rate, int(steps)) for sigma, rate, steps in accountant.history)
-    check_history(history, plan)
+        on_step(StepProgress(step, steps))
+    history = tuple((sigma, rate, int(count)) for sigma, rate, count in accountant.history)
+    check_history(history, plan, uri)
     return TrainedUpdate(_difference(network.vector_of(module), base), model_digest(base), history, optimizer.nonfinite)
 
 
@@ -197,9 +198,9 @@ def dice_ce(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | 
     return cross_entropy + 1 - dice.mean()
 
 
-def check_history(history: History, plan: Plan) -> None:
-    """Return if Opacus recorded exactly the plan's mechanism; otherwise raise TrainingError."""
-    wanted = ((plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, plan.training.local_steps),)
+def check_history(history: History, plan: Plan, uri: str) -> None:
+    """Return if Opacus recorded exactly the plan's mechanism for `uri`; otherwise raise TrainingError."""
+    wanted = ((plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, plan.local_steps(uri)),)
     if history != wanted:
         raise TrainingError(
             f"the accountant recorded {list(history)}, the plan says {list(wanted)}: the update was discarded, because its "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, Self, get_args
 from urllib.parse import urlsplit
@@ -60,6 +61,7 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("schedule", "training"),
     ("warmup_rounds", "training"),
     ("proximal", "training"),
+    ("local_steps", "hospitals"),
 )
 SELECTION_LABEL = b"hospital-secagg participants v1\n"
 MIN_COHORT = 3  # with two members each learns the other's update from the sum
@@ -99,11 +101,15 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Hospital(Frozen):
-    """One admitted hospital. `declared_patients` is public and fixes every divisor; the true number never leaves."""
+    """One admitted hospital. `declared_patients` is public and fixes every divisor; the true number never leaves.
+
+    `local_steps`: its own steps a round, by what its machines can do; they are what its patients pay for.
+    """
 
     uri: PartyUri
     declared_patients: int = Field(ge=1)
     weight: int = Field(default=1, ge=1, le=1 << 20)
+    local_steps: int | None = Field(default=None, ge=1)  # None: training.local_steps
 
 
 class Preparation(Frozen):
@@ -272,9 +278,14 @@ class Plan(Frozen):
                 f"training.warmup_rounds {self.training.warmup_rounds} leaves none of the {self.rounds} rounds at the full "
                 "learning rate: lower it"
             )
-        if self.training.proximal and self.training.local_steps == 1:
+        if self.training.proximal and self.most_local_steps == 1:
             raise ValueError(
                 "training.proximal pulls back what earlier steps of a round moved, and local_steps is 1: leave it out"
+            )
+        if self.privacy.hospitals_per_patient > 1 and len({self.local_steps(h.uri) for h in self.hospitals}) > 1:
+            raise ValueError(
+                f"a patient may attend {self.privacy.hospitals_per_patient} hospitals (privacy.hospitals_per_patient), whose "
+                "epsilons compose only where all take equally many steps: leave out local_steps of the hospitals"
             )
         if self.masking.minimum_cohort > len(self.hospitals):
             raise ValueError(
@@ -298,6 +309,21 @@ class Plan(Frozen):
             if entry.uri == uri:
                 return entry
         raise PlanError(f"{uri} is not among the hospitals of study '{self.study}': ask the coordinator to add it to the plan")
+
+    def local_steps(self, uri: str) -> int:
+        """Steps of `uri` in each round that it takes part in; PlanError if it is not admitted."""
+        return self.hospital(uri).local_steps or self.training.local_steps
+
+    @property
+    def most_local_steps(self) -> int:
+        """Steps of the hospital that takes most: the worst epsilon of equally many rounds."""
+        return max(hospital.local_steps or self.training.local_steps for hospital in self.hospitals)
+
+    @property
+    def most_steps(self) -> int:
+        """Steps over all rounds of the hospital that takes most: what the worst epsilon of the study counts."""
+        asked = Counter(uri for number in range(1, self.rounds + 1) for uri in self.selected(number))
+        return max(count * self.local_steps(uri) for uri, count in asked.items())
 
     def expected_batch(self, uri: str) -> float:
         """Public divisor of the noised gradient sum: expected patients per step, from the declared size."""
