@@ -27,6 +27,7 @@ from hospital_node.dp_optimizer import PatientOptimizer
 from hospital_node.local_optimizer import local_optimizer
 from hospital_node.noise import NormalStream, Rand, StepCoins
 from hospital_node.patches import Patient
+from hospital_node.trained_parts import choose, values_of
 from proto.layout import Vector, model_digest
 from proto.plan import Plan
 
@@ -49,7 +50,7 @@ class StepProgress:
 
 @dataclass(frozen=True, slots=True)
 class TrainedUpdate:
-    """What one round gives: the update, the model that it starts from, and the mechanism that made it."""
+    """What one round gives: the update of what was trained, the model that it starts from, and the mechanism that made it."""
 
     update: Vector
     base_digest: bytes
@@ -124,7 +125,7 @@ def train_round(
     objective: Objective = SEGMENTATION,
     rand: Rand = os.urandom,
 ) -> TrainedUpdate:
-    """Train `plan.local_steps(uri)` steps at hospital `uri` from `base` and return the difference.
+    """Train `plan.local_steps(uri)` steps at hospital `uri` from `base` and return the difference in what is trained.
 
     `base` and `patients` are not changed. Raises TrainingError, NetworkError or PlanError; what was trained is then gone.
     """
@@ -135,6 +136,8 @@ def train_round(
     network.refuse_shared_statistics(module)
     network.refuse_own_chance(module)
     network.load_vector(module, network.layout_of(module), base)
+    trained = choose(module, plan.training, round)
+    before = values_of(trained)
     optimizer = private_optimizer(module, plan, uri, round=round, normals=NormalStream(rand))
     watched = FirstLossWatched(objective)
     accountant = RDPAccountant()
@@ -145,7 +148,7 @@ def train_round(
         on_step(StepProgress(step, steps))
     history = tuple((sigma, rate, int(count)) for sigma, rate, count in accountant.history)
     check_history(history, plan, uri)
-    return TrainedUpdate(_difference(network.vector_of(module), base), model_digest(base), history, optimizer.nonfinite)
+    return TrainedUpdate(_difference(values_of(trained), before), model_digest(base), history, optimizer.nonfinite)
 
 
 def take_step(
@@ -172,9 +175,9 @@ def backward(module: nn.Module, plan: Plan, patient: Keyed, coins: StepCoins, ob
 
 
 def private_optimizer(module: nn.Module, plan: Plan, uri: str, *, round: int, normals: NormalStream) -> PatientOptimizer:  # noqa: A002
-    """A fresh local optimizer with the plan's clip, noise and public divisor."""
+    """A fresh local optimizer of what requires a gradient, with the plan's clip, noise and public divisor."""
     return PatientOptimizer(
-        local_optimizer(module.parameters(), plan, round),
+        local_optimizer([p for p in module.parameters() if p.requires_grad], plan, round),
         noise_multiplier=plan.privacy.noise_multiplier,
         max_grad_norm=plan.privacy.clip_norm,
         expected_batch_size=plan.expected_batch(uri),
@@ -213,8 +216,8 @@ def _check_patients(patients: Sequence[Keyed]) -> None:
         raise TrainingError("two entries of the cohort carry the same patient key: join their scans into one patient")
 
 
-def _difference(trained: Vector, base: Vector) -> Vector:
-    update = (trained - base).astype(np.float32)
+def _difference(after: Vector, before: Vector) -> Vector:
+    update = (after - before).astype(np.float32)
     if not np.isfinite(update).all():
         raise TrainingError("the trained model is not finite: lower training.learning_rate in the plan")
     return update

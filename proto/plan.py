@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from proto.frozen import Frozen, explain, from_toml, parsed
 from proto.network import ARCHITECTURES, Network
@@ -61,9 +61,12 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("schedule", "training"),
     ("warmup_rounds", "training"),
     ("proximal", "training"),
+    ("parts", "training"),
+    ("adapter_rank", "training"),
     ("local_steps", "hospitals"),
 )
 SELECTION_LABEL = b"hospital-secagg participants v1\n"
+WHOLE_PARTS = ("all", "norms-and-biases")  # of training.parts that are no names of tensors
 MIN_COHORT = 3  # with two members each learns the other's update from the sum
 
 Uri = NewType("Uri", str)
@@ -96,7 +99,17 @@ def _party_uri(text: str) -> str:
     return text
 
 
+def _parts(parts: object) -> object:
+    if isinstance(parts, str) and parts not in WHOLE_PARTS:
+        raise ValueError(f"'{parts}' is none of {', '.join(WHOLE_PARTS)}: write beginnings of tensors' names as a list")
+    return parts
+
+
 PartyUri = Annotated[str, AfterValidator(_party_uri)]
+Parts = Annotated[
+    Literal["all", "norms-and-biases"] | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)],
+    BeforeValidator(_parts),
+]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -151,6 +164,8 @@ class Training(Frozen):
     schedule: Literal["exponential", "constant", "cosine"] = "exponential"  # of the learning rate over the rounds
     warmup_rounds: int = Field(default=0, ge=0)  # the rate rises in even steps before the schedule begins
     proximal: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # mu of FedProx, pulls towards the round's base model
+    parts: Parts = "all"  # which tensors are trained and sent: proto/parts.py
+    adapter_rank: int | None = Field(default=None, ge=1)  # of low-rank factors in the place of tensors with two or more axes
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -164,12 +179,19 @@ class Training(Frozen):
             )
         if self.schedule != "exponential" and self.learning_rate_decay != 1:
             raise ValueError(f"learning_rate_decay is for schedule exponential: leave it out with schedule {self.schedule}")
+        if self.parts == "norms-and-biases" and self.adapter_rank is not None:
+            raise ValueError("adapter_rank is for tensors with two or more axes, and parts leaves none: leave one of them out")
         if self.optimizer == "sgd" and self.proximal * self.learning_rate >= 1:
             raise ValueError(
                 f"proximal {self.proximal:g} times learning_rate {self.learning_rate:g} is 1 or more, so that one step would "
                 "throw the model past its base: lower one of them"
             )
         return self
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether an update is as long as the model."""
+        return self.parts == "all" and self.adapter_rank is None
 
 
 class Privacy(Frozen):

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args, get_origin
 
 from pydantic import Field, ValidationError
@@ -48,6 +49,8 @@ ORDINARY_FORM: dict[str, Any] = {
     "training.schedule": "exponential",
     "training.warmup_rounds": 0,
     "training.proximal": 0.0,
+    "training.parts": "all",
+    "training.adapter_rank": None,
     "privacy": {"noise_multiplier": 0.0, "no_guarantee": True, "inverse_sampling_rate": 1},
     "masking": {},
     "timing": {},
@@ -312,12 +315,14 @@ def _values(where: str, name: str, value: Any) -> list[Any]:
 
 
 def _is_list(name: str) -> bool:
-    """Whether a plan's field holds a list."""
+    """Whether a plan's field can hold nothing but a list."""
     table, _, key = name.partition(".")
     part = Plan.model_fields[table].annotation if _is_plan_field(name) else None
     field = part.model_fields.get(key) if isinstance(part, type) and issubclass(part, Frozen) else None
-    kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-    return any(get_origin(kind) is tuple for kind in kinds)
+    if field is None:
+        return False
+    kinds = [field.annotation] if get_origin(field.annotation) is tuple else get_args(field.annotation)
+    return bool(kinds) and all(get_origin(kind) is tuple for kind in kinds if kind is not NoneType)
 
 
 def _check_name(where: str, name: str) -> None:

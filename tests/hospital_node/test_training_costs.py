@@ -31,6 +31,8 @@ FREE = {
     "momentum": {"optimizer": "sgd", "momentum": 0.9, "nesterov": True},
     "a schedule": {"schedule": "cosine", "warmup_rounds": 3},
     "FedProx": {"proximal": 0.5},
+    "parts": {"parts": "norms-and-biases"},
+    "adapters": {"parts": ["output_block"], "adapter_rank": 2},
     "patches": {"patches_per_patient": 8},
 }
 

@@ -97,6 +97,25 @@ def test_federated_settings_of_training_can_be_varied_and_do_not_multiply_the_ba
     assert cells[1].settings["training.warmup_rounds"] == 1
 
 
+def test_parts_of_the_network_can_be_varied_by_word_and_by_names(tmp_path: Path) -> None:
+    grid = """
+    [[grid]]
+    method = ["pooled", "masked"]
+    "training.parts" = ["all", "norms-and-biases", ["model.2"]]
+    [[grid]]
+    method = "masked"
+    "training.adapter_rank" = [2, 4]
+    """
+    pooled, *masked = study_of(tmp_path, grid, SWEEP).cells()
+    assert pooled.settings == {}
+    assert [(cell.plan["training"]["parts"], cell.plan["training"]["adapter_rank"]) for cell in masked] == [
+        ("all", None), ("norms-and-biases", None), (["model.2"], None), ("all", 2), ("all", 4)
+    ]  # fmt: skip
+    assert [cell.settings for cell in masked[2:4]] == [
+        {"training.parts": ["model.2"]}, {"training.parts": "all", "training.adapter_rank": 2}
+    ]  # fmt: skip
+
+
 def test_an_argument_of_the_network_can_be_varied_and_its_absence_makes_no_other_cell(tmp_path: Path) -> None:
     grid = """
     [[grid]]
@@ -243,6 +262,7 @@ BAD = {
     '[[grid]]\nmethod = "plain"\n"training.lern" = 3\n': "unknown key 'training.lern'",
     '[[grid]]\nmethod = "plain"\n"rounds.x" = 3\n': "'rounds.x' goes into 'rounds'",
     '[[grid]]\nmethod = "plain"\nrounds = [3, 0]\n': "cell method plain, rounds 0, seed 1: 'rounds'",
+    '[[grid]]\nmethod = "plain"\n"training.parts" = ["decoder"]\n': "write beginnings of tensors' names as a list",
     '[[grid]]\nmethod = "plain"\n"training.warmup_rounds" = 99\n': "warmup_rounds 99 leaves none of the",
     '[[grid]]\nmethod = "plain"\n"network.channels" = [4, 8]\n': "one value of 'network.channels' is a list itself",
     '[[grid]]\nmethod = "plain"\nevaluators = ["x"]\n': "'evaluators' follows",
