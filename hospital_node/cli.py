@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -151,13 +152,23 @@ def fetch_plan(
 def init_model(
     plan: PlanFile,
     out: Annotated[Path, typer.Option("--out", help="The model file to write (safetensors).")],
-    start: Annotated[Path | None, typer.Option("--from", help="Take these public weights; random ones where left out.")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Public weights: a model file, safetensors, .pt, or a MONAI bundle's folder or zip."),
+    ] = None,
+    *,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Take what fits of --from by name and shape; the rest is random.")
+    ] = False,
 ) -> None:
     """Make the start of a study and print its digest, for `start_digest` in the plan. Needs no patient and no connection."""
     from hospital_node.workshop import random_model
 
-    fresh = random_model(load_toml(plan))
-    model = fresh if start is None else _same_layout(read_model(start), fresh, start)
+    model = random_model(load_toml(plan))
+    if start is not None:
+        model = _from_public(start, model, partial=partial)
+    elif partial:
+        raise ModelFileError("--partial says how to take weights: name them with --from")
     write_whole(out, encode_model(model))
     typer.echo(f"{out}: {model.layout.length} values in {len(model.layout.tensors)} tensors")
     typer.echo(f'start_digest = "{model.digest.hex()}"')
@@ -196,9 +207,21 @@ def _fetch_plan(node: NodeConfig) -> Plan:
         link.close()
 
 
-def _same_layout(model: Model, wanted: Model, source: Path) -> Model:
-    if model.layout != wanted.layout:
-        raise ModelFileError(f"{source} holds another network than the plan's: choose a file made for this plan")
+def _from_public(source: Path, fresh: Model, *, partial: bool) -> Model:
+    """A model file of this network as it is; anything else tensor by tensor, with a report. Raises ModelFileError."""
+    from hospital_node.checkpoint import read_checkpoint, start_from
+
+    with suppress(ModelFileError):
+        own = read_model(source)
+        if own.layout == fresh.layout:
+            return own
+    checkpoint = read_checkpoint(source)
+    try:
+        model, match = start_from(checkpoint, fresh, partial=partial)
+    except ModelFileError as error:
+        raise ModelFileError(f"{source} ({checkpoint.kind}): {error}") from error
+    for line in (f"{source}: {checkpoint.kind}, SHA-256 {checkpoint.sha256}", *match.lines()):
+        typer.echo(line)
     return model
 
 
