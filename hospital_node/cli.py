@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import gc
 import json
+import os
 import signal
 import sys
 import threading
@@ -44,6 +45,7 @@ EXIT_USER_ERROR = 2
 EXIT_NOT_READY = 1
 NODE_PACKAGES = frozenset({"SimpleITK", "dp_accounting", "monai", "opacus", "torch"})  # not part of a bare install
 SIGNAL_CHECK_S = 0.5
+PROCESSES = "WORLD_SIZE"  # torchrun sets it: how many processes it started
 USER_ERRORS = (
     CertificateError,
     CohortError,
@@ -101,9 +103,17 @@ def guarded(command: Callable[[], object]) -> int:
 
 @app.command()
 def run(config: ConfigFile) -> None:
-    """Run a hospital's node until the study is finished or it is told to stop (Ctrl-C, SIGTERM). Opens no port."""
+    """Run a hospital's node until the study is finished or it is told to stop (Ctrl-C, SIGTERM). Opens no port.
+
+    Under torchrun several processes train together and the first of them is the node.
+    """
     node = load_config(config)
     configure()
+    if int(os.environ.get(PROCESSES, "1")) > 1:
+        from hospital_node import process_group
+
+        _until_signalled(lambda stop: process_group.live(node, stop))
+        return
     from hospital_node import runner
 
     _until_signalled(lambda stop: runner.run(node, stop=stop))

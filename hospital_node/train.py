@@ -27,6 +27,7 @@ from hospital_node.dp_optimizer import PatientOptimizer
 from hospital_node.local_optimizer import local_optimizer
 from hospital_node.noise import NormalStream, Rand, StepCoins
 from hospital_node.patches import Patient
+from hospital_node.ranks import ONE_PROCESS, Ranks
 from hospital_node.trained_parts import choose, values_of
 from proto.layout import Vector, model_digest
 from proto.plan import Plan
@@ -124,30 +125,34 @@ def train_round(
     on_step: Callable[[StepProgress], None] = lambda _: None,
     objective: Objective = SEGMENTATION,
     rand: Rand = os.urandom,
+    ranks: Ranks = ONE_PROCESS,
 ) -> TrainedUpdate:
     """Train `plan.local_steps(uri)` steps at hospital `uri` from `base` and return the difference in what is trained.
 
     `base` and `patients` are not changed. Raises TrainingError, NetworkError or PlanError; what was trained is then gone.
     """
-    _check_patients(patients)
-    objective.check(plan)
-    torch.set_num_threads(threads)
-    module = objective.build(plan)
-    network.refuse_shared_statistics(module)
-    network.refuse_own_chance(module)
-    network.load_vector(module, network.layout_of(module), base)
-    trained = choose(module, plan.training, round)
-    before = values_of(trained)
-    optimizer = private_optimizer(module, plan, uri, round=round, normals=NormalStream(rand))
-    watched = FirstLossWatched(objective)
-    accountant = RDPAccountant()
-    optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(1 / plan.privacy.inverse_sampling_rate))
-    steps = plan.local_steps(uri)
-    for step in range(1, steps + 1):
-        take_step(module, optimizer, plan, patients, StepCoins.fresh(rand), watched)
-        on_step(StepProgress(step, steps))
-    history = tuple((sigma, rate, int(count)) for sigma, rate, count in accountant.history)
-    check_history(history, plan, uri)
+    with ranks.round(patients):
+        _check_patients(patients)
+        objective.check(plan)
+        torch.set_num_threads(threads)
+        module = objective.build(plan)
+        network.refuse_shared_statistics(module)
+        network.refuse_own_chance(module)
+        network.load_vector(module, network.layout_of(module), base)
+        trained = choose(module, plan.training, round)
+        before = values_of(trained)
+        optimizer = private_optimizer(module, plan, uri, round=round, normals=NormalStream(rand), ranks=ranks)
+        watched = FirstLossWatched(objective)
+        accountant = RDPAccountant()
+        optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(1 / plan.privacy.inverse_sampling_rate))
+        steps = plan.local_steps(uri)
+        for step in range(1, steps + 1):
+            coins = ranks.coins(rand)
+            present = ranks.share(patients, coins, plan.privacy.inverse_sampling_rate)
+            take_step(module, optimizer, plan, present, coins, watched)
+            on_step(StepProgress(step, steps))
+        history = tuple((sigma, rate, int(count)) for sigma, rate, count in accountant.history)
+        check_history(history, plan, uri)
     return TrainedUpdate(_difference(values_of(trained), before), model_digest(base), history, optimizer.nonfinite)
 
 
@@ -174,9 +179,17 @@ def backward(module: nn.Module, plan: Plan, patient: Keyed, coins: StepCoins, ob
     objective.loss(module, plan, patient, coins.generator(patient.key)).backward()
 
 
-def private_optimizer(module: nn.Module, plan: Plan, uri: str, *, round: int, normals: NormalStream) -> PatientOptimizer:  # noqa: A002
+def private_optimizer(
+    module: nn.Module,
+    plan: Plan,
+    uri: str,
+    *,
+    round: int,  # noqa: A002
+    normals: NormalStream,
+    ranks: Ranks = ONE_PROCESS,
+) -> PatientOptimizer:
     """A fresh local optimizer of what requires a gradient, with the plan's clip, noise and public divisor."""
-    return PatientOptimizer(
+    return ranks.optimizer(
         local_optimizer([p for p in module.parameters() if p.requires_grad], plan, round),
         noise_multiplier=plan.privacy.noise_multiplier,
         max_grad_norm=plan.privacy.clip_norm,
