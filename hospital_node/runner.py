@@ -194,11 +194,11 @@ class Hospital:
         if self._at_work is not None:
             self._at_work.drop()
         study = Study(plan, plan.digest(), self._workshop.layout(plan))
+        sent = update_layout(study.layout, plan.training)
         self._folder.write_plan(plan)
         training = LocalTraining(
             plan, self._me, self._workshop, self._background, self._display, self._clock, self._wake, self._config.threads
         )
-        sent = update_layout(study.layout, plan.training)
         desk = ReleaseDesk(self._member, plan, sent, self._folder, self._ledger, self._clock)
         self._at_work, self._put_off = AtWork(study, desk, training), None
         self._display.rounds(plan.rounds)

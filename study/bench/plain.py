@@ -23,7 +23,7 @@ from hospital_node.work import Interrupted, Workshop
 from proto.layout import Vector
 from proto.parts import spread, update_layout
 from proto.plan import Plan
-from study.bench.cell import planned_epsilon
+from study.bench.cell import epsilon_of
 from study.bench.cells import RoundRow
 from study.bench.task import Draws, StudyError, Task, Unit, scores_of
 
@@ -121,11 +121,15 @@ class _Plain:
             round=number,
             survivors=len(uris),
             scores=dict(scores),
-            epsilon=planned_epsilon(self.plan, max(self.rounds_of.values(), default=0)),
+            epsilon=epsilon_of(self.plan, self._most_steps()),
             upload_bytes=VALUE_BYTES * sent * len(uris),
             download_bytes=VALUE_BYTES * len(model) * len(uris),
             seconds=time.perf_counter() - began_s,
         )
+
+    def _most_steps(self) -> int:
+        """So far, of the hospital that took most."""
+        return max((count * self.plan.local_steps(uri) for uri, count in self.rounds_of.items()), default=0)
 
     def _update(self, number: int, base: Vector, uri: str) -> Vector:
         trained = self.workshops[uri].train(

@@ -112,7 +112,7 @@ def test_nothing_is_charged_without_approval_and_the_plan_to_approve_is_written(
     assert load_toml(path) == plan_to_approve(cell, plan, "st-anna")
     first = path.read_text().splitlines()[0]
     assert first.startswith("# ")
-    assert "5 rounds of 4 steps" in first
+    assert "as one release: 20 steps, at most 4 a round" in first
     assert plan.digest().hex() in first
     assert entries(state) == before
 
