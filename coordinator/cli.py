@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from rich.table import Table
 from certs.party import CertificateError
 from coordinator.config import ConfigError, CoordinatorConfig, load_config
 from coordinator.store import RoundRow, StoreError, StoreReader, open_store
-from proto.plan import PlanError, load_toml, short_name
+from proto.plan import Plan, PlanError, load_toml, short_name
 
 EXIT_USER = 2  # something that a person has to mend
 WORD_BITS = 64
@@ -87,12 +88,26 @@ def check_plan(plan: Annotated[Path, typer.Argument(help="The study plan, TOML."
         f"A hospital sends {bits:.3g} bits for a parameter (float32: 32); rounding moves the mean by at most {error_share:.2g} "
         "of the clip (root mean square)"
     )
+    for line in _local_work(study):
+        typer.echo(line)
     for size in range(smallest, study.largest_cohort + 1):
         threshold = study.threshold_of(size)
         if fits(study, size):
             typer.echo(f"{size} hospitals: any {threshold} open the sum, {size - max(threshold, smallest)} may drop out")
         else:
             typer.echo(f"{size} hospitals: no session opens, {threshold} do not fit {study.masking.max_colluders} colluders")
+
+
+def _local_work(plan: Plan) -> Iterator[str]:
+    """What a round asks of the hospitals, and what their patients pay for."""
+    work = {one.uri: plan.local_steps(one.uri) * plan.expected_batch(one.uri) for one in plan.hospitals}
+    least, most = (choose(work, key=work.__getitem__) for choose in (min, max))
+    for uri in dict.fromkeys((least, most)):
+        steps = f"{plan.local_steps(uri)} steps of {plan.expected_batch(uri):.3g} patients"
+        which = "" if least == most else f", the {'least' if uri == least else 'most'}, at {short_name(uri)}"
+        yield f"A round's local work: {steps}{which}"
+    noise = f"noise multiplier {plan.privacy.noise_multiplier:g}, rate 1/{plan.privacy.inverse_sampling_rate}"
+    yield f"A patient pays for at most {plan.most_steps} steps ({noise})"
 
 
 def main() -> None:

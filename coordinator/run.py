@@ -32,6 +32,7 @@ from coordinator.store import StoreError
 from coordinator.store_write import Batch, StoreWriter
 from coordinator.wire_orders import to_open
 from proto.layout import Layout, Vector, model_digest
+from proto.parts import spread, update_layout
 from proto.plan import Plan, PlanError, load_toml, short_name
 from proto.wire import WireError, mean_error, open_params, tensor_clips_of
 from secagg import LocalError, SecaggError, TooFewSurvivors
@@ -69,6 +70,7 @@ class Run:
 
     def __init__(self, config: CoordinatorConfig, rand: Rand, now_s: Callable[[], float] = time.monotonic) -> None:
         self.plan, self.layout, start = _read_study(config)
+        self.update_layout = update_layout(self.layout, self.plan.training)
         self.now_s = now_s
         self.store = StoreWriter.create(config.database, self.plan, self.layout)
         self.models = ModelFolder(config.state / "models", self.layout)
@@ -171,7 +173,7 @@ class Run:
 
     def _params(self, state: State, session: bytes, roster: tuple[str, ...]) -> RoundParams:
         order = orders.Open(session, state.round, seats_of(state, roster))
-        params = open_params(self.plan, to_open(order), self.layout)
+        params = open_params(self.plan, to_open(order), self.update_layout)
         check_cohort(params, roster, None, policy_of(params), phase="advertise")
         return params
 
@@ -260,7 +262,8 @@ class Run:
         for uri in opened.wrong_shares:
             log.warning("wrong shares were corrected", party=short_name(uri))
         velocity = self.models.read_velocity(base)
-        model, velocity = optimizer.apply(self.plan.aggregation, self.models.read(base), opened.mean, velocity)
+        mean = spread(self.plan, self.layout, opened.mean, view.params.round)
+        model, velocity = optimizer.apply(self.plan.aggregation, self.models.read(base), mean, velocity)
         digest = self.models.write(model, velocity)
         self.models.export(model, view.params.round)
         return ev.Opened(session, opened.sum_digest, digest)

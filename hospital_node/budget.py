@@ -147,7 +147,8 @@ def budget_view(events: Sequence[Event], plan: Plan | None) -> BudgetView:
 def _asked(events: Sequence[Event], plan: Plan | None) -> _Asked:
     if plan is not None:
         shared, unguarded = plan.privacy.hospitals_per_patient, plan.privacy.no_guarantee
-        return _Asked(plan.digest().hex(), plan.study, rules.mechanism_of(plan), plan.rounds, shared, unguarded)
+        one_round = rules.mechanism_of(plan, rules.hospital_of(events))
+        return _Asked(plan.digest().hex(), plan.study, one_round, plan.rounds, shared, unguarded)
     approved = [event.entry for event in events if isinstance(event.entry, Approved)]
     if not approved:
         return _Asked("", "", Mechanism(1.0, 1.0, 0), 0, 1, no_guarantee=False)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import concurrent.futures
 import gc
 import json
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +45,7 @@ EXIT_USER_ERROR = 2
 EXIT_NOT_READY = 1
 NODE_PACKAGES = frozenset({"SimpleITK", "dp_accounting", "monai", "opacus", "torch"})  # not part of a bare install
 SIGNAL_CHECK_S = 0.5
+PROCESSES = "WORLD_SIZE"  # torchrun sets it: how many processes it started
 USER_ERRORS = (
     CertificateError,
     CohortError,
@@ -100,9 +103,17 @@ def guarded(command: Callable[[], object]) -> int:
 
 @app.command()
 def run(config: ConfigFile) -> None:
-    """Run a hospital's node until the study is finished or it is told to stop (Ctrl-C, SIGTERM). Opens no port."""
+    """Run a hospital's node until the study is finished or it is told to stop (Ctrl-C, SIGTERM). Opens no port.
+
+    Under torchrun several processes train together and the first of them is the node.
+    """
     node = load_config(config)
     configure()
+    if int(os.environ.get(PROCESSES, "1")) > 1:
+        from hospital_node import process_group
+
+        _until_signalled(lambda stop: process_group.live(node, stop))
+        return
     from hospital_node import runner
 
     _until_signalled(lambda stop: runner.run(node, stop=stop))
@@ -151,13 +162,23 @@ def fetch_plan(
 def init_model(
     plan: PlanFile,
     out: Annotated[Path, typer.Option("--out", help="The model file to write (safetensors).")],
-    start: Annotated[Path | None, typer.Option("--from", help="Take these public weights; random ones where left out.")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Public weights: a model file, safetensors, .pt, or a MONAI bundle's folder or zip."),
+    ] = None,
+    *,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Take what fits of --from by name and shape; the rest is random.")
+    ] = False,
 ) -> None:
     """Make the start of a study and print its digest, for `start_digest` in the plan. Needs no patient and no connection."""
     from hospital_node.workshop import random_model
 
-    fresh = random_model(load_toml(plan))
-    model = fresh if start is None else _same_layout(read_model(start), fresh, start)
+    model = random_model(load_toml(plan))
+    if start is not None:
+        model = _from_public(start, model, partial=partial)
+    elif partial:
+        raise ModelFileError("--partial says how to take weights: name them with --from")
     write_whole(out, encode_model(model))
     typer.echo(f"{out}: {model.layout.length} values in {len(model.layout.tensors)} tensors")
     typer.echo(f'start_digest = "{model.digest.hex()}"')
@@ -196,9 +217,21 @@ def _fetch_plan(node: NodeConfig) -> Plan:
         link.close()
 
 
-def _same_layout(model: Model, wanted: Model, source: Path) -> Model:
-    if model.layout != wanted.layout:
-        raise ModelFileError(f"{source} holds another network than the plan's: choose a file made for this plan")
+def _from_public(source: Path, fresh: Model, *, partial: bool) -> Model:
+    """A model file of this network as it is; anything else tensor by tensor, with a report. Raises ModelFileError."""
+    from hospital_node.checkpoint import read_checkpoint, start_from
+
+    with suppress(ModelFileError):
+        own = read_model(source)
+        if own.layout == fresh.layout:
+            return own
+    checkpoint = read_checkpoint(source)
+    try:
+        model, match = start_from(checkpoint, fresh, partial=partial)
+    except ModelFileError as error:
+        raise ModelFileError(f"{source} ({checkpoint.kind}): {error}") from error
+    for line in (f"{source}: {checkpoint.kind}, SHA-256 {checkpoint.sha256}", *match.lines()):
+        typer.echo(line)
     return model
 
 

@@ -240,9 +240,11 @@ def check_clock(events: Sequence[Event], at: datetime) -> None:
         )
 
 
-def mechanism_of(plan: Plan) -> Mechanism:
-    """What one round of the plan does to each patient."""
-    return Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, plan.training.local_steps)
+def mechanism_of(plan: Plan, hospital: str) -> Mechanism:
+    """What one round of the plan does to each patient of the hospital of this name; of one without a place in it, the usual."""
+    own = [plan.local_steps(entry.uri) for entry in plan.hospitals if short_name(entry.uri) == hospital]
+    steps = max(own, default=plan.training.local_steps)
+    return Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, steps)
 
 
 def approve_entry(
@@ -265,6 +267,7 @@ def approve_entry(
         present = current_cap(events)
         if present is not None and not cap.at_most(present):
             check_two_people(by, confirmed_by, f"raising the cap from {present} to {cap}")
+    one_round = mechanism_of(plan, name)
     return Approved(
         plan=plan.digest().hex(),
         study=plan.study,
@@ -272,23 +275,23 @@ def approve_entry(
         confirmed_by=confirmed_by.strip(),
         reason=said(reason),
         cap=cap,
-        noise_multiplier=plan.privacy.noise_multiplier,
-        sampling_rate=1 / plan.privacy.inverse_sampling_rate,
-        steps_per_round=plan.training.local_steps,
+        noise_multiplier=one_round.noise_multiplier,
+        sampling_rate=one_round.sampling_rate,
+        steps_per_round=one_round.steps,
         clip_norm=plan.privacy.clip_norm,
         max_rounds=plan.rounds,
         declared_patients=declared,
         hospitals_per_patient=plan.privacy.hospitals_per_patient,
-        renyi_order=_order_for(events, plan, cap),
+        renyi_order=_order_for(events, plan, cap, one_round),
         no_guarantee=plan.privacy.no_guarantee,
         data_is_public=data_is_public,
     )
 
 
-def _order_for(events: Sequence[Event], plan: Plan, cap: Cap) -> int:
+def _order_for(events: Sequence[Event], plan: Plan, cap: Cap, one_round: Mechanism) -> int:
     if plan.privacy.no_guarantee:
         return ORDERS[0]  # never used: such an approval fixes no order
-    return filter_order(events) or best_order(cap, mechanism_of(plan))
+    return filter_order(events) or best_order(cap, one_round)
 
 
 def _declared_patients(plan: Plan, name: str) -> int:

@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from certs.identity import load_identity
-from hospital_node.accounting import Mechanism, epsilon
+from hospital_node.accounting import epsilon
 from hospital_node.config import CapSetting, ConfigError, NodeConfig, load_config
 from hospital_node.ledger import BudgetView, Cap, Ledger
+from hospital_node.ledger_rules import mechanism_of
 from hospital_node.state import StateFolder
 from proto.plan import Plan, PlanError, from_canonical, load_toml, short_name
 
@@ -62,8 +63,8 @@ def approve(
     chosen = read_plan(node, plan)
     cap = _cap_for(chosen, node.cap, epsilon_cap, delta)
     console = Console()
-    console.print(_summary(chosen))
     ledger = _ledger(node)
+    console.print(_summary(chosen, ledger.hospital))
     ledger.approve(
         chosen,
         by,
@@ -149,15 +150,16 @@ def read_plan(node: NodeConfig, path: Path | None) -> Plan:
         raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
 
 
-def _summary(plan: Plan) -> Table:
-    """What an officer has to know before agreeing."""
-    privacy, steps = plan.privacy, plan.training.local_steps
-    one = Mechanism(privacy.noise_multiplier, 1 / privacy.inverse_sampling_rate, steps)
-    end = epsilon([one.times(plan.rounds)], privacy.delta)
+def _summary(plan: Plan, hospital: str) -> Table:
+    """What an officer of `hospital` has to know before agreeing: the steps and the cost are this hospital's own."""
+    privacy = plan.privacy
+    one_round = mechanism_of(plan, hospital)
+    end = epsilon([one_round.times(plan.rounds)], privacy.delta)
+    drawn = f"each draws a patient with chance 1/{privacy.inverse_sampling_rate}"
     rows = {
         "hospitals": ", ".join(f"{short_name(one.uri)} ({one.declared_patients} patients)" for one in plan.hospitals),
         "unit of protection": f"one patient with all scans, who attends at most {privacy.hospitals_per_patient} hospital(s)",
-        "rounds": f"{plan.rounds}, of {steps} steps; each draws a patient with chance 1/{privacy.inverse_sampling_rate}",
+        "rounds": f"{plan.rounds}, of {one_round.steps} steps here; {drawn}",
         "noise": f"{privacy.noise_multiplier:g} times the clip norm {privacy.clip_norm:g} in each step, added at each hospital",
         "cost of all rounds": "nobody is protected" if math.isinf(end) else f"epsilon {end:.2f} at delta {privacy.delta:g}",
         "digest": plan.digest().hex(),

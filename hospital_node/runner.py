@@ -35,6 +35,7 @@ from hospital_node.traffic import ByteMeter
 from hospital_node.work import Background, Trainer, WorkFailed, Workshop
 from proto import federation_pb2 as pb
 from proto import wire
+from proto.parts import update_layout
 from proto.plan import DECLINE_CODES, Plan, role_of
 from secagg import Policy, faster_door
 from secagg.upload import PackedUpload
@@ -193,11 +194,12 @@ class Hospital:
         if self._at_work is not None:
             self._at_work.drop()
         study = Study(plan, plan.digest(), self._workshop.layout(plan))
+        sent = update_layout(study.layout, plan.training)
         self._folder.write_plan(plan)
         training = LocalTraining(
             plan, self._me, self._workshop, self._background, self._display, self._clock, self._wake, self._config.threads
         )
-        desk = ReleaseDesk(self._member, plan, study.layout, self._folder, self._ledger, self._clock)
+        desk = ReleaseDesk(self._member, plan, sent, self._folder, self._ledger, self._clock)
         self._at_work, self._put_off = AtWork(study, desk, training), None
         self._display.rounds(plan.rounds)
         if self._is_approved(plan):

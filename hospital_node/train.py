@@ -20,13 +20,15 @@ import torch
 from opacus.accountants import RDPAccountant
 from torch import nn
 from torch.nn import functional
-from torch.optim import SGD, Adam, Optimizer
 
 from hospital_node import network, patches
 from hospital_node.chance import FirstLossWatched
 from hospital_node.dp_optimizer import PatientOptimizer
+from hospital_node.local_optimizer import local_optimizer
 from hospital_node.noise import NormalStream, Rand, StepCoins
 from hospital_node.patches import Patient
+from hospital_node.ranks import ONE_PROCESS, Ranks
+from hospital_node.trained_parts import choose, values_of
 from proto.layout import Vector, model_digest
 from proto.plan import Plan
 
@@ -49,7 +51,7 @@ class StepProgress:
 
 @dataclass(frozen=True, slots=True)
 class TrainedUpdate:
-    """What one round gives: the update, the model that it starts from, and the mechanism that made it."""
+    """What one round gives: the update of what was trained, the model that it starts from, and the mechanism that made it."""
 
     update: Vector
     base_digest: bytes
@@ -90,13 +92,14 @@ class Segmentation:
     """The product's objective: Dice and cross-entropy over a few patches of one patient (hospital_node.patches.Patient)."""
 
     def check(self, plan: Plan) -> None:
-        """Sides of a patch must be multiples of what the network divides its grid by."""
-        side = network.divisor(plan.network)
-        if any(extent % side for extent in plan.preparation.patch_zyx):
+        """A patch must fit the network: sides that it can halve as often as it does, and logits on the same grid."""
+        side, patch = network.divisor(plan.network), plan.preparation.patch_zyx
+        if any(extent % side for extent in patch):
             raise TrainingError(
-                f"preparation.patch_zyx {list(plan.preparation.patch_zyx)} must hold multiples of {side}, because the network "
-                f"of the plan halves its grid {len(plan.network.channels) - 1} times: correct the plan"
+                f"preparation.patch_zyx {list(patch)} must hold multiples of {side}, because the network of the plan halves "
+                f"its grid {side.bit_length() - 1} times: correct the plan"
             )
+        network.check_patch(plan.network, plan.training.patches_per_patient, patch)
 
     def build(self, plan: Plan) -> nn.Module:
         """A MONAI network by name."""
@@ -122,27 +125,35 @@ def train_round(
     on_step: Callable[[StepProgress], None] = lambda _: None,
     objective: Objective = SEGMENTATION,
     rand: Rand = os.urandom,
+    ranks: Ranks = ONE_PROCESS,
 ) -> TrainedUpdate:
-    """Train `plan.training.local_steps` steps at hospital `uri` from `base` and return the difference.
+    """Train `plan.local_steps(uri)` steps at hospital `uri` from `base` and return the difference in what is trained.
 
     `base` and `patients` are not changed. Raises TrainingError, NetworkError or PlanError; what was trained is then gone.
     """
-    _check_patients(patients)
-    objective.check(plan)
-    torch.set_num_threads(threads)
-    module = objective.build(plan)
-    network.refuse_shared_statistics(module)
-    network.load_vector(module, network.layout_of(module), base)
-    optimizer = private_optimizer(module, plan, uri, round=round, normals=NormalStream(rand))
-    watched = FirstLossWatched(objective)
-    accountant = RDPAccountant()
-    optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(1 / plan.privacy.inverse_sampling_rate))
-    for step in range(1, plan.training.local_steps + 1):
-        take_step(module, optimizer, plan, patients, StepCoins.fresh(rand), watched)
-        on_step(StepProgress(step, plan.training.local_steps))
-    history = tuple((sigma, rate, int(steps)) for sigma, rate, steps in accountant.history)
-    check_history(history, plan)
-    return TrainedUpdate(_difference(network.vector_of(module), base), model_digest(base), history, optimizer.nonfinite)
+    with ranks.round(patients):
+        _check_patients(patients)
+        objective.check(plan)
+        torch.set_num_threads(threads)
+        module = objective.build(plan)
+        network.refuse_shared_statistics(module)
+        network.refuse_own_chance(module)
+        network.load_vector(module, network.layout_of(module), base)
+        trained = choose(module, plan.training, round)
+        before = values_of(trained)
+        optimizer = private_optimizer(module, plan, uri, round=round, normals=NormalStream(rand), ranks=ranks)
+        watched = FirstLossWatched(objective)
+        accountant = RDPAccountant()
+        optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(1 / plan.privacy.inverse_sampling_rate))
+        steps = plan.local_steps(uri)
+        for step in range(1, steps + 1):
+            coins = ranks.coins(rand)
+            present = ranks.share(patients, coins, plan.privacy.inverse_sampling_rate)
+            take_step(module, optimizer, plan, present, coins, watched)
+            on_step(StepProgress(step, steps))
+        history = tuple((sigma, rate, int(count)) for sigma, rate, count in accountant.history)
+        check_history(history, plan, uri)
+    return TrainedUpdate(_difference(values_of(trained), before), model_digest(base), history, optimizer.nonfinite)
 
 
 def take_step(
@@ -168,10 +179,18 @@ def backward(module: nn.Module, plan: Plan, patient: Keyed, coins: StepCoins, ob
     objective.loss(module, plan, patient, coins.generator(patient.key)).backward()
 
 
-def private_optimizer(module: nn.Module, plan: Plan, uri: str, *, round: int, normals: NormalStream) -> PatientOptimizer:  # noqa: A002
-    """A fresh local optimizer with the plan's clip, noise and public divisor."""
-    return PatientOptimizer(
-        _local_optimizer(module, plan, round),
+def private_optimizer(
+    module: nn.Module,
+    plan: Plan,
+    uri: str,
+    *,
+    round: int,  # noqa: A002
+    normals: NormalStream,
+    ranks: Ranks = ONE_PROCESS,
+) -> PatientOptimizer:
+    """A fresh local optimizer of what requires a gradient, with the plan's clip, noise and public divisor."""
+    return ranks.optimizer(
+        local_optimizer([p for p in module.parameters() if p.requires_grad], plan, round),
         noise_multiplier=plan.privacy.noise_multiplier,
         max_grad_norm=plan.privacy.clip_norm,
         expected_batch_size=plan.expected_batch(uri),
@@ -195,9 +214,9 @@ def dice_ce(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | 
     return cross_entropy + 1 - dice.mean()
 
 
-def check_history(history: History, plan: Plan) -> None:
-    """Return if Opacus recorded exactly the plan's mechanism; otherwise raise TrainingError."""
-    wanted = ((plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, plan.training.local_steps),)
+def check_history(history: History, plan: Plan, uri: str) -> None:
+    """Return if Opacus recorded exactly the plan's mechanism for `uri`; otherwise raise TrainingError."""
+    wanted = ((plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, plan.local_steps(uri)),)
     if history != wanted:
         raise TrainingError(
             f"the accountant recorded {list(history)}, the plan says {list(wanted)}: the update was discarded, because its "
@@ -205,20 +224,13 @@ def check_history(history: History, plan: Plan) -> None:
         )
 
 
-def _local_optimizer(module: nn.Module, plan: Plan, round_number: int) -> Optimizer:
-    rate = plan.training.learning_rate * plan.training.learning_rate_decay ** (round_number - 1)
-    if plan.training.optimizer == "adam":
-        return Adam(module.parameters(), lr=rate)
-    return SGD(module.parameters(), lr=rate, momentum=plan.training.momentum)
-
-
 def _check_patients(patients: Sequence[Keyed]) -> None:
     if len({patient.key for patient in patients}) != len(patients):
         raise TrainingError("two entries of the cohort carry the same patient key: join their scans into one patient")
 
 
-def _difference(trained: Vector, base: Vector) -> Vector:
-    update = (trained - base).astype(np.float32)
+def _difference(after: Vector, before: Vector) -> Vector:
+    update = (after - before).astype(np.float32)
     if not np.isfinite(update).all():
         raise TrainingError("the trained model is not finite: lower training.learning_rate in the plan")
     return update

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal, NewType, Self, cast
+from typing import Annotated, Any, Literal, NewType, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from proto.frozen import Frozen, explain, from_toml, parsed
+from proto.network import ARCHITECTURES, Network
 
 __all__ = [
+    "ARCHITECTURES",
     "DECLINE_CODES",
     "MIN_COHORT",
     "PROTOCOL_VERSION",
@@ -40,6 +42,7 @@ __all__ = [
     "load_toml",
     "role_of",
     "short_name",
+    "written",
 ]
 
 PROTOCOL_VERSION = 1
@@ -52,10 +55,18 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("keep", "masking"),
     ("tensor_clips", "masking"),
     ("clip_decay", "masking"),
+    ("arguments", "network"),
+    ("weight_decay", "training"),
+    ("nesterov", "training"),
+    ("schedule", "training"),
+    ("warmup_rounds", "training"),
+    ("proximal", "training"),
+    ("parts", "training"),
+    ("adapter_rank", "training"),
+    ("local_steps", "hospitals"),
 )
 SELECTION_LABEL = b"hospital-secagg participants v1\n"
-ARCHITECTURES = ("DynUNet", "UNet")  # MONAI's, which a hospital's node trains
-TASK_NETWORK = re.compile(r"task:[a-z0-9][a-z0-9-]{0,62}")  # a study's own task brings its network; no node builds it
+WHOLE_PARTS = ("all", "norms-and-biases")  # of training.parts that are no names of tensors
 MIN_COHORT = 3  # with two members each learns the other's update from the sum
 
 Uri = NewType("Uri", str)
@@ -88,37 +99,30 @@ def _party_uri(text: str) -> str:
     return text
 
 
-def _architecture(name: str) -> str:
-    if name not in ARCHITECTURES and not TASK_NETWORK.fullmatch(name):
-        raise ValueError(f"'{name}' is none of {', '.join(ARCHITECTURES)} and not of the form task:<name>")
-    return name
+def _parts(parts: object) -> object:
+    if isinstance(parts, str) and parts not in WHOLE_PARTS:
+        raise ValueError(f"'{parts}' is none of {', '.join(WHOLE_PARTS)}: write beginnings of tensors' names as a list")
+    return parts
 
 
 PartyUri = Annotated[str, AfterValidator(_party_uri)]
-Architecture = Annotated[str, AfterValidator(_architecture)]
+Parts = Annotated[
+    Literal["all", "norms-and-biases"] | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)],
+    BeforeValidator(_parts),
+]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Hospital(Frozen):
-    """One admitted hospital. `declared_patients` is public and fixes every divisor; the true number never leaves."""
+    """One admitted hospital. `declared_patients` is public and fixes every divisor; the true number never leaves.
+
+    `local_steps`: its own steps a round, by what its machines can do; they are what its patients pay for.
+    """
 
     uri: PartyUri
     declared_patients: int = Field(ge=1)
     weight: int = Field(default=1, ge=1, le=1 << 20)
-
-
-class Network(Frozen):
-    """A MONAI network by name, or `task:<name>`: that task's own. Normalisation across patients is not offered."""
-
-    architecture: Architecture = "DynUNet"
-    channels: tuple[int, ...] = (8, 16, 32)
-    labels: tuple[str, ...] = Field(min_length=1)  # foreground labels in the order of their values 1, 2, ...
-    norm: Literal["group", "instance"] = "group"
-
-    @property
-    def classes(self) -> int:
-        """Output channels: background and one for each label."""
-        return len(self.labels) + 1
+    local_steps: int | None = Field(default=None, ge=1)  # None: training.local_steps
 
 
 class Preparation(Frozen):
@@ -144,17 +148,50 @@ class Preparation(Frozen):
 
 
 class Training(Frozen):
-    """Local training of one round."""
+    """Local training of one round. hospital_node/TRAINING.md says what each field changes and what it costs."""
 
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: Positive = 1e-2
-    learning_rate_decay: float = Field(default=1.0, gt=0, le=1)  # factor per round
+    learning_rate_decay: float = Field(default=1.0, gt=0, le=1)  # of schedule "exponential": factor per round
     momentum: float = Field(default=0.0, ge=0, lt=1)
     local_steps: int = Field(ge=1)
     patches_per_patient: int = Field(default=2, ge=1)
     foreground_share: float = Field(default=0.67, ge=0, le=1)  # patches centred on a labelled voxel
     augment: bool = True
     loss: Literal["dice_ce"] = "dice_ce"
+    weight_decay: float = Field(default=0.0, ge=0, le=1)  # of adamw
+    nesterov: bool = False  # of sgd with momentum
+    schedule: Literal["exponential", "constant", "cosine"] = "exponential"  # of the learning rate over the rounds
+    warmup_rounds: int = Field(default=0, ge=0)  # the rate rises in even steps before the schedule begins
+    proximal: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # mu of FedProx, pulls towards the round's base model
+    parts: Parts = "all"  # which tensors are trained and sent: proto/parts.py
+    adapter_rank: int | None = Field(default=None, ge=1)  # of low-rank factors in the place of tensors with two or more axes
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is for sgd, {self.optimizer} keeps moments of its own: leave it out, or use sgd")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov looks ahead along the momentum, and there is none: set momentum, or leave it out")
+        if (self.optimizer == "adamw") != (self.weight_decay > 0):
+            raise ValueError(
+                "optimizer adamw and weight_decay go together: adamw without decay is adam, no other optimizer decays"
+            )
+        if self.schedule != "exponential" and self.learning_rate_decay != 1:
+            raise ValueError(f"learning_rate_decay is for schedule exponential: leave it out with schedule {self.schedule}")
+        if self.parts == "norms-and-biases" and self.adapter_rank is not None:
+            raise ValueError("adapter_rank is for tensors with two or more axes, and parts leaves none: leave one of them out")
+        if self.optimizer == "sgd" and self.proximal * self.learning_rate >= 1:
+            raise ValueError(
+                f"proximal {self.proximal:g} times learning_rate {self.learning_rate:g} is 1 or more, so that one step would "
+                "throw the model past its base: lower one of them"
+            )
+        return self
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether an update is as long as the model."""
+        return self.parts == "all" and self.adapter_rank is None
 
 
 class Privacy(Frozen):
@@ -258,6 +295,20 @@ class Plan(Frozen):
             raise ValueError(
                 f"privacy.delta {self.privacy.delta:g} must be below 1/{smallest}, one over the smallest declared size"
             )
+        if self.training.warmup_rounds >= self.rounds:
+            raise ValueError(
+                f"training.warmup_rounds {self.training.warmup_rounds} leaves none of the {self.rounds} rounds at the full "
+                "learning rate: lower it"
+            )
+        if self.training.proximal and self.most_local_steps == 1:
+            raise ValueError(
+                "training.proximal pulls back what earlier steps of a round moved, and local_steps is 1: leave it out"
+            )
+        if self.privacy.hospitals_per_patient > 1 and len({self.local_steps(h.uri) for h in self.hospitals}) > 1:
+            raise ValueError(
+                f"a patient may attend {self.privacy.hospitals_per_patient} hospitals (privacy.hospitals_per_patient), whose "
+                "epsilons compose only where all take equally many steps: leave out local_steps of the hospitals"
+            )
         if self.masking.minimum_cohort > len(self.hospitals):
             raise ValueError(
                 f"masking.minimum_cohort {self.masking.minimum_cohort} exceeds the {len(self.hospitals)} hospitals"
@@ -280,6 +331,21 @@ class Plan(Frozen):
             if entry.uri == uri:
                 return entry
         raise PlanError(f"{uri} is not among the hospitals of study '{self.study}': ask the coordinator to add it to the plan")
+
+    def local_steps(self, uri: str) -> int:
+        """Steps of `uri` in each round that it takes part in; PlanError if it is not admitted."""
+        return self.hospital(uri).local_steps or self.training.local_steps
+
+    @property
+    def most_local_steps(self) -> int:
+        """Steps of the hospital that takes most: the worst epsilon of equally many rounds."""
+        return max(hospital.local_steps or self.training.local_steps for hospital in self.hospitals)
+
+    @property
+    def most_steps(self) -> int:
+        """Steps over all rounds of the hospital that takes most: what the worst epsilon of the study counts."""
+        asked = Counter(uri for number in range(1, self.rounds + 1) for uri in self.selected(number))
+        return max(count * self.local_steps(uri) for uri, count in asked.items())
 
     def expected_batch(self, uri: str) -> float:
         """Public divisor of the noised gradient sum: expected patients per step, from the declared size."""
@@ -315,13 +381,26 @@ class Plan(Frozen):
 
 def drop_later_defaults(fields: dict[str, Any], kept: tuple[str, ...] = ()) -> None:
     """Take out of a plan's JSON fields, in place, those of LATER_FIELDS that hold their default, but for `kept`."""
-    for name, model in LATER_FIELDS:
-        kind = Plan if model is None else cast("type[Frozen]", Plan.model_fields[model].annotation)
-        part = fields if model is None else fields.get(model)
-        if name in kept or part is None or name not in part:
-            continue
-        if part[name] == json.loads(json.dumps(kind.model_fields[name].get_default())):
-            del part[name]
+    for name, table in LATER_FIELDS:
+        part = fields if table is None else fields.get(table, {})
+        default = json.loads(json.dumps(_type_of(table).model_fields[name].get_default()))  # a tuple as the list that it is
+        for owner in part if isinstance(part, list) else [part]:
+            if name not in kept and name in owner and owner[name] == default:
+                del owner[name]
+
+
+def written(part: Frozen, table: str) -> dict[str, Any]:
+    """JSON fields of one table of a plan, as digests cover them."""
+    fields: dict[str, Any] = {table: part.model_dump(mode="json")}
+    drop_later_defaults(fields)
+    table_fields: dict[str, Any] = fields[table]
+    return table_fields
+
+
+def _type_of(table: str | None) -> type[Frozen]:
+    """The class of a plan's table, or of its entries where it is a list."""
+    kind: Any = Plan if table is None else Plan.model_fields[table].annotation
+    return kind if isinstance(kind, type) else get_args(kind)[0]
 
 
 def default_threshold(roster_size: int) -> int:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hospital_node.accounting import Mechanism, epsilon
+from hospital_node.accounting import epsilon
 from hospital_node.cap import Cap
 from hospital_node.ledger import Ledger
+from hospital_node.ledger_rules import mechanism_of
 from hospital_node.state import StateFolder
-from proto.plan import Plan
+from proto.plan import Plan, short_name
 from study.sites import Sites
 
 OFFICER = "Demo officer"
@@ -48,10 +49,10 @@ def approve(state: Path, uri: str, plan: Plan, cap: Cap, by: str, reason: str, *
 
 
 def low_cap(plan: Plan) -> float:
-    """A cap that `LOW_CAP_SHARE` of the rounds fit under and one more round does not."""
+    """A cap of the last hospital that `LOW_CAP_SHARE` of the rounds fit under and one more round does not."""
     fits = max(1, math.floor(plan.rounds * LOW_CAP_SHARE))
     if plan.privacy.no_guarantee:
         return USUAL_CAP
-    one = Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, plan.training.local_steps)
+    one = mechanism_of(plan, short_name(plan.hospitals[-1].uri))
     below, above = (epsilon([one.times(count)], plan.privacy.delta) for count in (fits, fits + 1))
     return round((below + above) / 2, 3)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hospital_node.durable import write_whole
 from proto.modelfile import Model, encode_model, read_model
+from proto.plan import written
 from study import presets, shapes
 from study.presets import Preset
 from study.processes import Family
@@ -30,8 +31,8 @@ WAIT_S = 0.1
 
 def load_or_make(folder: Path, preset: Preset, family: Family, announce: Callable[[str], None]) -> Path:
     """Path of the start for `preset`; made now if it is not there. `announce` gets one sentence either way."""
-    parts = (preset.network, preset.preparation, preset.training, preset.start)
-    recipe = {"generator": GENERATOR, "seeds": SEEDS, "parts": [part.model_dump(mode="json") for part in parts]}
+    parts = [written(getattr(preset, table), table) for table in ("network", "preparation", "training")]
+    recipe = {"generator": GENERATOR, "seeds": SEEDS, "parts": [*parts, preset.start.model_dump(mode="json")]}
     name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"{preset.name}-{name}.safetensors"
     if path.is_file():

@@ -4,13 +4,13 @@ Who is asked in a round follows from the plan's digest and is public (proto.plan
 hospital is really asked in have to fit. The noise is itself part of the digest and so decides the selection. The circle is
 resolved by trying: suppose that nobody is asked more than k times, take the smallest noise that bears k rounds, count in the
 plan with that noise, and keep it if the count is k or less. The first k that holds is used, from the least possible one on;
-k = all rounds always holds.
+k = all rounds always holds. Where hospitals take unequally many steps, k rounds are those of the one that takes most, and what
+is counted are each hospital's own steps.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -25,12 +25,6 @@ from study.bench.task import StudyError
 SILENT: Mapping[str, Any] = {"noise_multiplier": 0.0, "no_guarantee": True}
 
 
-def most_asked(plan: Plan) -> int:
-    """Rounds of the hospital that the plan asks most often; all rounds where everybody is asked in each."""
-    asked = Counter(uri for number in range(1, plan.rounds + 1) for uri in plan.selected(number))
-    return max(asked.values())
-
-
 def noised(cell: Cell, plan: Plan) -> Plan:
     """`plan`, complete but for its noise, with the noise of the cell's epsilon: no hospital's own rounds cost more.
 
@@ -41,9 +35,10 @@ def noised(cell: Cell, plan: Plan) -> Plan:
     if math.isinf(cell.epsilon):
         return _with(cell, plan, SILENT)
     for count in range(_least_asked(plan.rounds, plan.participants, len(plan.hospitals)), plan.rounds + 1):
-        noise = _noise_multiplier(cell, plan.privacy.model_dump(), count * plan.training.local_steps)
+        steps = count * plan.most_local_steps
+        noise = _noise_multiplier(cell, plan.privacy.model_dump(), steps)
         found = _with(cell, plan, {"noise_multiplier": noise, "no_guarantee": False})
-        if most_asked(found) <= count:
+        if found.most_steps <= steps:
             return found
     raise AssertionError("nobody is asked more often than there are rounds")
 
@@ -53,7 +48,8 @@ def refuse_unreachable(cell: Cell) -> None:
     if cell.epsilon is None or math.isinf(cell.epsilon):
         return
     least = _least_asked(cell.plan["rounds"], cell.plan["participants"], cell.partition.hospitals)
-    _noise_multiplier(cell, cell.plan["privacy"], least * cell.plan["training"]["local_steps"])
+    own = cell.partition.local_steps or (cell.plan["training"]["local_steps"],)
+    _noise_multiplier(cell, cell.plan["privacy"], least * (max(own) if cell.plan["participants"] is None else min(own)))
 
 
 def _least_asked(rounds: int, participants: int | None, hospitals: int | None) -> int:

@@ -26,7 +26,7 @@ from proto.layout import Vector, model_digest
 from proto.modelfile import Model
 from proto.plan import Hospital, Plan, PlanError
 from study import presets
-from study.bench.calibrate import most_asked, noised
+from study.bench.calibrate import noised
 from study.bench.cells import Cell, CellResult, DataKind, Method, RoundRow
 from study.bench.draws import draws_for
 from study.bench.task import Draws, Patients, StudyError, Task, Unit
@@ -113,9 +113,12 @@ def complete_plan(cell: Cell, sizes: Mapping[str, int]) -> Plan:
     fields = {key: value for key, value in cell.plan.items() if key not in TEMPLATE_ONLY}
     fields = {**fields, "timing": IN_MEMORY_TIMING}
     by_size = cell.partition.weights == "patients"
+    own_steps = _own_steps(cell, len(sizes))
     admitted = [
-        Hospital(uri=uri_of(cell.study, name), declared_patients=count, weight=count if by_size else 1)
-        for name, count in sizes.items()
+        Hospital(
+            uri=uri_of(cell.study, name), declared_patients=count, weight=count if by_size else 1, local_steps=own_steps[at]
+        )
+        for at, (name, count) in enumerate(sizes.items())
     ]
     evaluator = f"secagg://{cell.study}/evaluator/{EVALUATOR}"
     try:
@@ -141,11 +144,27 @@ def task_of(name: str) -> Task:
 
 
 def planned_epsilon(plan: Plan, rounds: int) -> float | None:
-    """What `rounds` rounds cost one patient, as a hospital's ledger reads it; None where the plan gives no guarantee."""
+    """What `rounds` rounds cost one patient of the hospital that takes most steps; None where the plan gives no guarantee."""
+    return epsilon_of(plan, rounds * plan.most_local_steps)
+
+
+def epsilon_of(plan: Plan, steps: int) -> float | None:
+    """What so many local steps cost one patient, as a hospital's ledger reads it; None where the plan gives no guarantee."""
     if plan.privacy.no_guarantee:
         return None
-    one = Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, plan.training.local_steps)
-    return epsilon([one.times(rounds)], UNIFORM_SHARE * plan.privacy.delta) if rounds else 0.0
+    mechanism = Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, steps)
+    return epsilon([mechanism], UNIFORM_SHARE * plan.privacy.delta) if steps else 0.0
+
+
+def _own_steps(cell: Cell, hospitals: int) -> Sequence[int | None]:
+    """Local steps of each hospital in the order of the deal. Raises StudyError."""
+    own = cell.partition.local_steps
+    if own is not None and len(own) != hospitals:
+        raise StudyError(
+            f"cell {cell.label}: partition.local_steps lists {len(own)} numbers and {hospitals} hospitals are dealt patients: "
+            "list one for each"
+        )
+    return own or [None] * hospitals
 
 
 def _run(setting: Setting, folder: Path, on_round: OnRound, stop: threading.Event) -> tuple[list[RoundRow], float | None]:
@@ -212,7 +231,7 @@ def _worst(rounds: Sequence[RoundRow]) -> float | None:
 
 
 def _cap(plan: Plan) -> Cap | None:
-    whole = planned_epsilon(plan, most_asked(plan))
+    whole = epsilon_of(plan, plan.most_steps)
     return None if whole is None else Cap(epsilon=CAP_MARGIN * whole, delta=plan.privacy.delta)
 
 

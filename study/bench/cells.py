@@ -60,6 +60,7 @@ class Partition(Frozen):
     strength: Annotated[float, Field(ge=0, le=1)] = 0.5  # of quality and domain shifts at the worst hospital
     by: Literal["noise", "resolution", "intensity", "scanner"] | None = None  # what quality and domain shift by
     weights: Literal["equal", "patients"] = "equal"  # of the hospitals in the mean; public, as the declared sizes are
+    local_steps: tuple[Annotated[int, Field(ge=1)], ...] | None = None  # of each hospital in a round; None: the plan's number
 
 
 class Ordinary(Frozen):
@@ -93,12 +94,14 @@ class Cell(Frozen):
     def id(self) -> str:
         """Digest of everything but the name of the study and the wording of the settings.
 
-        Plan fields that came later and hold their default are left out, so that finished cells stay finished. With
+        Fields that came later and hold their default are left out, so that finished cells stay finished. With
         `participants`, a cell with a wanted epsilon counts its rounds by another rule than the first version did, which counted
         all of them: its results are others, so it has another id.
         """
         fields = self.model_dump(mode="json", exclude={"study", "settings"})
         drop_later_defaults(fields["plan"], kept=("participants",))  # cells have had it from the first
+        if self.partition.local_steps is None:
+            del fields["partition"]["local_steps"]
         if self.epsilon is not None and math.isfinite(self.epsilon) and self.plan.get("participants") is not None:
             fields["rounds_counted"] = MOST_ASKED
         content = json.dumps(fields, sort_keys=True, separators=(",", ":"))

@@ -8,10 +8,10 @@ a result exists which nobody has. Public and synthetic patients are charged to n
 
 Why one charge covers all simulated hospitals (parallel composition): they are disjoint parts of one real hospital, and a
 patient is with exactly one of them in all rounds of a cell. In each step only that part's noised sum depends on the patient;
-everything else is computed from noised values. All parts run the same mechanism (noise multiplier, rate, steps), so each
-patient pays the cost of one part and never more than that of the part that is asked in most rounds (`calibrate.most_asked`: who
-is asked is public and follows from the plan alone). The deal is taken as given: what it says about patients (counts, label
-shares) is covered by no epsilon, and neither are the scores of test patients, who have to be public.
+everything else is computed from noised values. All parts run the same mechanism (noise multiplier, rate), so each patient
+pays the cost of one part and never more than that of the part that takes most steps in its rounds (`Plan.most_steps`: who is
+asked, and for how many steps, is public and follows from the plan alone). The deal is taken as given: what it says about
+patients (counts, label shares) is covered by no epsilon, and neither are the scores of test patients, who have to be public.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from hospital_node.ledger import Charge, Ledger, LedgerError, LedgerMissing
 from hospital_node.state import NodeFile, StateFolder
 from proto.plan import Hospital, Plan, PlanError, short_name
 from study import presets
-from study.bench.calibrate import most_asked
 from study.bench.cells import Cell, Data, DataKind, Method
 from study.bench.task import Rand, StudyError
 
@@ -107,13 +106,13 @@ def settle(cell: Cell, at: datetime) -> None:
 def plan_to_approve(cell: Cell, plan: Plan, hospital: str) -> Plan:
     """The cell's plan as the hospital's officer approves it: one release of all its steps, by this hospital.
 
-    So many steps as the most-asked part takes in all its rounds cost in one round what they cost one after another. The study's
+    So many steps as one part takes at most in all its rounds cost in one round what they cost one after another. The study's
     name holds the cell's id and the digest of `plan`: approval and charge are for exactly this plan of exactly this cell. The
     one round is everybody's, so `participants` is gone. Raises StudyError.
     """
     study = f"{plan.study[:NAME_CHARACTERS].rstrip('-')}-{cell.id}-{plan.digest().hex()[:16]}"
     fields = plan.model_dump(mode="json", exclude=NOT_OF_THE_RELEASE)
-    fields["training"] = {**fields["training"], "local_steps": most_asked(plan) * plan.training.local_steps}
+    fields["training"] = {**fields["training"], "local_steps": plan.most_steps, "warmup_rounds": 0}  # one round has none
     parts = {short_name(part.uri): part.declared_patients for part in plan.hospitals}
     declared = {**parts, hospital: sum(parts.values())}
     admitted = [Hospital(uri=f"secagg://{study}/hospital/{name}", declared_patients=count) for name, count in declared.items()]
@@ -191,9 +190,9 @@ def _charges_of(cell: Cell, ledger: Ledger) -> list[tuple[datetime, Charge]]:
 
 
 def _ask_for_approval(cell: Cell, plan: Plan, asked: Plan, folder: Path) -> str:
-    steps = plan.training.local_steps
     remark = (
-        f"Cell {cell.id} of study {plan.study} ({cell.label}) as one release: {most_asked(plan)} rounds of {steps} steps, "
+        f"Cell {cell.id} of study {plan.study} ({cell.label}) as one release: {plan.most_steps} steps, at most "
+        f"{plan.most_local_steps} a round, "
         f"charged together before training; the whole plan has {plan.rounds} rounds and the digest {plan.digest().hex()}."
     )
     path = write_plan_for_approval(asked, folder, remark)

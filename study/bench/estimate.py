@@ -7,6 +7,7 @@ counted: patients drawn in a local step, on average, times what one patient cost
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,8 +111,9 @@ def amount(cell: Cell, patients: Patients) -> Amount:
         return Amount(hospitals * cell.ordinary.steps * cell.ordinary.batch, (1 + hospitals) * cases)
     plan = cell.plan
     share = (plan["participants"] or hospitals) / hospitals if hospitals else 1.0
-    drawn = plan["rounds"] * plan["training"]["local_steps"] * len(patients.training) / plan["privacy"]["inverse_sampling_rate"]
-    return Amount(share * drawn, (1 + plan["rounds"] // plan["evaluate_every"]) * cases)
+    steps = fmean(cell.partition.local_steps or [plan["training"]["local_steps"]])
+    drawn = plan["rounds"] * steps * len(patients.training) / plan["privacy"]["inverse_sampling_rate"]
+    return Amount(share * drawn, (1 + math.ceil(plan["rounds"] / plan["evaluate_every"])) * cases)
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args, get_origin
 
 from pydantic import Field, ValidationError
@@ -30,6 +31,7 @@ OF_THE_STUDY = ("study", "hospitals", "evaluators", "start_digest")  # plan fiel
 OF_THE_START = ("anatomy", "start")  # of a template: how its public start is made; kept where the cell begins from it
 OF_THE_CELL = ("data", "partition", "ordinary")  # tables of the study file whose fields a grid may vary
 ALIASES = {"seeds": "seed", "hospitals": "partition.hospitals"}
+OWN_STEPS = "partition.local_steps"  # of each hospital: ordinary training takes no rounds
 SHORT = {"partition.hospitals": "hospitals"}
 STAND_IN = "secagg://check/hospital/h{}"  # only for checking a template: who takes part is known when a cell runs
 
@@ -41,6 +43,15 @@ ORDINARY_FORM: dict[str, Any] = {
     "training.local_steps": 1,
     "training.learning_rate": 1e-2,
     "training.learning_rate_decay": 1.0,
+    "training.optimizer": "adam",
+    "training.momentum": 0.0,
+    "training.weight_decay": 0.0,
+    "training.nesterov": False,
+    "training.schedule": "exponential",
+    "training.warmup_rounds": 0,
+    "training.proximal": 0.0,
+    "training.parts": "all",
+    "training.adapter_rank": None,
     "privacy": {"noise_multiplier": 0.0, "no_guarantee": True, "inverse_sampling_rate": 1},
     "masking": {},
     "timing": {},
@@ -107,6 +118,8 @@ def unread(name: str, method: Method, *, shifts: bool = False, selects: bool = F
     """
     table = _head(name)
     if method in BASELINES:
+        if name == OWN_STEPS:
+            return True
         dealt = table in {"partition", "hospitals"} and method is Method.POOLED and not shifts
         return dealt or name == "epsilon" or name in ORDINARY_FORM or table in ORDINARY_FORM
     return table == "ordinary" or (table == "masking" and method is Method.PLAIN and not selects)
@@ -190,9 +203,10 @@ class _Expansion:
         """`parts` with what the method does not read in its normal form."""
         if method not in BASELINES:
             return {**parts, "ordinary": {}}
+        parts = {**parts, "partition": {**parts["partition"], "local_steps": None}}
         dealt = {parts["partition"]["kind"], self.file.partition.kind}
         if method is Method.POOLED and not dealt & SHIFTING:
-            return {**parts, "partition": self.file.partition.model_dump()}
+            return {**parts, "partition": {**self.file.partition.model_dump(), "local_steps": None}}
         return parts
 
     def _settings(self, cell: Cell, template: str) -> dict[str, Setting]:
@@ -287,9 +301,10 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _at(known: Mapping[str, Any], name: str) -> Any:
+    """The value at a dotted name; None where another cell sets it and this one does not."""
     value: Any = known
     for key in name.split("."):
-        value = value[key]
+        value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
@@ -304,12 +319,15 @@ def _values(where: str, name: str, value: Any) -> list[Any]:
 
 
 def _is_list(name: str) -> bool:
-    """Whether a plan's field holds a list."""
+    """Whether a field of a plan, or of the study file's own tables, can hold nothing but a list."""
     table, _, key = name.partition(".")
-    part = Plan.model_fields[table].annotation if _is_plan_field(name) else None
+    owner = Plan if _is_plan_field(name) else StudyFile
+    part = owner.model_fields[table].annotation if table in owner.model_fields else None
     field = part.model_fields.get(key) if isinstance(part, type) and issubclass(part, Frozen) else None
-    kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-    return any(get_origin(kind) is tuple for kind in kinds)
+    if field is None:
+        return False
+    kinds = [field.annotation] if get_origin(field.annotation) is tuple else get_args(field.annotation)
+    return bool(kinds) and all(get_origin(kind) is tuple for kind in kinds if kind is not NoneType)
 
 
 def _check_name(where: str, name: str) -> None:

@@ -2,7 +2,8 @@
 
 What the masked federation is compared to: every difference between the two is what clipping, rounding and masking do to the
 sum. Updates are averaged in float64 with the plan's weights over the same participants, as federated averaging does
-(McMahan et al. 2017, arXiv 1602.05629), and each participant is charged the bytes of two float32 vectors and nothing else.
+(McMahan et al. 2017, arXiv 1602.05629), and each participant is charged the bytes of two float32 vectors, the model that it
+receives and the update of what it trained, and nothing else.
 Under a plan with noise the updates are noised before they are averaged, so the hospitals' epsilon is that of the masked run.
 """
 
@@ -20,8 +21,9 @@ import numpy as np
 from coordinator import optimizer
 from hospital_node.work import Interrupted, Workshop
 from proto.layout import Vector
+from proto.parts import spread, update_layout
 from proto.plan import Plan
-from study.bench.cell import planned_epsilon
+from study.bench.cell import epsilon_of
 from study.bench.cells import RoundRow
 from study.bench.task import Draws, StudyError, Task, Unit, scores_of
 
@@ -106,23 +108,28 @@ class _Plain:
     def mean_update(self, number: int, base: Vector, uris: Sequence[str]) -> Vector:
         """What one round gives before the server step."""
         self.rounds_of.update(uris)
-        return weighted_mean((self.plan.hospital(uri).weight, self._update(number, base, uri)) for uri in uris)
+        mean = weighted_mean((self.plan.hospital(uri).weight, self._update(number, base, uri)) for uri in uris)
+        return spread(self.plan, self.task.layout(self.plan), mean, number)
 
     def row(self, number: int, model: Vector, uris: Sequence[str], began_s: float) -> RoundRow:
         """The round's figures, with scores where the plan wants them."""
         unless_stopped(self.stop)
         measured = number % self.plan.evaluate_every == 0 or number == self.plan.rounds  # as the coordinator asks for it
         scores = scores_of(self.task, self.plan, model, self.test, self.draws) if measured else {}
-        one_way_bytes = VALUE_BYTES * len(model) * len(uris)
+        sent = update_layout(self.task.layout(self.plan), self.plan.training).length
         return RoundRow(
             round=number,
             survivors=len(uris),
             scores=dict(scores),
-            epsilon=planned_epsilon(self.plan, max(self.rounds_of.values(), default=0)),
-            upload_bytes=one_way_bytes,
-            download_bytes=one_way_bytes,
+            epsilon=epsilon_of(self.plan, self._most_steps()),
+            upload_bytes=VALUE_BYTES * sent * len(uris),
+            download_bytes=VALUE_BYTES * len(model) * len(uris),
             seconds=time.perf_counter() - began_s,
         )
+
+    def _most_steps(self) -> int:
+        """So far, of the hospital that took most."""
+        return max((count * self.plan.local_steps(uri) for uri, count in self.rounds_of.items()), default=0)
 
     def _update(self, number: int, base: Vector, uri: str) -> Vector:
         trained = self.workshops[uri].train(

@@ -7,6 +7,7 @@ else shaped.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from hospital_node.durable import write_whole
 from proto.frozen import explain, read_toml
 from proto.modelfile import Model, ModelFileError, encode_model, read_model
+from proto.plan import written
 from study import presets, start
 from study.bench.task import StudyError
 from study.presets import Preset, StartRecipe
@@ -90,8 +92,12 @@ def recipe_of(preset: Preset, seed: int) -> dict[str, str]:
         "anatomy": preset.anatomy,
         "seed": str(seed),
         **{key: str(value) for key, value in preset.start.model_dump().items()},
-        **{key: getattr(preset, key).model_dump_json() for key in ("network", "preparation", "training")},
+        **{table: _as_json(written(getattr(preset, table), table)) for table in ("network", "preparation", "training")},
     }
+
+
+def _as_json(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
 
 
 def _usual_anatomy(network: Any) -> str:

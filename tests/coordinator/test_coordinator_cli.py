@@ -131,7 +131,9 @@ def test_check_plan_says_what_a_study_withstands(tmp_path):
     path.write_text(tomli_w.dumps(small_plan(5).model_dump(mode="json", exclude_none=True)))
     result = CliRunner().invoke(app, ["check-plan", str(path)])
     assert result.exit_code == 0
-    _, bits, *sizes = result.stdout.splitlines()
+    _, bits, work, paid, *sizes = result.stdout.splitlines()
+    assert work == "A round's local work: 1 steps of 5 patients"
+    assert paid == "A patient pays for at most 1 steps (noise multiplier 1, rate 1/2)"
     assert bits == (
         "A hospital sends 21.3 bits for a parameter (float32: 32); "
         "rounding moves the mean by at most 1.1e-06 of the clip (root mean square)"
@@ -146,6 +148,19 @@ def test_check_plan_says_what_a_study_withstands(tmp_path):
     refused = CliRunner().invoke(app, ["check-plan", str(path)])
     assert refused.exit_code == 2
     assert "no cohort of study 'lidc' is safe against 3 colluders" in refused.stderr
+
+
+def test_check_plan_says_which_hospital_works_most_and_what_its_patients_pay_for(tmp_path):
+    fields = small_plan(4).model_dump(mode="json", exclude_none=True)
+    fields["hospitals"][1] |= {"declared_patients": 40, "local_steps": 6}
+    path = tmp_path / "plan.toml"
+    path.write_text(tomli_w.dumps(fields))
+    result = CliRunner().invoke(app, ["check-plan", str(path)])
+    assert result.stdout.splitlines()[2:5] == [
+        "A round's local work: 1 steps of 5 patients, the least, at h0",
+        "A round's local work: 6 steps of 20 patients, the most, at h1",
+        f"A patient pays for at most {6 * fields['rounds']} steps (noise multiplier 1, rate 1/2)",
+    ]
 
 
 @pytest.mark.parametrize(

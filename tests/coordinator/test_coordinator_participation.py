@@ -195,6 +195,9 @@ def test_check_plan_speaks_of_the_cohorts_that_a_round_can_have(tmp_path):
     path.write_text(tomli_w.dumps(make(participants=4).model_dump(mode="json", exclude_none=True)))
     result = CliRunner().invoke(app, ["check-plan", str(path)])
     assert result.exit_code == 0, result.stderr
-    first, _, *sizes = result.stdout.splitlines()
+    first, *_, paid = result.stdout.splitlines()[:4]
+    sizes = result.stdout.splitlines()[4:]
+    most = max(sum(h.uri in make(participants=4).selected(number) for number in range(1, 5)) for h in make().hospitals)
+    assert f"at most {most} steps" in paid
     assert first.startswith("Study 'lidc': 5 hospitals, 4 rounds, 4 of them in each, digest ")
     assert [line.split(" ")[0] for line in sizes] == ["3", "4"]

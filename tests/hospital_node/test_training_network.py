@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hospital_node import network
+from hospital_node import architectures, network
 from hospital_node.network import NetworkError
 from proto.layout import Layout, LayoutError
 from proto.plan import Network
@@ -43,10 +43,9 @@ def test_output_has_the_grid_of_the_input_and_a_channel_for_each_class(architect
         ({"channels": (4, 0, 8)}, "must be positive"),
         ({"architecture": "UNet"}, "use norm = 'instance'"),
         ({"channels": (4,) * 11}, "11 levels, more than 10 fit no scan"),
-        ({"channels": (100_000,) * 3}, "a node builds at most 100,000,000: use fewer channels"),
+        ({"channels": (100_000,) * 3}, "more than 100,000,000 parameters or 4,096 tensors, which no node builds: use fewer"),
         ({"channels": (2**60,) * 10}, "use fewer channels"),
         ({"channels": (4, 8, 2_000)}, "use fewer channels"),
-        ({"labels": tuple(map(str, range(2_000)))}, "use fewer channels"),
     ],
 )
 def test_what_cannot_be_built_is_refused_with_the_remedy(changes, reason):
@@ -54,19 +53,31 @@ def test_what_cannot_be_built_is_refused_with_the_remedy(changes, reason):
         network.build(spec(**changes))
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    st.sampled_from([("DynUNet", "group"), ("DynUNet", "instance"), ("UNet", "instance")]),
-    st.lists(st.integers(1, 8).map(lambda groups: 4 * groups), min_size=3, max_size=5),
-    st.integers(1, 20),
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"architecture": "UNet", "norm": "instance", "arguments": {"num_res_units": 2**16}}, "which no node builds"),
+        ({"architecture": "UNet", "norm": "instance", "arguments": {"kernel_size": 301}}, "which no node builds"),
+        ({"architecture": "SwinUNETR", "channels": (12,), "arguments": {"depths": [2**16, 2, 2, 2]}}, "which no node builds"),
+        ({"architecture": "SegResNet", "channels": (4, 8), "arguments": {"blocks_down": [2**16, 1]}}, "which no node builds"),
+        (
+            {"architecture": "SwinUNETR", "channels": (12,), "arguments": {"depths": [10**9]}},
+            "depths holds 1e[+]09: no network",
+        ),
+        ({"arguments": {"act_name": ["elu", {"alpha": -1e12}]}}, "act_name holds 1e[+]12"),
+    ],
 )
-def test_no_network_has_more_parameters_than_its_plan_says(kind, channels, labels):
-    one = spec(architecture=kind[0], norm=kind[1], channels=channels, labels=tuple(map(str, range(labels))))
-    assert network.layout_of(network.build(one)).length <= network.parameters_at_most(one)
+def test_arguments_that_would_fill_the_memory_are_refused_while_they_are_counted(fields, says):
+    with pytest.raises(NetworkError, match=says):
+        network.build(spec(**fields))
 
 
-def test_the_largest_usual_network_is_below_the_bound():
-    assert network.parameters_at_most(spec(channels=(32, 64, 128, 256, 320, 320))) < network.MAX_PARAMETERS
+def test_the_largest_usual_networks_are_below_the_bound():
+    largest = spec(channels=(32, 64, 128, 256, 320, 320))
+    for one in (largest, spec(architecture="VNet", channels=architectures.FIXED_CHANNELS)):
+        kind = architectures.kind_of(one)
+        given = {"spatial_dims": 3, "in_channels": 1, "out_channels": 3, **kind.options(one)}
+        assert 10_000_000 < architectures.counted(one, given) < architectures.MAX_PARAMETERS
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm3d(4), nn.SyncBatchNorm(4), nn.BatchNorm3d(4, track_running_stats=False)])

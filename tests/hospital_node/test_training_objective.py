@@ -127,7 +127,7 @@ def test_an_objectives_network_that_mixes_patients_is_refused():
 
 def test_no_node_builds_the_network_of_another_task():
     one = plan(network={"architecture": "task:digits"})
-    with pytest.raises(NetworkError, match=r"'task:digits' belongs to a task of a study.*use DynUNet or UNet"):
+    with pytest.raises(NetworkError, match=r"'task:digits' belongs to a task of a study.*use AttentionUnet, .* VNet"):
         network.build(one.network)
     with pytest.raises(PlanError, match="segmentation networks only"):
         layout_of_plan(one)

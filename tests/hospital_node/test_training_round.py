@@ -12,7 +12,7 @@ from hospital_node.dp_optimizer import PatientOptimizer
 from hospital_node.noise import StepCoins
 from hospital_node.train import StepProgress, TrainingError, backward, check_history, dice_ce, train_round
 from proto.layout import model_digest
-from proto.plan import PlanError
+from proto.plan import Plan, PlanError
 
 
 def base_of(plan_, seed=3):
@@ -53,6 +53,19 @@ def test_update_history_and_progress_are_those_of_the_plan():
     assert result.nonfinite == 0
     assert steps == [StepProgress(number, 4) for number in (1, 2, 3, 4)]
     assert np.array_equal(base, kept)
+
+
+def test_a_hospital_takes_its_own_steps_and_no_other_number_passes():
+    fields = plan(privacy={"inverse_sampling_rate": 3}).model_dump(mode="json")
+    fields["hospitals"][0]["local_steps"] = 5
+    one, steps = Plan.model_validate(fields), []
+    assert [one.local_steps(hospital.uri) for hospital in one.hospitals] == [5, 3, 3]
+    result = train_round(one, URI, base_of(one), people(2), on_step=steps.append)
+    assert result.history == ((1.0, 1 / 3, 5),)
+    assert steps[-1] == StepProgress(5, 5)
+    with pytest.raises(TrainingError, match="the update was discarded"):
+        check_history(result.history, one, one.hospitals[1].uri)
+    check_history(((1.0, 1 / 3, 3),), one, one.hospitals[1].uri)
 
 
 @pytest.mark.parametrize("inverse_rate", [49, 93, 99, 105])
@@ -175,8 +188,8 @@ def test_a_discarded_round_leaves_no_trace(monkeypatch):
 )
 def test_any_other_history_than_the_plans_discards_the_update(history):
     with pytest.raises(TrainingError, match="the update was discarded"):
-        check_history(history, plan())
-    check_history(((1.0, 0.5, 3),), plan())
+        check_history(history, plan(), URI)
+    check_history(((1.0, 0.5, 3),), plan(), URI)
 
 
 def test_a_step_that_the_accountant_misses_discards_the_update(monkeypatch):

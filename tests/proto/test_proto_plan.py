@@ -123,3 +123,13 @@ def test_names_for_people():
 def test_a_later_field_at_its_default_leaves_the_digest_alone_and_counts_otherwise():
     assert b'"participants"' not in Plan.model_validate(fields()).canonical()
     assert b'"participants":3' in Plan.model_validate(fields(participants=3)).canonical()
+
+
+def test_a_later_field_of_one_hospital_is_in_the_digest_and_of_none_in_no_digest():
+    more = [HOSPITALS[0] | {"local_steps": 9}, *HOSPITALS[1:]]
+    own, plain = Plan.model_validate(fields(hospitals=more)), Plan.model_validate(fields())
+    assert plain.canonical().count(b"local_steps") == 1
+    assert own.canonical().count(b'"local_steps":9') == 1
+    assert from_canonical(own.canonical()) == own
+    assert own.digest() != plain.digest()
+    assert (own.most_local_steps, plain.most_local_steps) == (9, 2)

@@ -112,7 +112,7 @@ def test_nothing_is_charged_without_approval_and_the_plan_to_approve_is_written(
     assert load_toml(path) == plan_to_approve(cell, plan, "st-anna")
     first = path.read_text().splitlines()[0]
     assert first.startswith("# ")
-    assert "5 rounds of 4 steps" in first
+    assert "as one release: 20 steps, at most 4 a round" in first
     assert plan.digest().hex() in first
     assert entries(state) == before
 
@@ -359,6 +359,12 @@ def test_the_plan_to_approve_is_the_cells_plan_with_the_real_hospital() -> None:
     assert (asked.rounds, asked.training) == (1, plan.training.model_copy(update={"local_steps": ROUNDS * STEPS}))
     assert cell.id in asked.study
     assert len(plan_to_approve(cell, make_plan(), "site-b").hospitals) == 3, "a part with the hospital's own name is replaced"
+
+
+def test_a_warm_up_over_rounds_is_none_in_the_one_release_that_is_approved() -> None:
+    plan = make_plan(training=Training(local_steps=STEPS, schedule="cosine", warmup_rounds=ROUNDS - 1))
+    asked = plan_to_approve(make_cell("state"), plan, "st-anna")
+    assert (asked.training.schedule, asked.training.warmup_rounds) == ("cosine", 0)
 
 
 def test_every_change_of_plan_or_cell_gives_another_plan_to_approve() -> None:

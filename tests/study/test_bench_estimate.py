@@ -27,7 +27,7 @@ def cells(tmp_path: Path) -> dict[tuple[str, int], Cell]:
     [
         ("pooled", 10 * 2, 2 * 2),  # steps x batch; the start and the end of two cases
         ("local", 3 * 10 * 2, (1 + 3) * 2),  # each of three hospitals
-        ("masked", 3 * 16 * 60 / 4, 2 * 2),  # rounds x local steps x patients / k; the start and round 2
+        ("masked", 3 * 16 * 60 / 4, 3 * 2),  # rounds x local steps x patients / k; the start, round 2 and the last
     ],
 )
 def test_the_amount_of_work(

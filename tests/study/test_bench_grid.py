@@ -80,6 +80,70 @@ def test_dotted_names_may_be_quoted_bare_or_tables(tmp_path: Path) -> None:
     assert len({cell.id for cell in found}) == 1
 
 
+def test_federated_settings_of_training_can_be_varied_and_do_not_multiply_the_baselines(tmp_path: Path) -> None:
+    grid = """
+    [[grid]]
+    method = ["pooled", "plain"]
+    "training.proximal" = [0.0, 0.1, 1.0]
+    "training.schedule" = ["constant", "cosine"]
+    "training.learning_rate_decay" = 1.0
+    "training.warmup_rounds" = 1
+    """
+    cells = study_of(tmp_path, grid, SWEEP).cells()
+    assert [cell.method for cell in cells] == ["pooled", *["plain"] * 6]
+    assert {(cell.plan["training"]["proximal"], cell.plan["training"]["schedule"]) for cell in cells[1:]} == {
+        (mu, schedule) for mu in (0.0, 0.1, 1.0) for schedule in ("constant", "cosine")
+    }
+    assert cells[1].settings["training.warmup_rounds"] == 1
+
+
+def test_parts_of_the_network_can_be_varied_by_word_and_by_names(tmp_path: Path) -> None:
+    grid = """
+    [[grid]]
+    method = ["pooled", "masked"]
+    "training.parts" = ["all", "norms-and-biases", ["model.2"]]
+    [[grid]]
+    method = "masked"
+    "training.adapter_rank" = [2, 4]
+    """
+    pooled, *masked = study_of(tmp_path, grid, SWEEP).cells()
+    assert pooled.settings == {}
+    assert [(cell.plan["training"]["parts"], cell.plan["training"]["adapter_rank"]) for cell in masked] == [
+        ("all", None), ("norms-and-biases", None), (["model.2"], None), ("all", 2), ("all", 4)
+    ]  # fmt: skip
+    assert [cell.settings for cell in masked[2:4]] == [
+        {"training.parts": ["model.2"]}, {"training.parts": "all", "training.adapter_rank": 2}
+    ]  # fmt: skip
+
+
+def test_an_argument_of_the_network_can_be_varied_and_its_absence_makes_no_other_cell(tmp_path: Path) -> None:
+    grid = """
+    [[grid]]
+    method = "masked"
+    "network.arguments.num_res_units" = [1, 2]
+    "network.arguments.kernel_size" = [[3, 3, 5]]
+    [[grid]]
+    method = "masked"
+    """
+    first, second, plain = study_of(tmp_path, grid, SWEEP).cells()
+    assert [cell.plan["network"]["arguments"] for cell in (first, second, plain)] == [
+        {"num_res_units": 1, "kernel_size": [3, 3, 5]}, {"num_res_units": 2, "kernel_size": [3, 3, 5]}, {}
+    ]  # fmt: skip
+    assert second.settings == {"network.arguments.num_res_units": 2, "network.arguments.kernel_size": [3, 3, 5]}
+    assert plain.settings == {}
+
+
+def test_a_later_field_of_a_plan_leaves_the_ids_of_finished_cells_alone(tmp_path: Path) -> None:
+    """A cell that was stored before the field existed is the same cell; `participants` has always been in the id."""
+    (cell,) = study_of(tmp_path, '[[grid]]\nmethod = "masked"\n', SWEEP).cells()
+    before = {**cell.plan, "network": {name: value for name, value in cell.plan["network"].items() if name != "arguments"}}
+    assert cell.model_copy(update={"plan": before}).id == cell.id
+    changed = {**cell.plan, "network": {**cell.plan["network"], "arguments": {"num_res_units": 2}}}
+    assert cell.model_copy(update={"plan": changed}).id != cell.id
+    unasked = {name: value for name, value in cell.plan.items() if name != "participants"}
+    assert cell.model_copy(update={"plan": unasked}).id != cell.id
+
+
 def test_everything_of_a_cell_can_be_varied(tmp_path: Path) -> None:
     (tmp_path / "other.toml").write_text((PLANS / "hippocampus.toml").read_text())
     grid = """
@@ -165,6 +229,9 @@ def test_noise_without_a_word_about_the_guarantee(tmp_path: Path) -> None:
         ("privacy.clip_norm", Method.LOCAL, True),
         ("training.local_steps", Method.LOCAL, True),
         ("training.augment", Method.LOCAL, False),
+        ("training.proximal", Method.POOLED, True),
+        ("training.schedule", Method.LOCAL, True),
+        ("training.weight_decay", Method.PLAIN, False),
         ("network.channels", Method.POOLED, False),
         ("start", Method.POOLED, False),
         ("partition.hospitals", Method.LOCAL, False),
@@ -195,6 +262,8 @@ BAD = {
     '[[grid]]\nmethod = "plain"\n"training.lern" = 3\n': "unknown key 'training.lern'",
     '[[grid]]\nmethod = "plain"\n"rounds.x" = 3\n': "'rounds.x' goes into 'rounds'",
     '[[grid]]\nmethod = "plain"\nrounds = [3, 0]\n': "cell method plain, rounds 0, seed 1: 'rounds'",
+    '[[grid]]\nmethod = "plain"\n"training.parts" = ["decoder"]\n': "write beginnings of tensors' names as a list",
+    '[[grid]]\nmethod = "plain"\n"training.warmup_rounds" = 99\n': "warmup_rounds 99 leaves none of the",
     '[[grid]]\nmethod = "plain"\n"network.channels" = [4, 8]\n': "one value of 'network.channels' is a list itself",
     '[[grid]]\nmethod = "plain"\nevaluators = ["x"]\n': "'evaluators' follows",
     '[[grid]]\nmethod = "plain"\n"partition.hospitals" = 2\n': "'partition.hospitals'",
