@@ -51,6 +51,9 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("keep", "masking"),
     ("tensor_clips", "masking"),
     ("clip_decay", "masking"),
+    ("precision", "training"),
+    ("micro_batch", "training"),
+    ("checkpointing", "training"),
 )
 SELECTION_LABEL = b"hospital-secagg participants v1\n"
 ARCHITECTURES = ("DynUNet", "UNet")  # MONAI's, which a hospital's node trains
@@ -149,6 +152,9 @@ class Training(Frozen):
     foreground_share: float = Field(default=0.67, ge=0, le=1)  # patches centred on a labelled voxel
     augment: bool = True
     loss: Literal["dice_ce"] = "dice_ce"
+    precision: Literal["fp32", "bf16"] = "fp32"  # inside the network; gradients, clip, loss and noise are float32 or wider
+    micro_batch: int | None = Field(default=None, ge=1)  # patches of a patient run at once; None: all
+    checkpointing: bool = False  # inner values of each block are computed again for the gradient, not kept
 
 
 class Privacy(Frozen):
