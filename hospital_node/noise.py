@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 KEY_BYTES = 32  # AES-256, HMAC-SHA256
 BLOCK_VALUES = 1 << 16  # normals made at a time: 512 KiB of keystream, stays in the second-level cache
+ZEROS = memoryview(bytes(8 * BLOCK_VALUES))  # counter mode turns them into keystream
 UNIFORM_STEP = 2.0**-53  # spacing of the uniforms: all that a float64 in [0, 1) resolves
 DIGEST_RANGE = 1 << 64  # a coin reads 64 bits of one digest
 
@@ -40,19 +42,30 @@ class NormalStream:
 
     def draw(self, count: int) -> Normals:
         """The next `count` independent standard normals."""
-        out = np.empty(count + count % 2, dtype=np.float64)
-        for start in range(0, len(out), BLOCK_VALUES):
-            self._fill(out[start : start + BLOCK_VALUES])
-        return out[:count]
+        return np.concatenate([*self.blocks(count), np.empty(0)])
+
+    def blocks(self, count: int) -> Iterator[Normals]:
+        """The same, a block at a time."""
+        for start in range(0, count, BLOCK_VALUES):
+            wanted = min(BLOCK_VALUES, count - start)
+            block = np.empty(wanted + wanted % 2, dtype=np.float64)
+            self._fill(block)
+            yield block[:wanted]
 
     def _fill(self, out: Normals) -> None:
         pairs = len(out) // 2
-        words = np.frombuffer(self._keystream.update(bytes(16 * pairs)), dtype="<u8") >> np.uint64(11)
+        words = np.frombuffer(self._keystream.update(ZEROS[: 16 * pairs]), dtype="<u8") >> np.uint64(11)
         uniform = words.astype(np.float64)  # integers below 2**53, exact
-        radius = np.sqrt(-2.0 * np.log((uniform[:pairs] + 1.0) * UNIFORM_STEP))  # (0, 1]: the logarithm is finite
-        angle = uniform[pairs:] * (2.0 * np.pi * UNIFORM_STEP)
-        np.multiply(radius, np.cos(angle), out=out[:pairs])
-        np.multiply(radius, np.sin(angle), out=out[pairs:])
+        radius, angle = uniform[:pairs], uniform[pairs:]
+        radius += 1.0
+        radius *= UNIFORM_STEP  # (0, 1]: the logarithm is finite
+        np.log(radius, out=radius)
+        radius *= -2.0
+        np.sqrt(radius, out=radius)
+        angle *= 2.0 * np.pi * UNIFORM_STEP
+        for function, half in ((torch.cos, out[:pairs]), (torch.sin, out[pairs:])):  # numpy's are four times slower
+            function(torch.from_numpy(angle), out=torch.from_numpy(half))
+            np.multiply(half, radius, out=half)
 
 
 @dataclass(frozen=True, slots=True)

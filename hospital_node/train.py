@@ -21,7 +21,7 @@ from opacus.accountants import RDPAccountant
 from torch import nn
 from torch.nn import functional
 
-from hospital_node import network, patches
+from hospital_node import economy, network, patches
 from hospital_node.chance import FirstLossWatched
 from hospital_node.dp_optimizer import PatientOptimizer
 from hospital_node.local_optimizer import local_optimizer
@@ -103,12 +103,12 @@ class Segmentation:
 
     def build(self, plan: Plan) -> nn.Module:
         """A MONAI network by name."""
-        return network.build(plan.network)
+        return economy.economical(network.build(plan.network), plan.training)
 
     def loss(self, module: nn.Module, plan: Plan, patient: Patient, rng: np.random.Generator) -> torch.Tensor:
         """Mean loss of the patient's patches."""
         images, labels = patches.draw(patient, plan.preparation, plan.training, rng)
-        return dice_ce(module(images), labels)
+        return dice_ce(economy.logits(module, images, plan.training), labels)
 
 
 SEGMENTATION = Segmentation()

@@ -64,6 +64,9 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("parts", "training"),
     ("adapter_rank", "training"),
     ("local_steps", "hospitals"),
+    ("precision", "training"),
+    ("micro_batch", "training"),
+    ("checkpointing", "training"),
 )
 SELECTION_LABEL = b"hospital-secagg participants v1\n"
 WHOLE_PARTS = ("all", "norms-and-biases")  # of training.parts that are no names of tensors
@@ -166,6 +169,9 @@ class Training(Frozen):
     proximal: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # mu of FedProx, pulls towards the round's base model
     parts: Parts = "all"  # which tensors are trained and sent: proto/parts.py
     adapter_rank: int | None = Field(default=None, ge=1)  # of low-rank factors in the place of tensors with two or more axes
+    precision: Literal["fp32", "bf16"] = "fp32"  # inside the network; gradients, clip, loss and noise are float32 or wider
+    micro_batch: int | None = Field(default=None, ge=1)  # patches of a patient run at once; None: all
+    checkpointing: bool = False  # inner values of each block are computed again for the gradient, not kept
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -22,6 +22,7 @@ PROCESS_S = 5.0  # importing torch, opacus and monai in a process of its own
 ORDINARY_MEASUREMENTS = 2  # baselines measure the start and the end
 WORKLESS = {"seed", "epsilon", "study", "settings", "start"}  # of a cell: none of them changes how much there is to do
 WORKLESS_PRIVACY = {"noise_multiplier", "no_guarantee", "delta", "clip_norm"}
+COSTLY = ("patches_per_patient", "augment", "loss", "precision", "micro_batch", "checkpointing")  # training of a patient
 S_PER_HOUR, S_PER_MINUTE = 3600.0, 60.0
 
 
@@ -131,5 +132,5 @@ def _same_patients(cell: Cell) -> str:
 
 
 def _same_costs(cell: Cell) -> str:
-    training = {key: cell.plan["training"][key] for key in ("patches_per_patient", "augment", "loss")}
+    training = {key: cell.plan["training"].get(key) for key in COSTLY}
     return json.dumps((cell.task, cell.plan["network"], cell.plan["preparation"], training), sort_keys=True)

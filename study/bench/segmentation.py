@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hospital_node import network
+from hospital_node import economy, network
 from hospital_node.cases import CohortError, discover
 from hospital_node.cohort import Cohort
 from hospital_node.network import NetworkError
@@ -103,7 +103,7 @@ class Segmentation:
     def probe(self, cell: Cell) -> UnitCost:
         """One patient's gradient and one sliding window over two patches' worth of voxels, on random voxels."""
         plan_network, preparation, training = parts_of(cell)
-        module = network.build(plan_network)
+        module = economy.economical(network.build(plan_network), training)
         rng = np.random.default_rng(0)
         shape = preparation.patch_zyx
         case = PreparedCase(
@@ -217,7 +217,7 @@ def _gradient(module: torch.nn.Module, preparation: Preparation, training: Train
 
     pool = PreparedPatient("probe", (case,))
     images, labels = patches.draw(pool, preparation, training, np.random.default_rng(1))
-    loss: Any = dice_ce(module(images), labels)
+    loss: Any = dice_ce(economy.logits(module, images, training), labels)
     loss.backward()
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from hospital_node.economy import economical, logits
 from hospital_node.train import TrainingError
 from proto.plan import Network, Plan, Training
 
@@ -58,7 +59,7 @@ class DigitsObjective:
 
     def build(self, plan: Plan) -> nn.Module:
         """Two convolutions and one linear layer."""
-        return build(plan.network)
+        return economical(build(plan.network), plan.training)
 
     def loss(self, module: nn.Module, plan: Plan, patient: DigitPatient, rng: np.random.Generator) -> torch.Tensor:
         """Mean cross-entropy over the views of one image."""
@@ -95,7 +96,8 @@ def image_loss(module: nn.Module, training: Training, patient: DigitPatient, rng
     """Mean cross-entropy of one image's views; looks at that image and its generator alone."""
     case = patient.cases[0]
     shown = views(case.image, training.patches_per_patient, rng) if training.augment else case.image[None]
-    return functional.cross_entropy(module(torch.from_numpy(shown)), torch.full((len(shown),), case.digit))
+    scores = logits(module, torch.from_numpy(shown), training)
+    return functional.cross_entropy(scores, torch.full((len(shown),), case.digit))
 
 
 def views(image: Pixels, count: int, rng: np.random.Generator) -> Pixels:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Adam
 from training_world import DECLARED, SILENT, URI, people, person, plan, replayed
 
-from hospital_node import network, patches
+from hospital_node import economy, network, patches
 from hospital_node.dp_optimizer import PatientOptimizer
 from hospital_node.network import NetworkError
 from hospital_node.noise import NormalStream, StepCoins
@@ -51,7 +51,7 @@ def loose(**training):
 
 def round_by_hand(one, base, cohort, rand):
     """A segmentation round with every draw and every product in its order, without hospital_node.train's loop."""
-    module = network.build(one.network)
+    module = economy.economical(network.build(one.network), one.training)
     network.load_vector(module, network.layout_of(module), base)
     optimizer = PatientOptimizer(
         Adam(module.parameters(), lr=one.training.learning_rate),

@@ -9,8 +9,11 @@ from opacus.optimizers import DPOptimizer
 from torch import nn
 from training_world import normals
 
+from benchmarks.dp_training_steps import opacus_hooks
 from hospital_node import network
-from hospital_node.dp_optimizer import PatientOptimizer
+from hospital_node.convolution import prefer_onednn
+from hospital_node.dp_optimizer import PatientOptimizer, _norm
+from hospital_node.noise import BLOCK_VALUES
 from hospital_node.train import dice_ce
 from proto.plan import Network
 
@@ -66,6 +69,35 @@ def hooked_kind() -> nn.Module:
         nn.Flatten(),
         nn.Linear(8 * 4**3, 3),
     )
+
+
+def opacus_step(module: nn.Module, units: list[tuple[torch.Tensor, torch.Tensor]], clip: float) -> None:
+    """One step of Opacus' default hooks on all units as one batch, the loss a mean of theirs."""
+    hooked = opacus_hooks(module)
+    stock = DPOptimizer(
+        torch.optim.SGD(module.parameters(), lr=0.1), noise_multiplier=0.0, max_grad_norm=clip, expected_batch_size=EXPECTED
+    )
+    logits = hooked(torch.cat([images for images, _ in units]))
+    losses = [dice_ce(one[None], labels) for one, (_, labels) in zip(logits, units, strict=True)]
+    torch.stack(losses).mean().backward()
+    stock.step()
+
+
+@pytest.mark.parametrize(("architecture", "clip"), [("DynUNet", 0.5), ("DynUNet", 1e3), ("UNet", 0.5)])
+def test_the_products_own_networks_and_convolutions_equal_opacus_hooks(architecture, clip):
+    reference, own = tiny(architecture=architecture), tiny(architecture=architecture)
+    before = network.vector_of(own)
+    generator = torch.Generator().manual_seed(1)
+    units = [
+        (torch.randn(1, 1, 24, 24, 24, generator=generator), (torch.rand(1, 24, 24, 24, generator=generator) < 0.1).long())
+        for _ in range(3)
+    ]
+    opacus_step(reference, units, clip)
+    assert prefer_onednn(own) > 5
+    feed(own, private(own, clip=clip), units)
+    step = network.vector_of(reference) - before
+    assert np.linalg.norm(step) > 0
+    assert np.linalg.norm(network.vector_of(own) - network.vector_of(reference)) < 1e-4 * np.linalg.norm(step)
 
 
 @pytest.mark.parametrize("clip", [0.05, 1.0, 1e3])
@@ -142,6 +174,26 @@ def test_noise_is_new_in_every_step_and_every_tensor():
         drawn += [p.grad.clone().reshape(-1) for p in module.parameters()]
     everything = torch.cat(drawn)
     assert len(torch.unique(everything)) > 0.999 * len(everything)
+
+
+def test_noise_is_one_stream_over_all_tensors_and_blocks():
+    module = nn.Sequential(nn.Linear(301, 301), nn.Linear(301, 1), nn.Linear(1, 70_000))
+    optimizer = private(module, sigma=2.0, clip=0.5)
+    optimizer.step()
+    total = sum(p.numel() for p in module.parameters())
+    assert total > 3 * BLOCK_VALUES
+    expected = (normals().draw(total) * 1.0).astype(np.float32) / np.float32(EXPECTED)
+    assert np.array_equal(module_gradient(module).numpy(), expected.astype(np.float64))
+
+
+@pytest.mark.parametrize("count", [1, 7, 1 << 16, (1 << 16) + 1, 200_000])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_the_norm_is_that_of_float64(count, scale):
+    gradients = [torch.randn(count) * scale, torch.randn(3, 5) * scale, torch.zeros(2, 0)]
+    wanted = np.linalg.norm(np.concatenate([g.reshape(-1).double().numpy() for g in gradients]) / scale) * scale
+    assert _norm(gradients) == pytest.approx(wanted, rel=1e-12)
+    gradients[0][count // 2] = float("nan")
+    assert not _norm(gradients) < float("inf")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from proto.plan import Plan, PlanError, default_threshold, from_canonical, load_toml, role_of, short_name
 
@@ -133,3 +134,19 @@ def test_a_later_field_of_one_hospital_is_in_the_digest_and_of_none_in_no_digest
     assert from_canonical(own.canonical()) == own
     assert own.digest() != plain.digest()
     assert (own.most_local_steps, plain.most_local_steps) == (9, 2)
+
+
+@pytest.mark.parametrize(("name", "value"), [("precision", "bf16"), ("micro_batch", 2), ("checkpointing", True)])
+def test_savings_in_training_are_public_choices_that_old_plans_do_not_have(name, value):
+    training = fields()["training"]
+    plain, thrifty = Plan.model_validate(fields()), Plan.model_validate(fields(training={**training, name: value}))
+    assert name.encode() not in plain.canonical()
+    assert f'"{name}":{json.dumps(value)}'.encode() in thrifty.canonical()
+    assert plain.digest() != thrifty.digest()
+    assert from_canonical(thrifty.canonical()) == thrifty
+
+
+@pytest.mark.parametrize(("name", "value"), [("precision", "fp16"), ("micro_batch", 0), ("checkpointing", "some")])
+def test_a_saving_that_does_not_exist_is_refused(name, value):
+    with pytest.raises(ValidationError, match=name):
+        Plan.model_validate(fields(training={**fields()["training"], name: value}))

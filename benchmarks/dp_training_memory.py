@@ -1,0 +1,158 @@
+"""Resident memory of training, each measurement in a process of its own: `python -m benchmarks.dp_training_memory <request>`.
+
+The peak is the kernel's own count of the process (VmHWM), set back just before the step and read just after it, less what was
+resident before: network, patches and libraries. It includes what the allocator rounds and what oneDNN compiles. Linux only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.dp_training_steps import URI, Kind, Setting, prepare
+
+MIB = 1024  # KiB
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+RESET_PEAK = "5"  # proc(5)
+WARM_UP = Setting(side=8, channels=4, batch=2)  # loads libraries and compiles what every size shares
+TINY_SIDE = 8
+SAMPLED_EVERY = 10  # steps
+SETTLED_SHARE = 0.1  # of the steps: pools and caches fill in the first
+
+
+class NotMeasured(RuntimeError):
+    """A figure that this machine cannot give; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a child measures: the peak of one step, or with `steps` the growth over so many of a tiny problem."""
+
+    kind: Kind
+    setting: Setting
+    steps: int = 0
+
+    def to_json(self) -> str:
+        """For the command line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Request:
+        """From the command line."""
+        fields = json.loads(text)
+        return cls(fields["kind"], Setting(**fields["setting"]), fields["steps"])
+
+
+def start(request: Request) -> subprocess.Popen[str]:
+    """A child at work on it."""
+    command = [sys.executable, "-m", "benchmarks.dp_training_memory", request.to_json()]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def answer(child: subprocess.Popen[str]) -> float:
+    """What the child printed; NotMeasured where it could not."""
+    out, err = child.communicate()
+    if child.returncode:
+        last = err.strip().splitlines()[-1] if err.strip() else "no words"
+        raise NotMeasured(f"the process ended with status {child.returncode}: {last}")
+    return float(out)
+
+
+def measure(request: Request) -> float:
+    """MiB beyond what was there before the step, or MiB per 1,000 steps."""
+    if not CLEAR_REFS.exists():
+        raise NotMeasured("resident peaks are read from /proc, which this system does not have")
+    return growth_mib(request) if request.steps else peak_mib(request)
+
+
+def peak_mib(request: Request) -> float:
+    """Of one step, the first of its size."""
+    prepare(request.kind, WARM_UP).step()
+    prepared = prepare(request.kind, request.setting)
+    _give_back()
+    before = resident_mib()
+    CLEAR_REFS.write_text(RESET_PEAK)
+    prepared.step()
+    return _status_mib("VmHWM") - before
+
+
+def growth_mib(request: Request) -> float:
+    """Slope of the resident memory over one round of many steps, by least squares, in MiB per 1,000 steps."""
+    from hospital_node.network import vector_of
+    from hospital_node.train import SEGMENTATION, StepProgress, train_round
+
+    setting = replace(request.setting, side=TINY_SIDE)
+    plan = setting.plan(request.kind, local_steps=request.steps, patches_per_patient=2)
+    samples: list[tuple[int, float]] = []
+
+    def on_step(progress: StepProgress) -> None:
+        if progress.step > SETTLED_SHARE * request.steps and progress.step % SAMPLED_EVERY == 0:
+            samples.append((progress.step, resident_mib()))
+
+    train_round(plan, URI, vector_of(SEGMENTATION.build(plan)), [_Cube(str(n)) for n in range(setting.batch)], on_step=on_step)
+    steps, resident = zip(*samples, strict=True)
+    return 1000 * float(np.polyfit(steps, resident, 1)[0])
+
+
+class _Cube:
+    """A patient with one scan of noise, twice as wide as a patch; also its own case."""
+
+    def __init__(self, key: str) -> None:
+        rng = np.random.default_rng(int(key))
+        self.key, self.cases = key, (self,)
+        self.image = rng.standard_normal([2 * TINY_SIDE] * 3, dtype=np.float32)
+        self.label = (self.image > 1).astype(np.uint8)
+
+
+def resident_mib() -> float:
+    """Now."""
+    return _status_mib("VmRSS")
+
+
+def available_mib() -> float:
+    """What the machine could give without swapping."""
+    return _kib(Path("/proc/meminfo"), "MemAvailable") / MIB
+
+
+def _status_mib(name: str) -> float:
+    return _kib(STATUS, name) / MIB
+
+
+def _kib(path: Path, name: str) -> int:
+    (line,) = [line for line in path.read_text(encoding="ascii").splitlines() if line.startswith(f"{name}:")]
+    return int(line.split()[1])
+
+
+def _give_back() -> None:
+    """What was freed leaves the process, so that the step cannot use it unseen."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the figure; a reason on stderr and status 1 where there is none."""
+    import torch
+
+    torch.set_num_threads(1)
+    (text,) = sys.argv[1:] if arguments is None else arguments
+    try:
+        print(measure(Request.from_json(text)))
+    except (NotMeasured, OSError) as reason:
+        print(reason, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
