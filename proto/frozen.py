@@ -26,7 +26,7 @@ def read_toml(path: Path, what: str, error: type[ValueError]) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as cause:
-        raise error(f"cannot read {what} {path}: {cause.strerror}; name an existing file (--config, --plan)") from cause
+        raise error(f"cannot read {what} {path}: {cause.strerror}; name an existing file") from cause
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
         raise error(f"{path} is not valid TOML: {cause}") from cause
 

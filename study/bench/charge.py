@@ -16,7 +16,9 @@ patients (counts, label shares) is covered by no epsilon, and neither are the sc
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -55,6 +57,14 @@ def statement(data: Data) -> str:
     )
 
 
+def refuse_hopeless(cells: Iterable[Cell]) -> None:
+    """Before anything is read or charged: raise StudyError for a cell on private patients that can never run."""
+    for cell in cells:
+        if cell.data.kind is DataKind.PRIVATE:
+            _state_of(cell)
+            _refuse_without_noise(cell, silent=cell.epsilon is not None and math.isinf(cell.epsilon))
+
+
 def charge(cell: Cell, plan: Plan, at: datetime, rand: Rand) -> float:
     """Charge all rounds that a patient can be in, of the cell whose whole plan is `plan`; return the ledger's epsilon after it.
 
@@ -64,7 +74,7 @@ def charge(cell: Cell, plan: Plan, at: datetime, rand: Rand) -> float:
     """
     if cell.data.kind is not DataKind.PRIVATE:
         return 0.0
-    _refuse_without_noise(cell, plan)
+    _refuse_without_noise(cell, silent=plan.privacy.no_guarantee)
     state = _state_of(cell)
     asked = plan_to_approve(cell, plan, _hospital_of(cell, state))
     try:
@@ -132,9 +142,10 @@ def write_plan_for_approval(plan: Plan, folder: Path, remark: str = "") -> Path:
     return path
 
 
-def _refuse_without_noise(cell: Cell, plan: Plan) -> None:
+def _refuse_without_noise(cell: Cell, *, silent: bool) -> None:
+    """`silent`: its plan has no noise."""
     ordinary = cell.method in {Method.POOLED, Method.LOCAL}
-    if ordinary or plan.privacy.no_guarantee:
+    if ordinary or silent:
         why = f"method '{cell.method.value}' is ordinary training" if ordinary else "its plan has no noise (epsilon inf)"
         raise StudyError(
             f"cell {cell.label} is refused: {why}, which protects nobody, and its patients are private; take it out of the "

@@ -59,7 +59,7 @@ def cells(study: StudyFile, out: Out = None, workers: Workers = None) -> None:
 
     with sentences():
         loaded = load_study(study)
-        states, costs = price_study(loaded, out or STUDIES / loaded.name)
+        states, costs = price_study(loaded, out or STUDIES / loaded.name, say=lambda text: print(text, file=sys.stderr))
         for cell in loaded.cells():
             print(f"{cell.id}  {states[cell.id]:8}  {cell.label}")
         print(f"{len(states)} cells, {list(states.values()).count('done')} done already")

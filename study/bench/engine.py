@@ -21,7 +21,7 @@ from rich.console import Console
 
 from study.bench.cells import Cell, Data, DataKind
 from study.bench.engine_processes import Processes
-from study.bench.engine_screen import Screen, opening
+from study.bench.engine_screen import Preparing, Screen, opening
 from study.bench.estimate import Estimate, estimate
 from study.bench.grid import Study
 from study.bench.task import StudyError, Task
@@ -73,7 +73,10 @@ def run_study(
 
     Raises StudyError and ResultsError before anything runs; a cell that fails is recorded and the others go on.
     """
+    from study.bench.charge import refuse_hopeless
+
     cells = study.cells()
+    refuse_hopeless(cells)
     workers = _at_once(cells, workers or os.cpu_count() or 1)
     with only_one(out), ResultsWriter.create(out) as results:
         task = task or task_named(study.file.task)
@@ -90,10 +93,14 @@ def run_study(
         return _closing(results, interrupted, out, console)
 
 
-def price_study(study: Study, out: Path, task: Task | None = None) -> tuple[dict[str, str], Estimate]:
+def price_study(
+    study: Study, out: Path, task: Task | None = None, say: Callable[[str], None] = lambda _: None
+) -> tuple[dict[str, str], Estimate]:
     """State of each cell and what the rest would cost; runs nothing and writes only the cache of prepared patients."""
+    from study.bench.charge import refuse_hopeless
     from study.results import FILE, open_results
 
+    refuse_hopeless(study.cells())
     states = {cell.id: "planned" for cell in study.cells()}
     finished: list[tuple[Cell, float]] = []
     if (out / FILE).is_file():
@@ -102,7 +109,8 @@ def price_study(study: Study, out: Path, task: Task | None = None) -> tuple[dict
         states |= {cell: rows[cell].state for cell in states if cell in rows}
         finished = [(row.cell, row.result.cpu_s) for row in rows.values() if row.result]
     todo = [cell for cell in study.cells() if states[cell.id] != "done"]
-    return states, estimate(todo, finished, task or task_named(study.file.task), out / WORKSPACE / "cache")
+    task = task or task_named(study.file.task)
+    return states, estimate(todo, finished, task, out / WORKSPACE / "cache", Preparing(say))
 
 
 def task_named(name: str) -> Task:
@@ -170,7 +178,8 @@ def _plan_work(
     done = {cell.id for cell, _ in finished}
     console.print(opening(name, cells, len(done)), highlight=False, markup=False, soft_wrap=True)
     todo = [cell for cell in cells if cell.id not in done]
-    return todo, estimate(todo, finished, task, out / WORKSPACE / "cache")
+    preparing = Preparing(lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
+    return todo, estimate(todo, finished, task, out / WORKSPACE / "cache", preparing)
 
 
 @contextmanager
@@ -242,7 +251,7 @@ class _Driver:
         try:
             settle(cell, datetime.now(UTC))
         except StudyError as error:
-            self.screen.warn(f"{error}; the result is kept, and the next start of this study records it")
+            self.screen.say(f"{error}; the result is kept, and the next start of this study records it")
 
     def _end(self, cell: Cell, record: Callable[[], None]) -> None:
         record()

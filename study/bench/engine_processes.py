@@ -106,7 +106,8 @@ class Processes:
         status = self._remove(child, patience_s=STOP_AFTER_S)
         if child.said_last:
             return []
-        return [CellFailed(child.cell, f"{_end_in_words(status)}; its log is {child.log.parent.name}/{child.log.name}")]
+        log = f"its log is {child.log.parent.name}/{child.log.name}" if child.log.exists() else "it logged nothing"
+        return [CellFailed(child.cell, f"{_end_in_words(status)}; {log}")]
 
     def _remove(self, child: Child, patience_s: float) -> int:
         process = child.process

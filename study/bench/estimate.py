@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
+from hospital_node.work import Count
 from study.bench.cell import one_at_a_time
 from study.bench.cells import Cell, Method
 from study.bench.task import Patients, Task, UnitCost
@@ -84,8 +85,17 @@ def from_finished(cells: Sequence[Cell], finished: Iterable[tuple[Cell, float]])
     return {cell.id: fmean(spent[work_of(cell)]) for cell in cells if work_of(cell) in spent}
 
 
-def estimate(cells: Sequence[Cell], finished: Iterable[tuple[Cell, float]], task: Task, cache: Path) -> Estimate:
-    """For `cells` still to run. Reads (and prepares, once) the patients of cells that must be probed. Raises StudyError."""
+def estimate(
+    cells: Sequence[Cell],
+    finished: Iterable[tuple[Cell, float]],
+    task: Task,
+    cache: Path,
+    count: Count = lambda _done, _total: None,
+) -> Estimate:
+    """For `cells` still to run. Reads (and prepares, once) the patients of cells that must be probed. Raises StudyError.
+
+    `count` hears of every patient that is made ready, which may take minutes the first time.
+    """
     known = from_finished(cells, finished)
     rest = [cell for cell in cells if cell.id not in known]
     patients: dict[str, Patients] = {}
@@ -94,7 +104,7 @@ def estimate(cells: Sequence[Cell], finished: Iterable[tuple[Cell, float]], task
         of_patients, of_costs = _same_patients(cell), _same_costs(cell)
         if of_patients not in patients:
             with one_at_a_time(cache):
-                patients[of_patients] = task.patients(cell, cache, lambda _done, _total: None)
+                patients[of_patients] = task.patients(cell, cache, count)
         if of_costs not in costs:
             costs[of_costs] = task.probe(cell)
         known[cell.id] = amount(cell, patients[of_patients]).seconds(costs[of_costs])

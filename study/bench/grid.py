@@ -10,13 +10,14 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from proto.frozen import Frozen, explain, parsed, read_toml
 from proto.plan import MIN_COHORT, Plan
@@ -33,6 +34,7 @@ OF_THE_CELL = ("data", "partition", "ordinary")  # tables of the study file whos
 ALIASES = {"seeds": "seed", "hospitals": "partition.hospitals"}
 OWN_STEPS = "partition.local_steps"  # of each hospital: ordinary training takes no rounds
 SHORT = {"partition.hospitals": "hospitals"}
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 STAND_IN = "secagg://check/hospital/h{}"  # only for checking a template: who takes part is known when a cell runs
 
 # plan fields that ordinary training does not read, in the one form that every baseline carries
@@ -62,16 +64,33 @@ ORDINARY_FORM: dict[str, Any] = {
 class StudyFile(Frozen):
     """A study file as written; study/STUDIES.md explains it to those who write one."""
 
-    study: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    study: str
     task: str = "segmentation"
     plan: str
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[int, ...]
     start: str = "random"
     data: Data = Data()
     partition: Partition = Partition()
     ordinary: Ordinary = Ordinary()
     set: dict[str, Any] = Field(default_factory=dict)
-    grid: tuple[dict[str, Any], ...] = Field(min_length=1)
+    grid: tuple[dict[str, Any], ...]
+
+    @field_validator("study")
+    @classmethod
+    def _is_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"'{name}' is no name: write small letters, digits and dashes, 63 at most")
+        return name
+
+    @field_validator("seeds", "grid", mode="before")
+    @classmethod
+    def _is_list(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, list | tuple) or not value:
+            form = (
+                "a list, such as seeds = [1, 2, 3]" if info.field_name == "seeds" else "a table under [[grid]], in two brackets"
+            )
+            raise ValueError(f"write {form}")
+        return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,12 @@ def cell_name(cell: Cell, names: Collection[str]) -> str:
     return " · ".join([cell.method.value, *said(cell.settings, names)])
 
 
+def labels_of(cells: Sequence[Cell]) -> dict[str, str]:
+    """Cell id -> one short line: method, seed, and what tells the settings of these cells apart."""
+    names = telling([cell.settings for cell in cells], [cell.method for cell in cells])
+    return {cell.id: " · ".join([cell.method.value, f"seed {cell.seed}", *said(cell.settings, names)]) for cell in cells}
+
+
 def _word(name: str, ends: Mapping[str, int]) -> str:
     end = name.rsplit(".", 1)[-1]
     return end.replace("_", " ") if ends[end] == 1 else name

@@ -54,11 +54,11 @@ class Segmentation:
     def patients(self, cell: Cell, cache: Path, count: Count) -> Patients:
         """Every patient of the folder, prepared on the plan's grid."""
         preparation, labels = parts_of(cell)[1], len(parts_of(cell)[0].labels)
-        roles = _roles(cell, cache)
-        training: list[Unit] = []
-        for role in roles[:-1]:
-            training += _units(role, preparation, labels, cache, count)
-        return Patients(tuple(training), tuple(_units(roles[-1], preparation, labels, cache, count)))
+        roles = _roles(cell, cache, count)
+        found = [_units(role, preparation, labels, cache, count) for role in roles]
+        if not cell.data.folder:  # every synthetic hospital numbers its own people from 0
+            found = [[_of_site(unit, role.name) for unit in units] for role, units in zip(roles, found, strict=True)]
+        return Patients(tuple(unit for units in found[:-1] for unit in units), tuple(found[-1]))
 
     def shifted(self, units: Sequence[Unit], by: str, strength: float, seed: int) -> tuple[Unit, ...]:
         """The same patients with other noise, resolution or intensities; labels stay."""
@@ -135,13 +135,16 @@ def expanded(folder: str) -> Path:
     return Path(os.path.expandvars(folder))
 
 
-def _roles(cell: Cell, cache: Path) -> list[Role]:
+def _roles(cell: Cell, cache: Path, count: Count) -> list[Role]:
     """Training sites in the order of their names, then the test set."""
     folder = expanded(cell.data.folder) if cell.data.folder else None
     if folder is None and cell.data.kind is not DataKind.SYNTHETIC:
         raise StudyError('data.folder is empty, which means synthetic chest CT: say data.kind = "synthetic", or name a folder')
+    if folder is not None and not folder.is_dir():
+        where = "" if folder.is_absolute() else f" below {Path.cwd()}, where the command was typed"
+        raise StudyError(f"data.folder: there is no folder {folder}{where}: correct the path in the study file")
     try:
-        chosen = cast.choose(folder, cache / "cohort", lambda _name, _done, _total: None)
+        chosen = cast.choose(folder, cache / "cohort", lambda _name, done, total: count(done, total))
     except (CastError, DealError) as error:
         raise StudyError(f"data.folder: {error}") from error
     return [*chosen.hospitals, chosen.evaluator]
@@ -166,6 +169,12 @@ def _unit(name: str, patient: PreparedPatient, site: str, labels: int, kind: str
     counts = sum(np.bincount(np.asarray(case.label).reshape(-1), minlength=labels + 1) for case in patient.cases)
     voxels = tuple(float(value) for value in np.asarray(counts)[1:])
     return Unit(name, PreparedPatient(name, patient.cases), site, voxels, kind)  # the same draws on every machine
+
+
+def _of_site(unit: Unit, site: str) -> Unit:
+    """The same patient under a name that no other site uses."""
+    name = f"{site}/{unit.name}"
+    return Unit(name, PreparedPatient(name, unit.patient.cases), unit.site, unit.label_counts, unit.kind)
 
 
 def _kinds(folder: Path, cohort: Cohort) -> dict[str, str]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hospital_node.work import Interrupted
+from study import cast
 from study.bench import segmentation
 from study.bench.calibrate import noised
 from study.bench.cell import complete_plan, planned_epsilon, prepare_cell, run_cell, task_of, uri_of
@@ -157,6 +158,28 @@ def test_an_unknown_task_is_named(name) -> None:
 def test_synthetic_data_is_said_aloud() -> None:
     with pytest.raises(StudyError, match="synthetic"):
         segmentation.TASK.patients(cell_of("plain"), Path("unused"), lambda *_: None)
+
+
+def test_a_folder_that_is_not_there_is_named_with_where_it_was_sought(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StudyError, match=f"no folder scans below {tmp_path}, where the command was typed: correct the path"):
+        segmentation.TASK.patients(cell_of("plain", "scans"), Path("unused"), lambda *_: None)
+
+
+def test_the_people_of_every_synthetic_hospital_are_people_of_their_own(tmp_path, monkeypatch) -> None:
+    """Each hospital numbers them from 0; every patient is dealt once, under one name."""
+    monkeypatch.setattr(cast, "SYNTHETIC_PATIENTS", 3)
+    monkeypatch.setattr(cast, "SYNTHETIC_TEST_PATIENTS", 2)
+    ct = {"modality": "CT", "spacing_xyz_mm": [8, 8, 8], "window_hu": [-1000, 400], "patch_zyx": [8, 8, 8]}
+    network = {"architecture": "UNet", "channels": [4, 8], "labels": ["nodule"], "norm": "instance"}
+    plan = PLAN | {"preparation": ct, "network": network}
+    cell = cell_of("plain", data=Data(kind=DataKind.SYNTHETIC), plan=plan)
+    setting = prepare_cell(cell, tmp_path / "cache", threading.Event())
+    assert setting.sizes == {"lakeside": 3, "nordklinik": 3, "riverside": 3, "st-anna": 3}
+    units = [unit for units in setting.hospitals.values() for unit in units]
+    assert {unit.name for unit in units} == {unit.patient.key for unit in units}
+    assert len({unit.name for unit in units} | {unit.name for unit in setting.test}) == 14
+    assert all(unit.name.startswith(f"{unit.site}/") for unit in units)
 
 
 def test_methods_have_ids_of_their_own() -> None:

@@ -17,7 +17,7 @@ import bench_world as world
 import pytest
 from rich.console import Console
 
-from study.bench import engine, engine_processes
+from study.bench import engine, engine_processes, engine_screen
 from study.bench.charge import CELLS_AT_ONCE
 from study.bench.engine import Outcome, only_one, price_study, run_study
 from study.bench.grid import Study
@@ -218,6 +218,59 @@ def test_a_terminal_shows_bars_and_no_line_a_round(study: Study, tmp_path: Path)
     assert "started" not in shown
     assert "0 of 4, about" in shown
     assert shown.count("done: ") == 4
+
+
+def test_a_screen_names_cells_shortly_and_baselines_have_no_rounds(tmp_path: Path) -> None:
+    """Names hold what tells the cells of this study apart, so that a bar fits beside them."""
+    text = world.STUDY.replace(
+        '["pooled", "masked"]', '["pooled", "masked"]\n"network.channels" = [[4, 8, 16]]\nrounds = [2, 3]'
+    )
+    study = world.written(tmp_path, text)
+    outcome, said = play(study, tmp_path / "out", world.quick)
+    assert outcome.done == 6
+    pooled, masked = study.cells()[0], study.cells()[-1]
+    assert f"{pooled.id} start, score 0.4425: pooled · seed 1" in said
+    assert f"{pooled.id} after 600 steps, score 0.8975: pooled · seed 1" in said
+    assert f"{masked.id} round 3 of 3, score 0.8755: masked · seed 2 · rounds 3" in said
+    assert "network.channels" not in said
+
+
+def test_long_preparations_are_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_screen, "SILENT_S", 0.0)
+    said: list[str] = []
+    preparing = engine_screen.Preparing(said.append)
+    time.sleep(0.01)
+    for done in range(3):
+        preparing(done, 3)
+    assert len(said) == 1
+    assert said[0].startswith("Reading the patients")
+    monkeypatch.setattr(engine_screen, "SILENT_S", 60.0)
+    engine_screen.Preparing(said.append)(1, 3)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("", "needs data.ledger"),
+        ('ledger = "nowhere"', "data.ledger = 'nowhere' is no folder"),
+        ('ledger = "."', "method 'pooled' is ordinary training, which protects nobody"),
+    ],
+)
+def test_private_cells_that_can_never_run_are_refused_before_anything_is_read(tmp_path: Path, more: str, said: str) -> None:
+    study = world.written(tmp_path, world.STUDY.replace('"synthetic"', f'"private"\n{more}'))
+    for start in (lambda: play(study, tmp_path / "out", world.quick), lambda: price_study(study, tmp_path / "out", world.TASK)):
+        with pytest.raises(StudyError, match=said):
+            start()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_private_study_without_noise_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    text = world.STUDY.replace('"synthetic"', '"private"\nledger = "."').replace(
+        '["pooled", "masked"]', '"masked"\nepsilon = inf'
+    )
+    with pytest.raises(StudyError, match=r"its plan has no noise \(epsilon inf\)"):
+        play(world.written(tmp_path, text), tmp_path / "out", world.quick)
 
 
 def test_no_more_private_cells_at_once_than_a_ledger_bears(tmp_path: Path) -> None:

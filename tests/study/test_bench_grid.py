@@ -279,7 +279,8 @@ BAD = {
     '[[grid]]\nmethod = "plein"\n': "there is no method 'plein'",
     "[[grid]]\nmethod = []\n": "'method' is an empty list",
     "[[grid]]\nrounds = 3\n": "key 'method' is missing",
-    "grid = []\n": "'grid'",
+    "grid = []\n": "'grid': write a table under [[grid]], in two brackets",
+    '[grid]\nmethod = "plain"\n': "'grid': write a table under [[grid]], in two brackets",
     "": "key 'grid' is missing",
     "[[grid]\n": "is not valid TOML",
 }  # fmt: skip
@@ -292,6 +293,22 @@ def test_a_bad_study_file_is_one_sentence_that_names_the_place(tmp_path: Path, t
         written(tmp_path, head + text)
     assert BAD[text] in str(caught.value)
     assert "\n" not in str(caught.value) or "TOML" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('study = "My study"', "'study': 'My study' is no name: write small letters, digits and dashes"),
+        ("seeds = 3", "'seeds': write a list, such as seeds = [1, 2, 3]"),
+        ("seeds = []", "'seeds': write a list, such as seeds = [1, 2, 3]"),
+    ],
+)
+def test_a_bad_first_line_is_one_sentence_with_the_remedy(tmp_path: Path, line: str, said: str) -> None:
+    head = {"study": 'study = "small"', "seeds": "seeds = [1]", "plan": 'plan = "hippocampus-plain"'}
+    head[line.split(maxsplit=1)[0]] = line
+    with pytest.raises(StudyError) as caught:
+        written(tmp_path, "\n".join(head.values()) + '\n[[grid]]\nmethod = "plain"\n')
+    assert said in str(caught.value)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
