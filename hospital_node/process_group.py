@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -149,18 +150,18 @@ class ProcessGroup:
         finally:
             self._leave()
 
-    def coins(self, rand: Rand) -> StepCoins:
+    def key(self, rand: Rand) -> bytes:
         """GO and the key, which only the first process draws. Raises Stopped where that one ended the round."""
-        return StepCoins(self._listen(Word.GO, rand(KEY_BYTES) if self.index == FIRST else b""))
+        return self._listen(Word.GO, rand(KEY_BYTES) if self.index == FIRST else b"")
 
     def share(self, patients: Sequence[Any], coins: StepCoins, inverse_rate: int) -> Sequence[Any]:
         """Every `count`-th of the drawn patients, from this process's place on."""
         drawn = [patient for patient in patients if coins.drawn(patient.key, inverse_rate)]
         return drawn[self.index :: self.count]
 
-    def optimizer(self, *given: Any, **named: Any) -> PatientOptimizer:
+    def optimizer(self, kind: type[PatientOptimizer]) -> Callable[..., PatientOptimizer]:  # noqa: ARG002  always shared
         """A PatientOptimizer whose sum and noise are those of all processes."""
-        return SharedOptimizer(self, *given, **named)
+        return partial(SharedOptimizer, self)
 
     def sum_and_noise(self, optimizer: SharedOptimizer) -> None:
         """Sums over the processes into each `p.summed_grad`, then the first process's noised sums into each `p.grad`."""

@@ -7,12 +7,12 @@ other kind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeVar
 
 from hospital_node.dp_optimizer import PatientOptimizer
-from hospital_node.noise import Rand, StepCoins
+from hospital_node.noise import KEY_BYTES, Rand, StepCoins
 
 Patients = TypeVar("Patients", bound=Sequence[Any])
 
@@ -24,16 +24,16 @@ class Ranks(Protocol):
         """The whole round, from before the first step until after the last; whatever ends it early ends it everywhere."""
         ...
 
-    def coins(self, rand: Rand) -> StepCoins:
-        """The coins of the next step, the same in every process; only the first one draws from `rand`."""
+    def key(self, rand: Rand) -> bytes:
+        """The key of the next step's coins, the same in every process; only the first one draws from `rand`."""
         ...
 
     def share(self, patients: Patients, coins: StepCoins, inverse_rate: int) -> Patients | Sequence[Any]:
         """Those of `patients` that this process has to look at in a step."""
         ...
 
-    def optimizer(self, *given: Any, **named: Any) -> PatientOptimizer:
-        """As PatientOptimizer(...), with one sum and one noise for all processes."""
+    def optimizer(self, kind: type[PatientOptimizer]) -> Callable[..., PatientOptimizer]:
+        """What makes the optimizer instead of `kind`: the same, with one sum and one noise for all processes."""
         ...
 
 
@@ -45,17 +45,17 @@ class OneProcess:
         """Nobody else waits."""
         yield
 
-    def coins(self, rand: Rand) -> StepCoins:
-        """Under a new key."""
-        return StepCoins.fresh(rand)
+    def key(self, rand: Rand) -> bytes:
+        """A new one."""
+        return rand(KEY_BYTES)
 
     def share(self, patients: Patients, coins: StepCoins, inverse_rate: int) -> Patients:  # noqa: ARG002
         """All of them; the step itself asks the coins."""
         return patients
 
-    def optimizer(self, *given: Any, **named: Any) -> PatientOptimizer:
-        """PatientOptimizer itself."""
-        return PatientOptimizer(*given, **named)
+    def optimizer(self, kind: type[PatientOptimizer]) -> Callable[..., PatientOptimizer]:
+        """Itself."""
+        return kind
 
 
 ONE_PROCESS = OneProcess()

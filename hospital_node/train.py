@@ -147,7 +147,7 @@ def train_round(
         optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(1 / plan.privacy.inverse_sampling_rate))
         steps = plan.local_steps(uri)
         for step in range(1, steps + 1):
-            coins = ranks.coins(rand)
+            coins = StepCoins(ranks.key(rand))
             present = ranks.share(patients, coins, plan.privacy.inverse_sampling_rate)
             take_step(module, optimizer, plan, present, coins, watched)
             on_step(StepProgress(step, steps))
@@ -189,7 +189,7 @@ def private_optimizer(
     ranks: Ranks = ONE_PROCESS,
 ) -> PatientOptimizer:
     """A fresh local optimizer of what requires a gradient, with the plan's clip, noise and public divisor."""
-    return ranks.optimizer(
+    return ranks.optimizer(PatientOptimizer)(
         local_optimizer([p for p in module.parameters() if p.requires_grad], plan, round),
         noise_multiplier=plan.privacy.noise_multiplier,
         max_grad_norm=plan.privacy.clip_norm,
