@@ -7,7 +7,7 @@ context lasts. No fault touches what the node records, so the reported epsilon s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -99,17 +99,18 @@ class _SameForTheProcess(NormalStream):
 
 
 class _SameForAllCoordinates(NormalStream):
-    def draw(self, count: int) -> Normals:
-        return np.full(count, super().draw(1)[0])
+    def blocks(self, count: int) -> Iterator[Normals]:
+        (first,) = super().blocks(1)
+        yield np.full(count, first[0])
 
 
 class _SameForTheRound(NormalStream):
     _first: Normals | None = None
 
-    def draw(self, count: int) -> Normals:
+    def blocks(self, count: int) -> Iterator[Normals]:
         if self._first is None:
-            self._first = super().draw(count)
-        return np.array(self._first[:count])
+            self._first = np.concatenate(list(super().blocks(count)))
+        yield np.array(self._first[:count])
 
 
 def _instead(name: str, other: Any) -> Callable[[], AbstractContextManager[Any]]:

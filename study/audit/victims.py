@@ -47,8 +47,9 @@ class Victim:
         return self.patient.cases[0].image
 
     def module(self) -> nn.Module:
-        """The network at the start of the round."""
-        module = self.objective.build(self.plan)
+        """The network at the start of the round, in the attacker's hands: of layers that can be differentiated twice."""
+        ours = self.objective is train.SEGMENTATION
+        module = network.build(self.plan.network) if ours else self.objective.build(self.plan)
         network.load_vector(module, network.layout_of(module), self.base)
         return module
 
