@@ -103,6 +103,7 @@ def test_bfloat16_is_as_near_as_pytorchs_own(wide, stride):
 @pytest.mark.parametrize("patches", [1, 2])
 def test_a_network_keeps_its_names_parameters_and_gradient(architecture, norm, patches):
     spec = Network(architecture=architecture, channels=(4, 8, 16), labels=("a",), norm=norm)
+    torch.manual_seed(1)  # a value that rounding carries over a kink of an activation differs by more
     images, labels = torch.randn(patches, 1, 32, 32, 32), (torch.rand(patches, 32, 32, 32) < 0.1).long()
     gradients, layouts = [], []
     for change in (False, True):
