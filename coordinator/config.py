@@ -50,7 +50,7 @@ class CoordinatorConfig(Frozen):
 
 def load_config(path: Path) -> CoordinatorConfig:
     """Read the TOML file at `path`. Raises ConfigError with one sentence."""
-    config = from_toml(CoordinatorConfig, path, "the configuration", ConfigError)
+    config = from_toml(CoordinatorConfig, path, "the configuration (--config)", ConfigError)
     return _from_folder(config, path.resolve().parent)
 
 

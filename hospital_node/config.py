@@ -82,4 +82,4 @@ class NodeConfig(Frozen):
 
 def load_config(path: Path) -> NodeConfig:
     """Read and check one file. Raises ConfigError with one sentence."""
-    return from_toml(NodeConfig, path, "the configuration", ConfigError, {"folder": path.resolve().parent})
+    return from_toml(NodeConfig, path, "the configuration (--config)", ConfigError, {"folder": path.resolve().parent})
