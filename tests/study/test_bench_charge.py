@@ -140,7 +140,7 @@ def test_the_officer_approves_with_the_command_that_the_sentence_names(
     words[3] = str(node_of(tmp_path, folder.path))
     assert cli.main([*words[1:], "--by", "Dr Keller", "--reason", "tuning", "--epsilon", "8"]) == 0
     assert "st-anna (60 patients)" in " ".join(capsys.readouterr().out.split())
-    assert charge(cell, plan, NOW, os.urandom) > 0
+    assert charge(cell, plan, datetime.now(UTC), os.urandom) > 0
     assert len(charges(folder)) == 1
 
 
