@@ -76,7 +76,7 @@ def _round_picture(path: Path, page: Sequence[Panel], groups: Sequence[Group], m
         named = [(", ".join([group.cell.method.value, *in_words(group.cell.settings, names)]), group) for group in same]
         lines.append([_band(axes, name, group, style(index)) for index, (name, group) in enumerate(named)])
         lines[-1] += _references(axes, same, baselines)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     several = any(len(group.results) > 1 for _, same in page for group in same)
     figure.axes[-1].set_xlabel("round (0: the start)" + ("; bands: lowest to highest seed" if several else ""))
     name_lines(figure, lines)
