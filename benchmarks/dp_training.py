@@ -50,7 +50,7 @@ class Sizes:
     steps: int = 15
     steps_beside: int = 3
     long_steps: int = 2000
-    seconds: float = 60.0
+    seconds: float = 45.0
     processes: int = 2
 
 

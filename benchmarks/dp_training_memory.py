@@ -1,4 +1,4 @@
-"""Resident memory of training, each measurement in a process of its own: `python -m benchmarks.dp_training_memory <request>`.
+"""Resident memory of training, each measurement in a process of its own.
 
 The peak is the kernel's own count of the process (VmHWM), set back just before the step and read just after it, less what was
 resident before: network, patches and libraries. It includes what the allocator rounds and what oneDNN compiles. Linux only.
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
-import subprocess
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -37,26 +35,16 @@ class NotMeasured(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a child measures: the peak of one step, or with `steps` the growth over so many of a tiny problem."""
+    """What a process measures: the peak of one step, or with `steps` the growth over so many of a tiny problem."""
 
     kind: Kind
     setting: Setting
     steps: int = 0
 
-    def to_json(self) -> str:
-        """For the command line."""
-        return json.dumps(asdict(self))
-
     def expected_mib(self) -> float:
         """More than what was seen for it, so that a machine is not driven to its end."""
         at_once = self.setting.batch if self.kind in WHOLE_BATCH else 1
         return WHOLE_BATCH.get(self.kind, 1) * BYTES_A_VALUE * at_once * self.setting.side**3 * self.setting.channels / MIB**2
-
-    @classmethod
-    def from_json(cls, text: str) -> Request:
-        """From the command line."""
-        fields = json.loads(text)
-        return cls(fields["kind"], Setting(**fields["setting"]), fields["steps"])
 
 
 def measure_apart(request: Request) -> float:
@@ -64,12 +52,32 @@ def measure_apart(request: Request) -> float:
     needed, free = request.expected_mib(), available_mib()
     if needed > free:
         raise NotMeasured(f"it needs about {needed / MIB:.1f} GiB, and {free / MIB:.1f} are free")
-    command = [sys.executable, "-m", "benchmarks.dp_training_memory", request.to_json()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "without a word"
-        raise NotMeasured(f"its process ended with status {done.returncode}: {last}")
-    return float(done.stdout)
+    processes = get_context("forkserver")  # forked after the imports and before the first computation
+    processes.set_forkserver_preload(["benchmarks.dp_training_steps"])
+    reading, writing = processes.Pipe(duplex=False)
+    child = processes.Process(target=_report, args=(request, writing))
+    child.start()
+    writing.close()
+    try:
+        found = reading.recv()
+    except EOFError:
+        child.join()
+        raise NotMeasured(f"its process ended with status {child.exitcode}") from None
+    child.join()
+    if isinstance(found, str):
+        raise NotMeasured(found)
+    return float(found)
+
+
+def _report(request: Request, writing: Connection) -> None:
+    """In the child: the figure, or why there is none."""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        writing.send(measure(request))
+    except (NotMeasured, OSError) as reason:
+        writing.send(str(reason))
 
 
 def measure(request: Request) -> float:
@@ -143,21 +151,3 @@ def _give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the figure; a reason on stderr and status 1 where there is none."""
-    import torch
-
-    torch.set_num_threads(1)
-    (text,) = sys.argv[1:] if arguments is None else arguments
-    try:
-        print(measure(Request.from_json(text)))
-    except (NotMeasured, OSError) as reason:
-        print(reason, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,7 @@
 """The training benchmark runs, has a row for each target, and ends with status 1 where one falls short. Nothing is timed."""
 
 import mmap
-import shutil
-import sys
+import multiprocessing
 from types import SimpleNamespace
 
 import numpy as np
@@ -152,25 +151,20 @@ def test_growth_is_the_slope_over_the_steps(monkeypatch):
     assert measure(Request("fp32", SMALL, steps=400)) == pytest.approx(100, rel=0.1)
 
 
-def test_a_request_survives_the_command_line():
-    request = Request("bf16", Setting(48, 16, batch=3, noise=0.5), steps=7)
-    assert Request.from_json(request.to_json()) == request
-
-
-def test_a_child_measures():
+def test_a_process_measures():
     assert 0 < measure_apart(Request("fp32", Setting(16, 4, batch=1))) < 200
 
 
-def test_a_child_that_fails_is_a_figure_that_is_missing(monkeypatch):
-    monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    with pytest.raises(NotMeasured, match="status 1: without a word"):
-        measure_apart(Request("fp32", SMALL))
-
-
-def test_a_child_says_what_it_cannot_measure(monkeypatch, tmp_path, capsys):
+def test_a_process_that_cannot_says_why(monkeypatch, tmp_path):
     monkeypatch.setattr(dp_training_memory, "CLEAR_REFS", tmp_path / "absent")
-    assert dp_training_memory.main([Request("fp32", SMALL).to_json()]) == 1
-    assert "which this system does not have" in capsys.readouterr().err
+    reading, writing = multiprocessing.Pipe(duplex=False)
+    dp_training_memory._report(Request("fp32", SMALL), writing)
+    assert "which this system does not have" in reading.recv()
+
+
+def test_a_process_that_dies_is_a_figure_that_is_missing():
+    with pytest.raises(NotMeasured, match="its process ended with status 1"):
+        measure_apart(Request("fp32", Setting(9, 4, batch=1)))  # no network halves nine voxels three times
 
 
 def test_what_cannot_fit_is_not_begun(monkeypatch):

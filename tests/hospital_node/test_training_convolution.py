@@ -99,11 +99,13 @@ def test_bfloat16_is_as_near_as_pytorchs_own(wide, stride):
     assert {gradient.dtype for gradient in given_[1:]} == {torch.float32}
 
 
+SMOOTH = {"DynUNet": {"act_name": "elu"}, "UNet": {"act": "elu"}}  # a kink at zero would make much of a rounding
+
+
 @pytest.mark.parametrize(("architecture", "norm"), [("DynUNet", "group"), ("UNet", "instance")])
 @pytest.mark.parametrize("patches", [1, 2])
 def test_a_network_keeps_its_names_parameters_and_gradient(architecture, norm, patches):
-    spec = Network(architecture=architecture, channels=(4, 8, 16), labels=("a",), norm=norm)
-    torch.manual_seed(1)  # a value that rounding carries over a kink of an activation differs by more
+    spec = Network(architecture=architecture, channels=(4, 8, 16), labels=("a",), norm=norm, arguments=SMOOTH[architecture])
     images, labels = torch.randn(patches, 1, 32, 32, 32), (torch.rand(patches, 32, 32, 32) < 0.1).long()
     gradients, layouts = [], []
     for change in (False, True):
@@ -115,7 +117,7 @@ def test_a_network_keeps_its_names_parameters_and_gradient(architecture, norm, p
         layouts.append(network.layout_of(module))
         network.refuse_shared_statistics(module)
     assert layouts[0] == layouts[1]
-    assert apart(gradients[1:], gradients[:1]) < 1e-4
+    assert apart(gradients[1:], gradients[:1]) < 1e-5
 
 
 def test_without_a_gradient_nothing_is_kept_and_the_output_is_the_same():

@@ -34,6 +34,9 @@ FREE = {
     "parts": {"parts": "norms-and-biases"},
     "adapters": {"parts": ["output_block"], "adapter_rank": 2},
     "patches": {"patches_per_patient": 8},
+    "bfloat16": {"precision": "bf16"},
+    "micro-batches": {"micro_batch": 1},
+    "checkpointing": {"checkpointing": True},
 }
 
 
