@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from proto.frozen import Frozen, explain, from_toml, parsed
+from proto.frozen import Frozen, Positive, explain, from_toml, parsed
 from proto.network import ARCHITECTURES, Network
+from proto.training import Training
 
 __all__ = [
     "ARCHITECTURES",
@@ -69,7 +70,6 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("checkpointing", "training"),
 )
 SELECTION_LABEL = b"hospital-secagg participants v1\n"
-WHOLE_PARTS = ("all", "norms-and-biases")  # of training.parts that are no names of tensors
 MIN_COHORT = 3  # with two members each learns the other's update from the sum
 
 Uri = NewType("Uri", str)
@@ -102,18 +102,7 @@ def _party_uri(text: str) -> str:
     return text
 
 
-def _parts(parts: object) -> object:
-    if isinstance(parts, str) and parts not in WHOLE_PARTS:
-        raise ValueError(f"'{parts}' is none of {', '.join(WHOLE_PARTS)}: write beginnings of tensors' names as a list")
-    return parts
-
-
 PartyUri = Annotated[str, AfterValidator(_party_uri)]
-Parts = Annotated[
-    Literal["all", "norms-and-biases"] | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)],
-    BeforeValidator(_parts),
-]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Hospital(Frozen):
@@ -148,56 +137,6 @@ class Preparation(Frozen):
         if min(self.patch_zyx) < least:
             raise ValueError(f"patch_zyx must be at least {least} voxels on every axis")
         return self
-
-
-class Training(Frozen):
-    """Local training of one round. hospital_node/TRAINING.md says what each field changes and what it costs."""
-
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: Positive = 1e-2
-    learning_rate_decay: float = Field(default=1.0, gt=0, le=1)  # of schedule "exponential": factor per round
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    local_steps: int = Field(ge=1)
-    patches_per_patient: int = Field(default=2, ge=1)
-    foreground_share: float = Field(default=0.67, ge=0, le=1)  # patches centred on a labelled voxel
-    augment: bool = True
-    loss: Literal["dice_ce"] = "dice_ce"
-    weight_decay: float = Field(default=0.0, ge=0, le=1)  # of adamw
-    nesterov: bool = False  # of sgd with momentum
-    schedule: Literal["exponential", "constant", "cosine"] = "exponential"  # of the learning rate over the rounds
-    warmup_rounds: int = Field(default=0, ge=0)  # the rate rises in even steps before the schedule begins
-    proximal: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # mu of FedProx, pulls towards the round's base model
-    parts: Parts = "all"  # which tensors are trained and sent: proto/parts.py
-    adapter_rank: int | None = Field(default=None, ge=1)  # of low-rank factors in the place of tensors with two or more axes
-    precision: Literal["fp32", "bf16"] = "fp32"  # inside the network; gradients, clip, loss and noise are float32 or wider
-    micro_batch: int | None = Field(default=None, ge=1)  # patches of a patient run at once; None: all
-    checkpointing: bool = False  # inner values of each block are computed again for the gradient, not kept
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.momentum and self.optimizer != "sgd":
-            raise ValueError(f"momentum is for sgd, {self.optimizer} keeps moments of its own: leave it out, or use sgd")
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov looks ahead along the momentum, and there is none: set momentum, or leave it out")
-        if (self.optimizer == "adamw") != (self.weight_decay > 0):
-            raise ValueError(
-                "optimizer adamw and weight_decay go together: adamw without decay is adam, no other optimizer decays"
-            )
-        if self.schedule != "exponential" and self.learning_rate_decay != 1:
-            raise ValueError(f"learning_rate_decay is for schedule exponential: leave it out with schedule {self.schedule}")
-        if self.parts == "norms-and-biases" and self.adapter_rank is not None:
-            raise ValueError("adapter_rank is for tensors with two or more axes, and parts leaves none: leave one of them out")
-        if self.optimizer == "sgd" and self.proximal * self.learning_rate >= 1:
-            raise ValueError(
-                f"proximal {self.proximal:g} times learning_rate {self.learning_rate:g} is 1 or more, so that one step would "
-                "throw the model past its base: lower one of them"
-            )
-        return self
-
-    @property
-    def trains_all(self) -> bool:
-        """Whether an update is as long as the model."""
-        return self.parts == "all" and self.adapter_rank is None
 
 
 class Privacy(Frozen):

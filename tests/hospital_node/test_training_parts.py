@@ -175,3 +175,32 @@ def test_private_optimizers_hold_what_requires_a_gradient():
     trained = choose(module, one.training, 1)
     optimizer = private_optimizer(module, one, URI, round=1, normals=None)
     assert [id(p) for p in optimizer.params] == [id(p) for p in trained]
+
+
+@choices
+@pytest.mark.parametrize(
+    "economy",
+    [{"patches_per_patient": 1}, {"micro_batch": 1, "checkpointing": True}],
+    ids=["one patch", "in small pieces"],
+)
+def test_frozen_layers_go_through_every_way_of_running_the_network(choice, economy, monkeypatch):
+    """The update against the plain network of MONAI, run as it is."""
+    one = plan(training={**SGD, "augment": False, **choice, **economy}, privacy={**NOISELESS, "clip_norm": 1e3})
+    base = built(one)[2]
+    update = train_round(one, URI, base, people(2), rand=replayed(b"e")).update
+    as_it_is = plan(
+        training={**SGD, "augment": False, **choice, "patches_per_patient": one.training.patches_per_patient},
+        privacy={**NOISELESS, "clip_norm": 1e3},
+    )
+    monkeypatch.setattr("hospital_node.economy.prefer_onednn", lambda module: 0)
+    plain = train_round(as_it_is, URI, base, people(2), rand=replayed(b"e")).update
+    assert np.linalg.norm(update - plain) < 1e-3 * np.linalg.norm(plain)
+
+
+def test_a_factor_is_trained_in_half_precision_too():
+    one = plan(training={**SGD, "adapter_rank": 2, "precision": "bf16"}, privacy={**NOISELESS, "clip_norm": 1e3})
+    exact = plan(training={**SGD, "adapter_rank": 2}, privacy={**NOISELESS, "clip_norm": 1e3})
+    base = built(one)[2]
+    rough, fine = (train_round(each, URI, base, people(2), rand=replayed(b"e")).update for each in (one, exact))
+    assert rough.dtype == np.float32
+    assert 0 < np.linalg.norm(rough - fine) < 0.1 * np.linalg.norm(fine)
