@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import stat
 
 import numpy as np
@@ -267,6 +268,27 @@ def test_keys_are_opaque_secret_and_stable(tmp_path):
         assert not path.is_file() or b"jones" not in path.read_bytes()
     assert "jones" not in repr(first)
     assert first.patients[0].key not in repr(first)
+
+
+def test_keys_outlive_the_cache_where_their_secret_lies_elsewhere(tmp_path):
+    cohort, secret = discover(folder_of(tmp_path / "d")), tmp_path / "patients.secret"
+    first = prepare(cohort, plan(), 1, tmp_path / "c", secret=secret)
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    assert not list((tmp_path / "c").rglob("*.secret"))
+    shutil.rmtree(tmp_path / "c")
+    again = prepare(cohort, plan(), 1, tmp_path / "c", secret=secret)
+    assert [p.key for p in again.patients] == [p.key for p in first.patients]
+
+
+def test_a_secret_found_in_the_cache_moves_and_what_was_prepared_stays(tmp_path, loads):
+    cohort, secret = discover(folder_of(tmp_path / "d")), tmp_path / "patients.secret"
+    first = prepare(cohort, plan(), 1, tmp_path / "c")
+    prepared = len(loads)
+    again = prepare(cohort, plan(), 1, tmp_path / "c", secret=secret)
+    assert [p.key for p in again.patients] == [p.key for p in first.patients]
+    assert len(loads) == prepared
+    assert secret.exists()
+    assert not (tmp_path / "c/patient-key.secret").exists()
 
 
 @pytest.fixture
