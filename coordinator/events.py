@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from coordinator.orders import Order
+from proto.evaluation import LabelMean
 from secagg.messages import Advert, Confirmation, ShareSet, UploadSeal
 
 
@@ -123,11 +124,12 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The sum of a session is open and the next model lies on disk."""
+    """The sum of a session is open and the next model lies on disk. `sums`: of an evaluation that rode along, noised."""
 
     session: bytes
     sum_digest: bytes
     model_digest: bytes
+    sums: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +226,16 @@ class SaveRound:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveValidation:
+    """Store what the hospitals' validation patients say of the model of `model_round`; it rode in `round`."""
+
+    round: int
+    model_round: int
+    hospitals: int  # in the sum
+    means: tuple[LabelMean, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SavePhase:
     """Store how long a phase took."""
 
@@ -251,5 +263,16 @@ class Finish:
 
 
 Effect: TypeAlias = (
-    Instruct | NewSession | CommitPoint | CloseList | OpenSum | AbortSession | Publish | SaveRound | SavePhase | Record | Finish
+    Instruct
+    | NewSession
+    | CommitPoint
+    | CloseList
+    | OpenSum
+    | AbortSession
+    | Publish
+    | SaveRound
+    | SaveValidation
+    | SavePhase
+    | Record
+    | Finish
 )

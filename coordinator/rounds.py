@@ -15,6 +15,7 @@ An event that does not fit the state changes nothing and decides nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import assert_never
 
@@ -36,6 +37,7 @@ from coordinator.events import (
     Revealed,
     SavePhase,
     SaveRound,
+    SaveValidation,
     Seen,
     SessionBroken,
     SessionImpossible,
@@ -47,6 +49,7 @@ from coordinator.events import (
 from coordinator.orders import Evaluate, Finished, RoundResult, Train, Wait
 from coordinator.state import OUT, UNCOMMITTED, Member, Phase, Standing, State, fits, is_lost, smallest_cohort
 from coordinator.turn import Turn
+from proto.evaluation import in_words, label_means
 from proto.plan import DECLINE_CODES, short_name
 
 
@@ -297,11 +300,24 @@ def _on_opened(turn: Turn, event: Opened) -> None:
     dropped = tuple(sorted(session.dropped.items()))
     turn.emit(SaveRound(state.round, "opened", session.uris, session.survivors, dropped, event.model_digest))
     turn.record("opened", f"{len(session.survivors)} of {len(session.roster)} in the sum · sum opened")
+    _validated(turn, event.sums, len(session.survivors))
     turn.change(base_digest=event.model_digest, base_round=state.round)
     _tell_all(turn, RoundResult(state.round, session.id, session.survivors, event.sum_digest, event.model_digest, opened=True))
     if state.round % state.plan.evaluate_every == 0:
         _evaluate(turn, state.round, event.model_digest)
     _next_round(turn)
+
+
+def _validated(turn: Turn, sums: tuple[float, ...], hospitals: int) -> None:
+    """What rode along of an evaluation: of the model that the round began from. Only means are kept, never the sums."""
+    plan = turn.state.plan
+    if plan.evaluation is None or not sums:
+        return
+    labels = plan.network.labels
+    means = label_means(labels, sums, plan.evaluation.deviation(len(labels)) * math.sqrt(hospitals))
+    turn.emit(SaveValidation(turn.state.round, turn.state.base_round, hospitals, means))
+    said = ", ".join(f"{one.label} {in_words(one)}" for one in means)
+    turn.record("validated", f"model of round {turn.state.base_round} on the hospitals' own patients, noised: {said}")
 
 
 def _on_broken(turn: Turn, event: SessionBroken) -> None:

@@ -266,7 +266,7 @@ class Run:
         model, velocity = optimizer.apply(self.plan.aggregation, self.models.read(base), mean, velocity)
         digest = self.models.write(model, velocity)
         self.models.export(model, view.params.round)
-        return ev.Opened(session, opened.sum_digest, digest)
+        return ev.Opened(session, opened.sum_digest, digest, opened.extras)
 
     # ---- what is not the engine's: evaluators, bytes, notes ----
 
@@ -342,7 +342,7 @@ class Run:
         self.store.close()
 
 
-STORED = (ev.CommitPoint, ev.AbortSession, ev.Publish, ev.SaveRound, ev.SavePhase, ev.Record, ev.Finish)
+STORED = (ev.CommitPoint, ev.AbortSession, ev.Publish, ev.SaveRound, ev.SaveValidation, ev.SavePhase, ev.Record, ev.Finish)
 
 
 def _say(sentence: str) -> None:
@@ -370,6 +370,8 @@ def _store(changes: Batch, effect: ev.Effect, length: int, at: float) -> None:
                 model_digest=None if effect.model_digest is None else effect.model_digest.hex(),
                 reason=effect.reason,
             )
+        case ev.SaveValidation(number, model_round, hospitals, means):
+            changes.validation(number, model_round, hospitals, means)
         case ev.SavePhase(number, phase, seconds):
             changes.phase_seconds(number, phase, seconds)
         case ev.Record(number, kind, text, party, phase):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, create_engine, event, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, create_engine, event, func, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator import tables
@@ -66,6 +66,22 @@ class ScoreRow:
     label: str
     per_case: tuple[float, ...]
     evaluator: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationRow:
+    """Mean score of one label over the hospitals' own validation patients, with noise on it; rode in `round`.
+
+    `mean` is None where the noisy count `patients` is too near to 0; `standard_error` is of the noise alone.
+    """
+
+    round: int
+    label: str
+    model_round: int  # round of the model that was measured; 0: the start
+    hospitals: int
+    mean: float | None
+    standard_error: float | None
+    patients: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +196,17 @@ class StoreReader:
         query = select(table).where(*_of_round(table, number))
         query = query.order_by(table.c.round, table.c.evaluator, table.c.position)
         return [ScoreRow(row.round, row.label, tuple(row.per_case), row.evaluator) for row in self._all(query)]
+
+    def validations(self) -> list[ValidationRow]:
+        """Noised means over the hospitals' validation patients, by round and label; none in a store made before there were."""
+        table = tables.validations
+        with self._reading() as connection:
+            if not inspect(connection).has_table(table.name):
+                return []
+        return [
+            ValidationRow(row.round, row.label, row.model_round, row.hospitals, row.mean, row.standard_error, row.patients)
+            for row in self._all(select(table).order_by(table.c.round, table.c.position))
+        ]
 
     def events(self, after_seq: int = 0) -> list[EventRow]:
         """What happened after event `after_seq`, oldest first."""

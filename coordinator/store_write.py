@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from coordinator import tables
 from coordinator.meter import Direction, Lane
 from coordinator.store import StoreError, StoreReader, cause, shown, sqlite_engine
+from proto.evaluation import LabelMean
 from proto.layout import Layout
 from proto.plan import Plan, short_name
 
@@ -117,6 +118,13 @@ class Batch:
         for position, (label, values) in enumerate(per_case):
             key = {"round": round, "evaluator": evaluator, "label": label}
             self._upsert(tables.scores, key, {"position": position, "per_case": [float(value) for value in values]})
+
+    def validation(self, round: int, model_round: int, hospitals: int, means: Sequence[LabelMean]) -> None:  # noqa: A002
+        """Record what rode along in a round."""
+        for position, one in enumerate(means):
+            values = {"position": position, "model_round": model_round, "hospitals": hospitals, "mean": one.mean}
+            values |= {"standard_error": one.standard_error, "patients": one.patients}
+            self._upsert(tables.validations, {"round": round, "label": one.label}, values)
 
     def status(self, waiting: str, finished: str) -> None:
         """Say what the run waits for, or why it ended."""

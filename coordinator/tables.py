@@ -81,6 +81,19 @@ scores = Table(
     Column("per_case", JSON, nullable=False),
 )
 
+validations = Table(  # means over the hospitals' validation patients, as opened with noise on them
+    "validations",
+    metadata,
+    Column("round", Integer, primary_key=True),  # in which the sums rode
+    Column("label", String(128), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("model_round", Integer, nullable=False),  # round of the model that was measured; 0: the start
+    Column("hospitals", Integer, nullable=False),  # in the sum
+    Column("mean", Float),  # NULL: the noisy count is too near to 0 to divide by it
+    Column("standard_error", Float),  # of the noise alone
+    Column("patients", Float, nullable=False),  # noisy count
+)
+
 events = Table(
     "events",
     metadata,

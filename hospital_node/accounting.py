@@ -101,14 +101,19 @@ def best_guess(mechanisms: Iterable[Mechanism]) -> float:
     return 1.0 if loss is None else 0.5 + 0.5 * min(1.0, float(loss.get_delta_for_epsilon(0.0)))
 
 
-def noise_multiplier_for(target_epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
-    """Smallest noise multiplier, in thousandths and rounded up, at which `steps` steps cost at most `target_epsilon`."""
+def noise_multiplier_for(
+    target_epsilon: float, delta: float, sampling_rate: float, steps: int, beside: Sequence[Mechanism] = ()
+) -> float:
+    """Smallest noise multiplier, in thousandths and rounded up, at which `steps` steps cost at most `target_epsilon`.
+
+    `beside`: what runs besides and is part of the cost, such as evaluations. Raises ValueError where nothing reaches it.
+    """
     _check_delta(delta)
     if not (math.isfinite(target_epsilon) and target_epsilon > 0) or steps < 1:
         raise ValueError("planning needs a finite epsilon above 0 and at least one step")
 
     def fits(thousandths: int) -> bool:
-        return epsilon([Mechanism(thousandths * SIGMA_STEP, sampling_rate, steps)], delta) <= target_epsilon
+        return epsilon([Mechanism(thousandths * SIGMA_STEP, sampling_rate, steps), *beside], delta) <= target_epsilon
 
     high = round(1 / SIGMA_STEP)
     while not fits(high):

@@ -16,6 +16,7 @@ from hospital_node.cap import Cap, CapFilter, ReadingKind, rounded_up
 from hospital_node.forecast import curve, rounds_left, thinned
 from hospital_node.ledger_errors import Paused
 from hospital_node.ledger_schema import Approved, Event
+from hospital_node.releases import Program, Release, counted
 from proto.plan import Plan
 
 BudgetState: TypeAlias = Literal[
@@ -65,7 +66,7 @@ class _Asked:
 
     plan: str
     study: str
-    one_round: Mechanism
+    program: Program
     rounds: int
     hospitals_per_patient: int
     no_guarantee: bool
@@ -76,7 +77,7 @@ class _Outlook:
     """What was spent and what further rounds would cost."""
 
     asked: _Asked
-    past: tuple[Mechanism, ...]
+    past: tuple[Release, ...]
     own: tuple[tuple[int, int], ...]  # (place among all charges of the ledger's life, round) of this plan
     next_round: int
     further: int  # rounds that the plan still has
@@ -116,6 +117,7 @@ def budget_view(events: Sequence[Event], plan: Plan | None) -> BudgetView:
     """The figures for `plan`, or for the plan approved last."""
     outlook = _outlook(events, _asked(events, plan))
     asked, past, cap, judge = outlook.asked, outlook.past, outlook.cap, outlook.judge
+    mechanisms = counted(past)
     state, sentence = _standing(events, outlook)
     own = [outlook.own[k - 1] for k in thinned(len(outlook.own))]
     return BudgetView(
@@ -136,9 +138,9 @@ def budget_view(events: Sequence[Event], plan: Plan | None) -> BudgetView:
         forecast=outlook.ahead,
         stops_after_round=outlook.last_round if outlook.fits < outlook.further else None,
         hospitals_per_patient=asked.hospitals_per_patient,
-        across_hospitals=epsilon(across_hospitals(past, asked.hospitals_per_patient), judge.delta),
-        non_adaptive=epsilon(past, judge.delta),
-        recognised=attacker_recognised(past),
+        across_hospitals=epsilon(across_hospitals(mechanisms, asked.hospitals_per_patient), judge.delta),
+        non_adaptive=epsilon(mechanisms, judge.delta),
+        recognised=attacker_recognised(mechanisms),
         head=events[-1].digest.hex(),
         entries=len(events),
     )
@@ -147,29 +149,30 @@ def budget_view(events: Sequence[Event], plan: Plan | None) -> BudgetView:
 def _asked(events: Sequence[Event], plan: Plan | None) -> _Asked:
     if plan is not None:
         shared, unguarded = plan.privacy.hospitals_per_patient, plan.privacy.no_guarantee
-        one_round = rules.mechanism_of(plan, rules.hospital_of(events))
-        return _Asked(plan.digest().hex(), plan.study, one_round, plan.rounds, shared, unguarded)
+        program = rules.program_of(plan, rules.hospital_of(events))
+        return _Asked(plan.digest().hex(), plan.study, program, plan.rounds, shared, unguarded)
     approved = [event.entry for event in events if isinstance(event.entry, Approved)]
     if not approved:
-        return _Asked("", "", Mechanism(1.0, 1.0, 0), 0, 1, no_guarantee=False)
+        return _Asked("", "", Program(Mechanism(1.0, 1.0, 0)), 0, 1, no_guarantee=False)
     last = approved[-1]
-    return _Asked(last.plan, last.study, last.mechanism, last.max_rounds, last.hospitals_per_patient, last.no_guarantee)
+    return _Asked(last.plan, last.study, last.program, last.max_rounds, last.hospitals_per_patient, last.no_guarantee)
 
 
 def _outlook(events: Sequence[Event], asked: _Asked) -> _Outlook:
     charged = rules.charges(events)
-    past = tuple(charge.mechanism for charge in charged)
+    past = rules.releases(events)
     own = tuple((place, charge.round) for place, charge in enumerate(charged, 1) if charge.plan == asked.plan)
     next_round = max((number for _, number in own), default=0) + 1
     further = max(0, asked.rounds - next_round + 1)
     cap = rules.current_cap(events)
     judge = rules.filter_of(events, cap or Cap(epsilon=1.0, delta=DEFAULT_DELTA))
-    kind = judge.kind([*past, asked.one_round] if further else past)  # a round of another kind would change the reading
-    ahead = tuple((next_round - 1 + k, reached) for k, reached in curve(judge, kind, past, asked.one_round, further))
+    rounds = asked.program.ahead(next_round)
+    kind = judge.kind([*past, rounds.times(1)] if further else past)  # a round of another kind would change the reading
+    ahead = tuple((next_round - 1 + k, reached) for k, reached in curve(judge, kind, past, rounds, further))
     if asked.no_guarantee:
         fits = further if rules.approval_of(events, asked.plan) else 0
     else:
-        fits = rounds_left(judge, cap, past, asked.one_round, further) if cap else 0
+        fits = rounds_left(judge, cap, past, rounds, further) if cap else 0
     return _Outlook(asked, past, own, next_round, further, fits, cap, judge, kind, judge.spent(past), ahead)
 
 

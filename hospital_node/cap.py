@@ -4,7 +4,8 @@ A cap (epsilon, delta) is a promise about a stopping time that people choose aft
 must be valid there:
 
 * While every charge of the ledger's life has one (noise multiplier, rate), only the number of steps is chosen as one goes.
-  Stopping early is post-processing of the longest run that fits, so the privacy loss distribution decides.
+  Stopping early is post-processing of the longest run that fits, so the privacy loss distribution decides. The releases of
+  one plan with evaluations are such a case too, because they are counted in one order of cost (releases.py).
 * Once charges differ, their parameters may have been chosen after seeing outputs. The privacy loss distribution is then no
   valid filter (arXiv 2602.06756); the sum of Renyi divergences at one order, fixed before the first charge, is one
   (Feldman and Zrnic 2021, arXiv 2008.11193).
@@ -22,7 +23,8 @@ from typing import Final, Literal, TypeAlias
 
 from pydantic import Field
 
-from hospital_node.accounting import Mechanism, epsilon, merged, renyi_epsilon
+from hospital_node.accounting import epsilon, renyi_epsilon
+from hospital_node.releases import Repeatable, Spending, counted, done, is_one_sequence
 from proto.plan import Frozen
 
 ReadingKind: TypeAlias = Literal["pld", "renyi"]
@@ -63,28 +65,28 @@ class CapFilter(Frozen):
     delta: float = Field(gt=0, lt=1)
     order: int = Field(ge=2, le=MAX_RENYI_ORDER)
 
-    def kind(self, mechanisms: Sequence[Mechanism]) -> ReadingKind:
+    def kind(self, history: Sequence[Spending]) -> ReadingKind:
         """Which of the two rules holds for this history."""
-        return "pld" if len(merged(mechanisms)) <= 1 else "renyi"
+        return "pld" if is_one_sequence(history) else "renyi"
 
-    def spent(self, mechanisms: Sequence[Mechanism], kind: ReadingKind | None = None) -> float:
+    def spent(self, history: Sequence[Spending], kind: ReadingKind | None = None) -> float:
         """Epsilon of this history against the cap; `kind` asks for one rule's reading of it, for curves in one measure."""
-        if (kind or self.kind(mechanisms)) == "pld":
-            return epsilon(mechanisms, UNIFORM_SHARE * self.delta)
-        return renyi_epsilon(mechanisms, MIXED_SHARE * self.delta, (self.order,))
+        if (kind or self.kind(history)) == "pld":
+            return epsilon(counted(history), UNIFORM_SHARE * self.delta)
+        return renyi_epsilon(done(history), MIXED_SHARE * self.delta, (self.order,))
 
-    def admits(self, cap: Cap, mechanisms: Sequence[Mechanism]) -> bool:
+    def admits(self, cap: Cap, history: Sequence[Spending]) -> bool:
         """Whether the whole history, the round asked for included, stays within the cap."""
-        reached = self.spent(mechanisms)
+        reached = self.spent(history)
         return math.isfinite(reached) and reached <= cap.epsilon
 
 
-def best_order(cap: Cap, one_round: Mechanism) -> int:
-    """The Renyi order at which the most rounds of this mechanism fit the cap; to be chosen before the first charge."""
+def best_order(cap: Cap, rounds: Repeatable) -> int:
+    """The Renyi order at which the most of these rounds fit the cap; to be chosen before the first charge."""
     many = 10_000  # rounds: there a reading grows by the same amount with each further step, unclipped at 0
 
     def rounds_that_fit(order: int) -> float:
-        far, farther = (renyi_epsilon([one_round.times(n)], MIXED_SHARE * cap.delta, (order,)) for n in (many, 2 * many))
+        far, farther = (renyi_epsilon(done([rounds.times(n)]), MIXED_SHARE * cap.delta, (order,)) for n in (many, 2 * many))
         each = (farther - far) / many
         return (cap.epsilon - (far - many * each)) / each
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from hospital_node.accounting import Mechanism
 from hospital_node.cap import Cap, CapFilter, ReadingKind
+from hospital_node.releases import Repeatable, Spending
 
 MAX_POINTS: Final = 60  # of one curve; each costs 20 to 100 ms when it is computed first
 
 
-def rounds_left(judge: CapFilter, cap: Cap, past: Sequence[Mechanism], one_round: Mechanism, at_most: int) -> int:
+def rounds_left(judge: CapFilter, cap: Cap, past: Sequence[Spending], ahead: Repeatable, at_most: int) -> int:
     """How many more rounds the cap admits, up to `at_most`."""
 
     def admitted(count: int) -> bool:
-        return judge.admits(cap, [*past, one_round.times(count)])
+        return judge.admits(cap, [*past, ahead.times(count)])
 
     if at_most < 1 or not admitted(1):
         return 0
@@ -33,10 +33,10 @@ def rounds_left(judge: CapFilter, cap: Cap, past: Sequence[Mechanism], one_round
 
 
 def curve(
-    judge: CapFilter, kind: ReadingKind, past: Sequence[Mechanism], one_round: Mechanism, rounds: int
+    judge: CapFilter, kind: ReadingKind, past: Sequence[Spending], ahead: Repeatable, rounds: int
 ) -> tuple[tuple[int, float], ...]:
     """(k, epsilon after k further rounds) for k = 1 .. rounds, thinned to MAX_POINTS."""
-    return tuple((k, judge.spent([*past, one_round.times(k)], kind)) for k in thinned(rounds))
+    return tuple((k, judge.spent([*past, ahead.times(k)], kind)) for k in thinned(rounds))
 
 
 def thinned(count: int) -> tuple[int, ...]:

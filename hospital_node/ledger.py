@@ -180,6 +180,7 @@ class Ledger:
                 sampling_rate=now.mechanism.sampling_rate,
                 steps=now.mechanism.steps,
                 clip_norm=now.clip_norm,
+                evaluation=now.evaluation,
             )
 
         key = self._files.receipt_key(authorization.study)  # first: a charge without a receipt would be wasted

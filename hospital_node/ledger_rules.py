@@ -7,7 +7,7 @@ which an officer would ask: does anyone hold the node, was this plan approved, w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -19,6 +19,7 @@ from hospital_node.ledger_errors import (
     BudgetExhausted,
     ClockJumped,
     DecisionRefused,
+    LedgerDamaged,
     NotApproved,
     Paused,
 )
@@ -28,12 +29,16 @@ from hospital_node.ledger_schema import (
     CapRaised,
     Charge,
     Created,
+    Evaluated,
+    EvaluationAgreed,
     Event,
     Hold,
     Resume,
     Verified,
     Withdrawn,
 )
+from hospital_node.releases import Evaluations, Program, Release, counted
+from proto.evaluation import sensitivity
 from proto.plan import Plan, role_of, short_name
 
 MAX_OPEN_RELEASES: Final = 2  # in a row without a verified result: more would let forced aborts drain the budget (protocol.md)
@@ -48,8 +53,9 @@ class Authorization:
     plan: str  # digest, hexadecimal
     study: str
     round: int
-    mechanism: Mechanism
+    mechanism: Mechanism  # of the training
     clip_norm: float
+    evaluation: Evaluated | None  # where sums ride in this round
     epsilon_before: float
     epsilon_after: float  # infinite for a plan without a guarantee
     reading: ReadingKind
@@ -81,14 +87,23 @@ def admit(events: Sequence[Event], plan: str, study: str, round_number: int) -> 
         round_number,
         approved.mechanism,
         approved.clip_norm,
+        _evaluated(approved, round_number),
         before,
         after,
         reading,
     )
 
 
+def _evaluated(approved: Approved, round_number: int) -> Evaluated | None:
+    """The evaluation that rides in this round."""
+    agreed = approved.evaluation
+    if agreed is None or not approved.program.released(round_number).evaluated:
+        return None
+    return Evaluated(noise_multiplier=agreed.noise_multiplier, sensitivity=agreed.sensitivity)
+
+
 def _within_budget(events: Sequence[Event], approved: Approved, round_number: int) -> tuple[float, float, ReadingKind]:
-    past = [charge.mechanism for charge in charges(events)]
+    past = releases(events)
     if approved.no_guarantee:  # approved aloud, on data declared public: a cap has nothing to protect
         refuse_private(events, approved.study)
         return math.inf, math.inf, "pld"
@@ -96,7 +111,7 @@ def _within_budget(events: Sequence[Event], approved: Approved, round_number: in
     if cap is None:
         raise NotApproved("The ledger holds no cap yet: approve the plan again with one.")
     judge = filter_of(events, cap)
-    asked = [*past, approved.mechanism]
+    asked = [*past, approved.program.released(round_number)]
     kind = judge.kind(asked)
     before, after = judge.spent(past, kind), judge.spent(asked, kind)
     if not judge.admits(cap, asked):
@@ -181,6 +196,21 @@ def charges(events: Sequence[Event]) -> tuple[Charge, ...]:
     return tuple(event.entry for event in events if isinstance(event.entry, Charge))
 
 
+def releases(events: Sequence[Event], up_to: Callable[[Charge], bool] = lambda _: True) -> tuple[Release, ...]:
+    """What every charge that `up_to` takes did, in order, each within the evaluations that its plan's approval foresees."""
+    approved = {event.entry.plan: event.entry for event in events if isinstance(event.entry, Approved)}
+    return tuple(_release(charge, approved.get(charge.plan)) for charge in charges(events) if up_to(charge))
+
+
+def _release(charge: Charge, approved: Approved | None) -> Release:
+    if approved is None:
+        raise LedgerDamaged(
+            f"Round {charge.round} of study '{charge.study}' was charged and nobody approved its plan: bring back the newest "
+            "intact copy of the ledger."
+        )
+    return Release(charge.mechanism, 1, int(charge.evaluation is not None), approved.program.evaluations)
+
+
 def approval_of(events: Sequence[Event], plan: str) -> Approved | None:
     """The approval in force for this plan."""
     approved = None
@@ -241,10 +271,35 @@ def check_clock(events: Sequence[Event], at: datetime) -> None:
 
 
 def mechanism_of(plan: Plan, hospital: str) -> Mechanism:
-    """What one round of the plan does to each patient of the hospital of this name; of one without a place in it, the usual."""
+    """What the training of one round does to each patient of this hospital; of one without a place in the plan, the usual."""
     own = [plan.local_steps(entry.uri) for entry in plan.hospitals if short_name(entry.uri) == hospital]
     steps = max(own, default=plan.training.local_steps)
     return Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, steps)
+
+
+def evaluations_of(plan: Plan) -> Evaluations | None:
+    """What the plan says of its evaluations, the same for every hospital."""
+    part = plan.evaluation
+    if part is None:
+        return None
+    return Evaluations(plan.digest().hex(), part.noise_multiplier, part.every, part.times(plan.rounds))
+
+
+def program_of(plan: Plan, hospital: str) -> Program:
+    """What the rounds of the plan do to each patient of this hospital."""
+    return Program(mechanism_of(plan, hospital), evaluations_of(plan))
+
+
+def planned(plan: Plan, hospital: str, rounds: int) -> tuple[Mechanism, ...]:
+    """What `rounds` rounds of the plan cost a patient of this hospital, as the cap counts them."""
+    return counted([program_of(plan, hospital).released(1, rounds)])
+
+
+def _evaluation_of(plan: Plan) -> EvaluationAgreed | None:
+    if plan.evaluation is None:
+        return None
+    each, bound = plan.evaluation, sensitivity(len(plan.network.labels))
+    return EvaluationAgreed(noise_multiplier=each.noise_multiplier, sensitivity=bound, every=each.every)
 
 
 def approve_entry(
@@ -267,7 +322,8 @@ def approve_entry(
         present = current_cap(events)
         if present is not None and not cap.at_most(present):
             check_two_people(by, confirmed_by, f"raising the cap from {present} to {cap}")
-    one_round = mechanism_of(plan, name)
+    program = program_of(plan, name)
+    one_round = program.training
     return Approved(
         plan=plan.digest().hex(),
         study=plan.study,
@@ -282,16 +338,17 @@ def approve_entry(
         max_rounds=plan.rounds,
         declared_patients=declared,
         hospitals_per_patient=plan.privacy.hospitals_per_patient,
-        renyi_order=_order_for(events, plan, cap, one_round),
+        renyi_order=_order_for(events, plan, cap, program),
         no_guarantee=plan.privacy.no_guarantee,
         data_is_public=data_is_public,
+        evaluation=_evaluation_of(plan),
     )
 
 
-def _order_for(events: Sequence[Event], plan: Plan, cap: Cap, one_round: Mechanism) -> int:
+def _order_for(events: Sequence[Event], plan: Plan, cap: Cap, program: Program) -> int:
     if plan.privacy.no_guarantee:
         return ORDERS[0]  # never used: such an approval fixes no order
-    return filter_order(events) or best_order(cap, one_round)
+    return filter_order(events) or best_order(cap, program.ahead(1))
 
 
 def _declared_patients(plan: Plan, name: str) -> int:

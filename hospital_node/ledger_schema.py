@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 
 from hospital_node.accounting import Mechanism
 from hospital_node.cap import MAX_RENYI_ORDER, Cap
+from hospital_node.releases import Evaluations, Program
 from proto.plan import Frozen
 
 ENTRY_LABEL: Final = b"hospital-secagg ledger entry v1\n"
@@ -33,6 +34,19 @@ class Created(Frozen):
 
     hospital: str = Field(min_length=1)
     ledger_id: str = Field(pattern=r"^[0-9a-f]{32}$")
+
+
+class Evaluated(Frozen):
+    """The Gaussian mechanism of one evaluation: every patient at rate 1, one noised vector of sums."""
+
+    noise_multiplier: float = Field(ge=0, allow_inf_nan=False)  # over the sensitivity
+    sensitivity: float = Field(gt=0, allow_inf_nan=False)  # L2, all scores and counts together
+
+
+class EvaluationAgreed(Evaluated):
+    """One in every `every`-th round of the plan."""
+
+    every: int = Field(ge=1)
 
 
 class Approved(Frozen):
@@ -54,11 +68,21 @@ class Approved(Frozen):
     renyi_order: int = Field(ge=2, le=MAX_RENYI_ORDER)  # of the filter (cap.py): the first one with a guarantee holds for life
     no_guarantee: bool = False
     data_is_public: bool = False
+    evaluation: EvaluationAgreed | None = None  # sums over validation patients, beside the training
 
     @property
     def mechanism(self) -> Mechanism:
-        """What one round of this plan does."""
+        """What the training of one round of this plan does."""
         return Mechanism(self.noise_multiplier, self.sampling_rate, self.steps_per_round)
+
+    @property
+    def program(self) -> Program:
+        """What the rounds of this plan do, evaluations included."""
+        if self.evaluation is None:
+            return Program(self.mechanism)
+        every = self.evaluation.every
+        evaluations = Evaluations(self.plan, self.evaluation.noise_multiplier, every, self.max_rounds // every)
+        return Program(self.mechanism, evaluations)
 
 
 class Withdrawn(Frozen):
@@ -102,10 +126,11 @@ class Charge(Frozen):
     unit: Literal["patient"] = "patient"
     adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
     sampling: Literal["poisson"] = "poisson"
+    evaluation: Evaluated | None = None  # sums that left with the update
 
     @property
     def mechanism(self) -> Mechanism:
-        """What was done to the patients."""
+        """What training did to the patients."""
         return Mechanism(self.noise_multiplier, self.sampling_rate, self.steps)
 
 
@@ -196,7 +221,8 @@ def make_row(seq: int, at: datetime, entry: Entry, previous: bytes) -> Row:
     if at.tzinfo is None:
         raise ValueError("a ledger entry needs a time with a time zone")
     stamp = at.astimezone(UTC).isoformat(timespec="microseconds")
-    body = json.dumps(entry.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    fields = entry.model_dump(mode="json", exclude_none=True)  # what came later and is not there leaves no trace
+    body = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
     kind = KIND_OF[type(entry)]
     return Row(seq, stamp, kind, body, previous, row_digest(seq, stamp, kind, body, previous))
 

@@ -14,13 +14,17 @@ from typing import Any
 from hospital_node.display import Clock, Display
 from hospital_node.ledger import Authorization
 from hospital_node.logs import logger
-from hospital_node.work import Background, Interrupted, Trained, WorkFailed, Workshop
+from hospital_node.noise import NormalStream, Rand
+from hospital_node.progress import NodePhase
+from hospital_node.validation import noised_sums, parts
+from hospital_node.work import Background, Interrupted, Scored, Trained, WorkFailed, Workshop
 from proto.layout import Vector
 from proto.plan import Plan
 
 PREPARING = "preparing the studies of this hospital"
 WAITING = "studies prepared; waiting for the coordinator"
 TRAINING = "training on this hospital's patients"
+MEASURING = "measuring the model on this hospital's validation patients"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,7 @@ class Ready:
     authorization: Authorization
     base_digest: bytes
     update: Vector = field(repr=False)
+    sums: tuple[float, ...] = field(repr=False)  # noised, over validation patients; () in a round without evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,13 @@ class _Job:
     authorization: Authorization
     base_digest: bytes
     given_up: threading.Event = field(default_factory=threading.Event)
-    outcome: Future[Trained] = field(default_factory=Future)
+    outcome: Future[_Done] = field(default_factory=Future)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    trained: Trained = field(repr=False)
+    sums: tuple[float, ...] = field(repr=False)
 
 
 class LocalTraining:
@@ -62,6 +73,7 @@ class LocalTraining:
         clock: Clock,
         wake: Callable[[], None],
         threads: int,
+        rand: Rand,
     ) -> None:
         self._plan = plan
         self._uri = uri
@@ -71,6 +83,7 @@ class LocalTraining:
         self._clock = clock
         self._wake = wake
         self._threads = threads
+        self._rand = rand
         self._patients: Future[Sequence[Any]] | None = None
         self._job: _Job | None = None
         self._failed: tuple[bytes, Failed] | None = None  # the last training that came to nothing, and the model it began from
@@ -120,7 +133,7 @@ class LocalTraining:
         self._job = None
         number = job.authorization.round
         try:
-            trained = job.outcome.result()
+            done = job.outcome.result()
         except Interrupted:
             return None
         except WorkFailed as error:
@@ -128,9 +141,9 @@ class LocalTraining:
             if not self._forgot_failed_preparation():
                 self._failed = job.base_digest, failed
             return failed
-        if trained.base_digest != job.base_digest:
+        if done.trained.base_digest != job.base_digest:
             return Failed(number, "training-failed", "training started from another model than the coordinator named")
-        return Ready(job.authorization, job.base_digest, trained.update)
+        return Ready(job.authorization, job.base_digest, done.trained.update, done.sums)
 
     def _forgot_failed_preparation(self) -> bool:
         if self._patients is None or self._patients.exception() is None:
@@ -156,31 +169,54 @@ class LocalTraining:
             raise Interrupted
         self._display.steps("preparing", done, total)
 
-    def _train(self, job: _Job, base: Vector) -> Trained:
-        """In the background thread, after preparation."""
+    def _train(self, job: _Job, base: Vector) -> _Done:
+        """In the background thread, after preparation: measure the model as it was released, then train on other patients."""
 
-        def on_step(progress: Any) -> None:
+        def unless_given_up() -> None:
             if job.given_up.is_set() or self._background.stopping.is_set():
                 raise Interrupted
+
+        def on_step(progress: Any) -> None:
+            unless_given_up()
             self._display.steps("training", progress.step, progress.steps)
 
         assert self._patients is not None
-        patients = self._patients.result()
-        if job.given_up.is_set():
-            raise Interrupted
+        sides = parts(self._plan, self._patients.result())
+        unless_given_up()
         number = job.authorization.round
-        self._display.show("training", TRAINING, round_number=number, only_after=("preparing", "waiting", "training"))
         ready_s = self._clock() + self._plan.timing.ready_after_s
         try:
+            sums = self._measure(number, base, sides.validation, unless_given_up)
+            after: tuple[NodePhase, ...] = ("preparing", "waiting", "training", "evaluating")
+            self._display.show("training", TRAINING, round_number=number, only_after=after)
             trained = self._workshop.train(
-                self._plan, self._uri, base, patients, threads=self._threads, round=number, on_step=on_step
+                self._plan, self._uri, base, sides.training, threads=self._threads, round=number, on_step=on_step
             )
         except WorkFailed:
             self._until(job, ready_s)
             raise
         self._until(job, ready_s)
-        return trained
+        return _Done(trained, sums)
 
     def _until(self, job: _Job, ready_s: float) -> None:
         """Wait for the plan's moment: when a training ends, well or badly, follows the number of drawn patients."""
         job.given_up.wait(max(0.0, ready_s - self._clock()))
+
+    def _measure(
+        self, number: int, base: Vector, patients: Sequence[Any], unless_given_up: Callable[[], None]
+    ) -> tuple[float, ...]:
+        """Noised sums over the validation patients; () in a round without evaluation."""
+        if self._plan.evaluation is None or not self._plan.evaluation.is_due(number):
+            return ()
+        self._display.show("evaluating", MEASURING, round_number=number, only_after=("preparing", "waiting", "training"))
+        score = self._workshop.scorer(self._plan, base, self._threads)
+        total, done = sum(len(patient.cases) for patient in patients), 0
+
+        def counted(case: Any) -> Scored:
+            nonlocal done
+            unless_given_up()
+            scored, done = score(case), done + 1
+            self._display.steps("evaluating", done, total)
+            return scored
+
+        return noised_sums(self._plan, patients, counted, NormalStream(self._rand))

@@ -22,7 +22,7 @@ from certs.identity import load_identity
 from hospital_node.accounting import epsilon
 from hospital_node.config import CapSetting, ConfigError, NodeConfig, load_config
 from hospital_node.ledger import BudgetView, Cap, Ledger
-from hospital_node.ledger_rules import mechanism_of
+from hospital_node.ledger_rules import mechanism_of, planned
 from hospital_node.state import StateFolder
 from proto.plan import Plan, PlanError, from_canonical, load_toml, short_name
 
@@ -154,17 +154,31 @@ def _summary(plan: Plan, hospital: str) -> Table:
     """What an officer of `hospital` has to know before agreeing: the steps and the cost are this hospital's own."""
     privacy = plan.privacy
     one_round = mechanism_of(plan, hospital)
-    end = epsilon([one_round.times(plan.rounds)], privacy.delta)
+    end = epsilon(planned(plan, hospital, plan.rounds), privacy.delta)
     drawn = f"each draws a patient with chance 1/{privacy.inverse_sampling_rate}"
     rows = {
         "hospitals": ", ".join(f"{short_name(one.uri)} ({one.declared_patients} patients)" for one in plan.hospitals),
         "unit of protection": f"one patient with all scans, who attends at most {privacy.hospitals_per_patient} hospital(s)",
         "rounds": f"{plan.rounds}, of {one_round.steps} steps here; {drawn}",
         "noise": f"{privacy.noise_multiplier:g} times the clip norm {privacy.clip_norm:g} in each step, added at each hospital",
+        **_evaluation(plan, hospital),
         "cost of all rounds": "nobody is protected" if math.isinf(end) else f"epsilon {end:.2f} at delta {privacy.delta:g}",
         "digest": plan.digest().hex(),
     }
     return _table(f"Study '{plan.study}'", rows)
+
+
+def _evaluation(plan: Plan, hospital: str) -> dict[str, str]:
+    """What leaves of validation patients and what it adds to the cost; nothing where the plan has no such part."""
+    part = plan.evaluation
+    if part is None:
+        return {}
+    without = epsilon([mechanism_of(plan, hospital).times(plan.rounds)], plan.privacy.delta)
+    cost = "" if math.isinf(without) else f"; without this the rounds cost epsilon {without:.2f}"
+    return {
+        "evaluation": f"{part.times(plan.rounds)} times, scores of about {part.share:.0%} of the patients, who are not trained "
+        f"on: only sums leave, with noise {part.noise_multiplier:g} times what one patient can change{cost}",
+    }
 
 
 def _budget_table(view: BudgetView) -> Table:

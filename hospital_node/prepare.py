@@ -42,10 +42,20 @@ def _silent(_done: int, _total: int) -> None:
 
 
 def prepare(
-    cohort: Cohort, preparation: Preparation, labels: int, cache: Path, progress: Progress = _silent, *, threads: int = 1
+    cohort: Cohort,
+    preparation: Preparation,
+    labels: int,
+    cache: Path,
+    progress: Progress = _silent,
+    *,
+    threads: int = 1,
+    secret: Path | None = None,
 ) -> PreparedCohort:
-    """Prepare all cases of `cohort`, reusing what `cache` holds of them. Raises TooManySkipped and CacheError."""
-    store = PreparedCache.open(cache, preparation, labels)
+    """Prepare all cases of `cohort`, reusing what `cache` holds of them. Raises TooManySkipped and CacheError.
+
+    `secret`: file behind the patients' keys, where they are to stay the same without the cache.
+    """
+    store = PreparedCache.open(cache, preparation, labels, secret)
     skipped = SkipCount(cohort.skipped)
     usable: dict[str, list[PreparedCase]] = {}
     for done, case in enumerate(cohort.cases, start=1):

@@ -65,14 +65,19 @@ class PreparedCache:
     rebuilt: int = 0
 
     @classmethod
-    def open(cls, cache: Path, preparation: Preparation, labels: int) -> PreparedCache:
-        """Open or create the cache of this plan below `cache`. Raises CacheError."""
+    def open(cls, cache: Path, preparation: Preparation, labels: int, secret: Path | None = None) -> PreparedCache:
+        """Open or create the cache of this plan below `cache`. Raises CacheError.
+
+        `secret`: where the secret of the keys lies if they are to outlive the cache; one found in the cache moves there.
+        """
         recipe = f"{FORMAT}\n{labels}\n{preparation.model_dump_json(exclude={'patch_zyx', 'max_skipped_share'})}"
         folder = cache / hashlib.sha256(recipe.encode()).hexdigest()[:16]
         with _sentences(cache):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             cache.chmod(0o700)
-            return cls(folder, _secret(cache / SECRET_NAME))
+            if secret is not None and not secret.exists() and (cache / SECRET_NAME).exists():
+                (cache / SECRET_NAME).rename(secret)
+            return cls(folder, _secret(secret or cache / SECRET_NAME))
 
     def patient_key(self, patient: str) -> str:
         """Opaque key of a patient: 128 bits of HMAC-SHA-256, equal for all scans of one person."""
@@ -183,7 +188,7 @@ def _secret(path: Path) -> bytes:
         with os.fdopen(handle, "wb") as stream:
             stream.write(secret)
     if len(secret) != SECRET_BYTES:
-        raise CacheError(f"{path} is damaged: remove the cache folder, it will be prepared again")
+        raise CacheError(f"{path} is damaged: restore it, or delete it and remove the cache folder, which is then made again")
     return secret
 
 

@@ -50,6 +50,7 @@ class HeldUpdate:
     base_digest: bytes
     vector: Vector = field(repr=False)
     authorization: Authorization = field(repr=False)
+    sums: tuple[float, ...] = field(repr=False)  # noised, over validation patients; they leave with the update or never
 
 
 class Outcome(Enum):
@@ -87,11 +88,14 @@ class ReleaseDesk:
         held = self._held
         return held is not None and (held.round, held.base_digest) == (round_number, base_digest)
 
-    def hold(self, vector: Vector, base_digest: bytes, authorization: Authorization) -> None:
-        """Take a freshly trained update; an older one is dropped."""
+    def hold(self, vector: Vector, base_digest: bytes, authorization: Authorization, sums: tuple[float, ...] = ()) -> None:
+        """Take a freshly trained update and the sums that ride with it; older ones are dropped."""
         if vector.shape != (self._layout.length,) or vector.dtype != np.float32 or not np.isfinite(vector).all():
             raise UpdateUnusable("training gave a vector of a wrong length, a wrong type or with values that are not finite")
-        self._held = HeldUpdate(self._member.rand(UPDATE_ID_BYTES), authorization.round, base_digest, vector, authorization)
+        number = authorization.round
+        if len(sums) != len(wire.extra_clips_of(self._plan, number)) or not np.isfinite(sums).all():
+            raise UpdateUnusable("evaluation gave a wrong number of sums, or sums that are not finite")
+        self._held = HeldUpdate(self._member.rand(UPDATE_ID_BYTES), number, base_digest, vector, authorization, sums)
 
     def discard(self) -> None:
         """Drop update and session."""
@@ -133,7 +137,7 @@ class ReleaseDesk:
         if held is None:
             raise SessionRefused("no-update", "the update of this session is gone: nothing leaves")
         charged = self._commit(session, held)
-        return charged, session.mask(held.vector, charged)
+        return charged, session.mask(held.vector, charged, held.sums)
 
     def confirm(self, order: pb.Confirm) -> pb.PhaseAnswer:
         """Answer with a signature over the survivor list."""

@@ -46,7 +46,12 @@ class Leaving:
 
 def what_leaves(plan: Plan, leaves: Leaves | None) -> tuple[Leaving, ...]:
     """The table for one study. Without measurements the sizes are missing, the rows are not."""
-    return (*_of_the_update(plan, leaves), *_of_the_protocol(leaves), *_of_taking_part(plan, leaves))
+    return (
+        *_of_the_update(plan, leaves),
+        *_of_evaluation(plan),
+        *_of_the_protocol(leaves),
+        *_of_taking_part(plan, leaves),
+    )
 
 
 def _of_the_update(plan: Plan, leaves: Leaves | None) -> tuple[Leaving, ...]:
@@ -69,6 +74,23 @@ def _of_the_update(plan: Plan, leaves: Leaves | None) -> tuple[Leaving, ...]:
             covered,
             "it is what the study is for; every intermediate model counts as released",
             "withdraw the approval",
+        ),
+    )
+
+
+def _of_evaluation(plan: Plan) -> tuple[Leaving, ...]:
+    part = plan.evaluation
+    if part is None:
+        return ()
+    return (
+        Leaving(
+            "sums of scores over validation patients, with noise, inside the masked update",
+            "once a round" if part.every == 1 else f"once in {part.every} rounds",
+            None,
+            "nobody alone; the coordinator reads only the sum over the cohort, with the noise of each hospital",
+            "yes" if part.noise_multiplier else "no",
+            "it says how good the model is for the hospitals' own patients",
+            "leave [evaluation] out of the plan",
         ),
     )
 
@@ -145,12 +167,16 @@ def _of_taking_part(plan: Plan, leaves: Leaves | None) -> tuple[Leaving, ...]:
             "it is hidden" if hidden else "set timing.ready_after_s in the plan",
         ),
         Leaving(
-            "images, losses, accuracy on own patients, numbers of drawn patients, log lines, file names",
+            f"images, losses, {_scores(plan)}, numbers of drawn patients, log lines, file names",
             "never",
             0,
             "nobody outside",
             "not personal",
-            "not needed: accuracy is measured on public data",
+            "not needed: accuracy is measured on public data" + (" and by noised sums" if plan.evaluation else ""),
             "is off",
         ),
     )
+
+
+def _scores(plan: Plan) -> str:
+    return "scores of single patients, sums without noise" if plan.evaluation else "accuracy on own patients"

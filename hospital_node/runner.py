@@ -197,7 +197,15 @@ class Hospital:
         sent = update_layout(study.layout, plan.training)
         self._folder.write_plan(plan)
         training = LocalTraining(
-            plan, self._me, self._workshop, self._background, self._display, self._clock, self._wake, self._config.threads
+            plan,
+            self._me,
+            self._workshop,
+            self._background,
+            self._display,
+            self._clock,
+            self._wake,
+            self._config.threads,
+            self._rand,
         )
         desk = ReleaseDesk(self._member, plan, sent, self._folder, self._ledger, self._clock)
         self._at_work, self._put_off = AtWork(study, desk, training), None
@@ -275,7 +283,7 @@ class Hospital:
             return
         if isinstance(became, Ready):
             try:
-                at_work.desk.hold(became.update, became.base_digest, became.authorization)
+                at_work.desk.hold(became.update, became.base_digest, became.authorization, became.sums)
             except UpdateUnusable as error:
                 became = Failed(became.authorization.round, "training-failed", str(error))
         if isinstance(became, Failed):

@@ -140,11 +140,12 @@ class MaskingSession:
         """Open and check every box. After this only the ledger stands between the update and the network."""
         self._once(Phase.CHECK, _by_party(sets), lambda: (ready_to_mask(self._now(Shared), sets), None))
 
-    def mask(self, update: Vector, charged: Charged) -> PackedUpload:
-        """The masked words of `update`, whose release is charged."""
+    def mask(self, update: Vector, charged: Charged, extras: Sequence[float] = ()) -> PackedUpload:
+        """The masked words of `update` and of the session's extra coordinates, whose release is charged."""
         if charged.session != self.id:  # 4
             raise SessionRefused("not-charged", "the ledger's receipt is for another session: nothing leaves")
-        upload = self._once(Phase.MASK, id(update), lambda: mask(self._now(MaskReady), update, self._member.door))
+        question = (id(update), *extras)
+        upload = self._once(Phase.MASK, question, lambda: mask(self._now(MaskReady), update, self._member.door, extras))
         self.charged = charged
         return upload
 

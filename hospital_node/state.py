@@ -50,6 +50,11 @@ class StateFolder:
         return self.path / "cache"
 
     @property
+    def patient_secret(self) -> Path:
+        """Behind the patients' opaque keys, and so behind who is measured and who is trained on: it outlives the cache."""
+        return self.path / "patients.secret"
+
+    @property
     def plan(self) -> Path:
         """The plan as the coordinator offered it last, canonical JSON."""
         return self.path / "plan.json"

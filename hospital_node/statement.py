@@ -7,6 +7,7 @@ cannot know (legal basis, contact, review dates) are not invented.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -24,6 +25,7 @@ from hospital_node.accounting import (
 from hospital_node.budget import BudgetView, budget_view
 from hospital_node.cap import plain, rounded_up
 from hospital_node.ledger_schema import Charge, Event
+from hospital_node.releases import counted
 from proto.plan import Plan
 
 AssumptionState: TypeAlias = Literal["holds", "unverified", "does not hold"]
@@ -64,7 +66,7 @@ def statement(events: Sequence[Event], plan: Plan | None = None) -> Statement:
     """The statement for the ledger's whole life, worded for `plan` or for the plan approved last."""
     view = budget_view(events, plan)
     charged = rules.charges(events)
-    mechanisms = merged(charge.mechanism for charge in charged)
+    mechanisms = merged(counted(rules.releases(events)))
     return Statement(
         paragraph=paragraph(rules.hospital_of(events), view, charged),
         fields=_fields(events, view, charged, mechanisms),
@@ -117,7 +119,14 @@ def _mechanisms_in_words(charged: Sequence[Charge]) -> str:
         f"{one.steps} steps of Poisson sampling at rate {one.sampling_rate:.4g} with noise multiplier {one.noise_multiplier:g}"
         for one in merged(charge.mechanism for charge in charged)
     ]
-    return " and ".join(parts) + f" and clipping norm {' or '.join(f'{clip:g}' for clip in clips)}"
+    training = " and ".join(parts) + f" and clipping norm {' or '.join(f'{clip:g}' for clip in clips)}"
+    sums = [f"{count} noised sums of scores with noise multiplier {sigma:g}" for sigma, count in _evaluations(charged).items()]
+    return " and ".join([training, *sums])
+
+
+def _evaluations(charged: Sequence[Charge]) -> Counter[float]:
+    """How many evaluations left, by noise multiplier."""
+    return Counter(charge.evaluation.noise_multiplier for charge in charged if charge.evaluation is not None)
 
 
 def _fields(
@@ -127,7 +136,7 @@ def _fields(
         *_identity(events, view),
         *_protection(view),
         *_strength(view, mechanisms),
-        *_mechanism(charged, mechanisms),
+        *_mechanism(charged),
         *_composition(events, view, charged),
     )
 
@@ -190,10 +199,11 @@ def _strength(view: BudgetView, mechanisms: Sequence[Mechanism]) -> tuple[Statem
     return tuple(fields)
 
 
-def _mechanism(charged: Sequence[Charge], mechanisms: Sequence[Mechanism]) -> tuple[StatementField, ...]:
+def _mechanism(charged: Sequence[Charge]) -> tuple[StatementField, ...]:
     if not charged:
         return ()
     group = "mechanism"
+    mechanisms = merged(charge.mechanism for charge in charged)
     return (
         StatementField(group, "name", "DP-SGD", "Noise is added to the sum of clipped contributions, one for each patient."),
         StatementField(
@@ -217,7 +227,19 @@ def _mechanism(charged: Sequence[Charge], mechanisms: Sequence[Mechanism]) -> tu
             ", ".join(f"{clip:g}" for clip in sorted({charge.clip_norm for charge in charged})),
             "One flat clip of a patient's whole gradient.",
         ),
+        *_of_evaluations(group, charged),
     )
+
+
+def _of_evaluations(group: str, charged: Sequence[Charge]) -> tuple[StatementField, ...]:
+    counts = _evaluations(charged)
+    if not counts:
+        return ()
+    values = ", ".join(f"{count} with noise multiplier {sigma:g}" for sigma, count in counts.items())
+    explanation = (
+        "Sums of scores over validation patients, noised here; counted for every patient, also for those who are trained on."
+    )
+    return (StatementField(group, "evaluations", values, explanation),)
 
 
 def _composition(events: Sequence[Event], view: BudgetView, charged: Sequence[Charge]) -> tuple[StatementField, ...]:

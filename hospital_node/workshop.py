@@ -43,10 +43,11 @@ def real_workshop(config: NodeConfig, train: Trainer = train_round) -> Workshop:
 
 def prepare_studies(config: NodeConfig, plan: Plan, count: Count) -> PreparedCohort:
     """All studies of the data folder on the plan's grid, from the cache where it has them. Raises WorkFailed."""
-    labels, cache = len(plan.network.labels), StateFolder(config.state).cache
+    labels, folder = len(plan.network.labels), StateFolder(config.state)
     try:
         cohort = discover(config.data, site=config.site, fold=config.fold)
-        return prepare(cohort, plan.preparation, labels, cache, count, threads=config.threads)
+        secret = folder.patient_secret
+        return prepare(cohort, plan.preparation, labels, folder.cache, count, threads=config.threads, secret=secret)
     except (CohortError, CacheError) as error:
         raise WorkFailed("data-unusable", str(error)) from error
     except TooManySkipped as error:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
+from proto.evaluation import Evaluation
 from proto.frozen import Frozen, Positive, explain, from_toml, parsed
 from proto.network import ARCHITECTURES, Network
 from proto.training import Training
@@ -25,6 +26,7 @@ __all__ = [
     "MIN_COHORT",
     "PROTOCOL_VERSION",
     "Aggregation",
+    "Evaluation",
     "Frozen",
     "Hospital",
     "Masking",
@@ -68,6 +70,7 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("precision", "training"),
     ("micro_batch", "training"),
     ("checkpointing", "training"),
+    ("evaluation", None),
 )
 SELECTION_LABEL = b"hospital-secagg participants v1\n"
 MIN_COHORT = 3  # with two members each learns the other's update from the sum
@@ -213,7 +216,8 @@ class Plan(Frozen):
     study: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     rounds: int = Field(ge=1)
     participants: int | None = Field(default=None, ge=MIN_COHORT)  # hospitals asked in a round (`selected`); None: all
-    evaluate_every: int = Field(default=1, ge=1)
+    evaluate_every: int = Field(default=1, ge=1)  # of the evaluators, on public data
+    evaluation: Evaluation | None = None  # on the hospitals' own patients
     network: Network
     preparation: Preparation
     training: Training
@@ -240,6 +244,8 @@ class Plan(Frozen):
             raise ValueError(
                 f"privacy.delta {self.privacy.delta:g} must be below 1/{smallest}, one over the smallest declared size"
             )
+        if self.evaluation is not None:
+            self.evaluation.check(self.rounds, no_guarantee=self.privacy.no_guarantee)
         if self.training.warmup_rounds >= self.rounds:
             raise ValueError(
                 f"training.warmup_rounds {self.training.warmup_rounds} leaves none of the {self.rounds} rounds at the full "
@@ -293,8 +299,9 @@ class Plan(Frozen):
         return max(count * self.local_steps(uri) for uri, count in asked.items())
 
     def expected_batch(self, uri: str) -> float:
-        """Public divisor of the noised gradient sum: expected patients per step, from the declared size."""
-        return self.hospital(uri).declared_patients / self.privacy.inverse_sampling_rate
+        """Public divisor of the noised gradient sum: expected patients per step, of the declared less validation's share."""
+        trained = 1.0 - (self.evaluation.share if self.evaluation else 0.0)
+        return trained * self.hospital(uri).declared_patients / self.privacy.inverse_sampling_rate
 
     def selected(self, round_number: int) -> tuple[str, ...]:
         """Who is asked in a round, in the plan's order: the `participants` hospitals whose hash for this round is smallest.

@@ -105,6 +105,7 @@ def open_params(plan: Plan, order: pb.Open, layout: Layout) -> RoundParams:
             length=layout.length,
             quantizer=quantizer_of(plan.masking, order.round),
             tensor_clips=tensor_clips_of(plan.masking, order.round, layout),
+            extra_clips=extra_clips_of(plan, order.round),
             public_keys=tuple(member.public_key for member in order.members),
             weights=tuple(member.weight for member in order.members),
             base_digests=tuple(member.base_digest for member in order.members),
@@ -146,6 +147,14 @@ def tensor_clips_of(masking: Masking, round_number: int, layout: Layout) -> tupl
         return next(clips, masking.update_clip) * factor
 
     return tuple((math.prod(shape), clip_of(name)) for name, shape in layout.tensors)
+
+
+def extra_clips_of(plan: Plan, round_number: int) -> tuple[float, ...]:
+    """Bounds of the evaluation sums that ride in this round; () where none do."""
+    if plan.evaluation is None or not plan.evaluation.is_due(round_number):
+        return ()
+    largest = max(hospital.declared_patients for hospital in plan.hospitals)
+    return plan.evaluation.clips(len(plan.network.labels), largest)
 
 
 def mean_error(plan: Plan) -> float:

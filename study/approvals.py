@@ -15,7 +15,7 @@ from rich.console import Console
 from hospital_node.accounting import epsilon
 from hospital_node.cap import Cap
 from hospital_node.ledger import Ledger
-from hospital_node.ledger_rules import mechanism_of
+from hospital_node.ledger_rules import planned
 from hospital_node.state import StateFolder
 from proto.plan import Plan, short_name
 from study.sites import Sites
@@ -53,6 +53,6 @@ def low_cap(plan: Plan) -> float:
     fits = max(1, math.floor(plan.rounds * LOW_CAP_SHARE))
     if plan.privacy.no_guarantee:
         return USUAL_CAP
-    one = mechanism_of(plan, short_name(plan.hospitals[-1].uri))
-    below, above = (epsilon([one.times(count)], plan.privacy.delta) for count in (fits, fits + 1))
+    last = short_name(plan.hospitals[-1].uri)
+    below, above = (epsilon(planned(plan, last, count), plan.privacy.delta) for count in (fits, fits + 1))
     return round((below + above) / 2, 3)

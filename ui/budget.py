@@ -297,6 +297,7 @@ def ledger_rows(events: Iterable[Event], zone: tzinfo) -> tuple[dict[str, object
             "sampling rate": plain(round(entry.sampling_rate, 6)),
             "steps": entry.steps,
             "clipping norm": plain(entry.clip_norm),
+            "evaluation": "" if entry.evaluation is None else f"noise multiplier {plain(entry.evaluation.noise_multiplier)}",
             "chain": event.digest.hex()[:12],
         }
         for event, entry in reversed(charges(events))

@@ -14,6 +14,7 @@ import altair as alt
 from ui.accuracy import Point, labels
 from ui.bandwidth import GROUPS, Bar
 from ui.budget import Curve, Share
+from ui.own_patients import OwnMean
 from ui.palette import BLUE, FORECAST_DASH, GREEN, GREY, PURPLE, SOLID, VERMILLION, Dash, Ink, Style, on, styles
 from ui.rounds import Timeline
 from ui.words import duration, epsilon, phase, plain, size
@@ -24,6 +25,7 @@ LABEL_PX = 13
 LABEL_GAP_SHARE = 0.07  # of the axis: one line of label text on a chart of HEIGHT_PX
 LABEL_ROOM_SHARE = 0.3  # of the width: what a label at a line's end may need
 LETTER_SHARE = 0.0095  # of the axis: one letter of a name inside a bar of the timeline
+DODGE_SHARE = 0.014  # of the axis: between the diamonds of two labels in one round
 BYTE_COLOURS: dict[str, str] = dict(zip(GROUPS, (BLUE, GREEN, VERMILLION, GREY), strict=True))
 PHASE_COLOURS: dict[str, str] = {
     "join": GREY,
@@ -138,17 +140,24 @@ def _party_axis(order: Sequence[str]) -> alt.Y:
     return alt.Y("y:N", sort=list(order), title=None, axis=axis)
 
 
-def accuracy(points: Sequence[Point], paper: Ink) -> alt.LayerChart:
-    """Mean Dice per label with its interval over public cases; round 0 is the start."""
-    names = labels(points)
+def accuracy(points: Sequence[Point], paper: Ink, own: Sequence[OwnMean] = ()) -> alt.LayerChart:
+    """Mean Dice per label with its interval over public cases; round 0 is the start.
+
+    `own`: noised means over the hospitals' patients, as diamonds with the noise's interval, not joined by a line.
+    """
+    names = tuple(dict.fromkeys([*labels(points), *(mean.label for mean in own)]))
     drawn = styles(names, paper)
-    last = max(point.round for point in points)
+    last = max([*(point.round for point in points), *(mean.round for mean in own)])
     width = max(last, 1)
     named = "datum.value == 0 ? 'start' : format(datum.value, ',d')"
     x, y = _rounds_axis(-0.02 * width, last, width * (1 + LABEL_ROOM_SHARE), named), _value_axis("mean Dice", 1)
-    layers = [layer for name in names for layer in _dice([p for p in points if p.label == name], drawn[name], x, y)]
-    ends = [point for point in points if point.round == last]
-    places = spread([point.mean for point in ends], LABEL_GAP_SHARE)
+    layers = [layer for name in labels(points) for layer in _dice([p for p in points if p.label == name], drawn[name], x, y)]
+    for place, name in enumerate(names):
+        beside = DODGE_SHARE * width * (place - (len(names) - 1) / 2)
+        layers += _noised([mean for mean in own if mean.label == name], drawn[name], x, y, beside)
+    line: Sequence[Point | OwnMean] = points or own
+    ends = [point for point in line if point.round == max(other.round for other in line)]
+    places = spread([min(max(point.mean, 0.0), 1.0) for point in ends], LABEL_GAP_SHARE)
     text: Rows = [
         {"x": last, "y": place, "text": f"{point.label} {point.mean:.2f}"} for point, place in zip(ends, places, strict=True)
     ]
@@ -172,6 +181,35 @@ def _dice(points: Sequence[Point], style: Style, x: alt.X, y: alt.Y) -> tuple[al
         band.mark_area(color=style.colour, opacity=0.18).encode(x=x, y=_value_axis("mean Dice", 1, "low"), y2="high:Q"),
         _mark(data).mark_line(color=style.colour, strokeDash=list(style.dash), strokeWidth=2.5).encode(x=x, y=y),
         _mark(data).mark_point(color=style.colour, filled=True, size=46, opacity=1).encode(x=x, y=y, tooltip=tips),
+    )
+
+
+def _noised(means: Sequence[OwnMean], style: Style, x: alt.X, y: alt.Y, beside: float) -> tuple[alt.Chart, ...]:
+    """Diamonds with a rule from end to end of the noise's interval, kept on the axis, a little beside their round."""
+    if not means:
+        return ()
+    data: Rows = [
+        {
+            "x": m.round + beside,
+            "round": m.round,
+            "y": min(max(m.mean, 0.0), 1.0),
+            "low": min(max(m.mean - m.margin, 0.0), 1.0),
+            "high": min(max(m.mean + m.margin, 0.0), 1.0),
+            "label": m.label,
+            "shown": f"{m.mean:.3f} ± {m.margin:.3f}",
+        }
+        for m in means
+    ]
+    tips = [
+        alt.Tooltip("label:N"),
+        alt.Tooltip("round:Q", title="model of round"),
+        alt.Tooltip("shown:N", title="hospitals' own patients, noised"),
+    ]
+    low = _value_axis("mean Dice", 1, "low")
+    diamonds = _mark(data).mark_point(color=style.colour, shape="diamond", filled=False, size=110, strokeWidth=2)
+    return (
+        _mark(data).mark_rule(color=style.colour, strokeWidth=1.5).encode(x=x, y=low, y2="high:Q"),
+        diamonds.encode(x=x, y=y, tooltip=tips),
     )
 
 

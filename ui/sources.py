@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from coordinator.store import EventRow, MemberRow, RoundRow, ScoreRow, StoreError, StoreReader, TrafficRow, open_store
+from coordinator.store import (
+    EventRow,
+    MemberRow,
+    RoundRow,
+    ScoreRow,
+    StoreError,
+    StoreReader,
+    TrafficRow,
+    ValidationRow,
+    open_store,
+)
 from hospital_node.ledger import BudgetView, CannotRecord, Event, Ledger, LedgerError, LedgerMissing
 from hospital_node.progress import LEAVES_FILE, PROGRESS_FILE, Leaves, LocalProgress, read_leaves, read_progress
 from hospital_node.reports import Statement, statement
@@ -37,6 +47,7 @@ class Federation:
     rounds: tuple[RoundRow, ...]
     traffic: tuple[TrafficRow, ...]
     scores: tuple[ScoreRow, ...]
+    validations: tuple[ValidationRow, ...]
     events: tuple[EventRow, ...]
     members: tuple[MemberRow, ...]
     float32_bytes: int
@@ -99,6 +110,7 @@ def _federation(reader: StoreReader, revision: int) -> Federation:
         rounds=tuple(reader.rounds()),
         traffic=tuple(reader.traffic()),
         scores=tuple(reader.scores()),
+        validations=tuple(reader.validations()),
         events=tuple(reader.events()),
         members=tuple(reader.members()),
         float32_bytes=reader.float32_bytes(),
@@ -197,4 +209,4 @@ def _visible(seen: Federation) -> tuple[object, ...]:
     last = seen.events[-1].seq if seen.events else 0
     states = tuple((member.state, member.code) for member in seen.members)
     rounds = tuple((row.number, row.state) for row in seen.rounds[-2:])
-    return (last, states, rounds, len(seen.scores), seen.waiting, seen.finished)
+    return (last, states, rounds, len(seen.scores), len(seen.validations), seen.waiting, seen.finished)

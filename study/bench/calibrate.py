@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from hospital_node.accounting import noise_multiplier_for
+from hospital_node.accounting import Mechanism, noise_multiplier_for
 from hospital_node.cap import UNIFORM_SHARE
+from hospital_node.releases import EVERYBODY
 from proto.frozen import parsed
-from proto.plan import Plan
+from proto.plan import Evaluation, Plan
 from study.bench.cells import Cell
 from study.bench.task import StudyError
 
@@ -36,7 +37,7 @@ def noised(cell: Cell, plan: Plan) -> Plan:
         return _with(cell, plan, SILENT)
     for count in range(_least_asked(plan.rounds, plan.participants, len(plan.hospitals)), plan.rounds + 1):
         steps = count * plan.most_local_steps
-        noise = _noise_multiplier(cell, plan.privacy.model_dump(), steps)
+        noise = _noise_multiplier(cell, plan.privacy.model_dump(), steps, _evaluations(plan.evaluation, plan.rounds))
         found = _with(cell, plan, {"noise_multiplier": noise, "no_guarantee": False})
         if found.most_steps <= steps:
             return found
@@ -49,7 +50,10 @@ def refuse_unreachable(cell: Cell) -> None:
         return
     least = _least_asked(cell.plan["rounds"], cell.plan["participants"], cell.partition.hospitals)
     own = cell.partition.local_steps or (cell.plan["training"]["local_steps"],)
-    _noise_multiplier(cell, cell.plan["privacy"], least * (max(own) if cell.plan["participants"] is None else min(own)))
+    steps = least * (max(own) if cell.plan["participants"] is None else min(own))
+    part = cell.plan.get("evaluation")
+    beside = _evaluations(None if part is None else Evaluation.model_validate(part), cell.plan["rounds"])
+    _noise_multiplier(cell, cell.plan["privacy"], steps, beside)
 
 
 def _least_asked(rounds: int, participants: int | None, hospitals: int | None) -> int:
@@ -59,17 +63,24 @@ def _least_asked(rounds: int, participants: int | None, hospitals: int | None) -
     return 1 if hospitals is None else math.ceil(rounds * participants / hospitals)
 
 
-def _noise_multiplier(cell: Cell, privacy: Mapping[str, Any], steps: int) -> float:
+def _evaluations(part: Evaluation | None, rounds: int) -> tuple[Mechanism, ...]:
+    """Beside which the training's noise has to find room: all of the plan, the most that any hospital is charged for."""
+    return () if part is None else (Mechanism(part.noise_multiplier, EVERYBODY, part.times(rounds)),)
+
+
+def _noise_multiplier(cell: Cell, privacy: Mapping[str, Any], steps: int, beside: tuple[Mechanism, ...]) -> float:
     assert cell.epsilon is not None
     try:
-        return _smallest(cell.epsilon, privacy["delta"], privacy["inverse_sampling_rate"], steps)
+        return _smallest(cell.epsilon, privacy["delta"], privacy["inverse_sampling_rate"], steps, beside)
     except ValueError as error:
         raise StudyError(f"study {cell.study}, cell {cell.label}: {error}: ask for a larger epsilon or fewer steps") from error
 
 
 @lru_cache
-def _smallest(epsilon: float, delta: float, inverse_sampling_rate: int, steps: int) -> float:
-    return noise_multiplier_for(epsilon, UNIFORM_SHARE * delta, 1 / inverse_sampling_rate, steps)  # as the ledger reads it
+def _smallest(
+    epsilon: float, delta: float, inverse_sampling_rate: int, steps: int, beside: tuple[Mechanism, ...]
+) -> float:  # as the ledger reads it
+    return noise_multiplier_for(epsilon, UNIFORM_SHARE * delta, 1 / inverse_sampling_rate, steps, beside)
 
 
 def _with(cell: Cell, plan: Plan, privacy: Mapping[str, Any]) -> Plan:

@@ -21,6 +21,8 @@ from typing import Any, cast
 
 from hospital_node.accounting import Mechanism, epsilon
 from hospital_node.cap import UNIFORM_SHARE, Cap
+from hospital_node.ledger_rules import evaluations_of
+from hospital_node.releases import Release, counted
 from hospital_node.work import Interrupted
 from proto.layout import Vector, model_digest
 from proto.modelfile import Model
@@ -145,15 +147,19 @@ def task_of(name: str) -> Task:
 
 def planned_epsilon(plan: Plan, rounds: int) -> float | None:
     """What `rounds` rounds cost one patient of the hospital that takes most steps; None where the plan gives no guarantee."""
-    return epsilon_of(plan, rounds * plan.most_local_steps)
+    return epsilon_of(plan, rounds * plan.most_local_steps, rounds)
 
 
-def epsilon_of(plan: Plan, steps: int) -> float | None:
-    """What so many local steps cost one patient, as a hospital's ledger reads it; None where the plan gives no guarantee."""
+def epsilon_of(plan: Plan, steps: int, rounds: int | None = None) -> float | None:
+    """What so many local steps cost one patient, as a hospital's ledger reads it; None where the plan gives no guarantee.
+
+    Beside them as many of the plan's evaluations as `rounds` rounds can have; all where the rounds are not said.
+    """
     if plan.privacy.no_guarantee:
         return None
     mechanism = Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, steps)
-    return epsilon([mechanism], UNIFORM_SHARE * plan.privacy.delta) if steps else 0.0
+    release = Release(mechanism, plan.rounds if rounds is None else rounds, evaluations=evaluations_of(plan))
+    return epsilon(counted([release]), UNIFORM_SHARE * plan.privacy.delta) if steps else 0.0
 
 
 def _own_steps(cell: Cell, hospitals: int) -> Sequence[int | None]:

@@ -30,7 +30,7 @@ from hospital_node import ledger_rules
 from hospital_node.durable import write_whole
 from hospital_node.ledger import Charge, Ledger, LedgerError, LedgerMissing
 from hospital_node.state import NodeFile, StateFolder
-from proto.plan import Hospital, Plan, PlanError, short_name
+from proto.plan import Evaluation, Hospital, Plan, PlanError, short_name
 from study import presets
 from study.bench.cells import Cell, Data, DataKind, Method
 from study.bench.task import Rand, StudyError
@@ -116,13 +116,15 @@ def settle(cell: Cell, at: datetime) -> None:
 def plan_to_approve(cell: Cell, plan: Plan, hospital: str) -> Plan:
     """The cell's plan as the hospital's officer approves it: one release of all its steps, by this hospital.
 
-    So many steps as one part takes at most in all its rounds cost in one round what they cost one after another. The study's
-    name holds the cell's id and the digest of `plan`: approval and charge are for exactly this plan of exactly this cell. The
-    one round is everybody's, so `participants` is gone. Raises StudyError.
+    So many steps as one part takes at most in all its rounds cost in one round what they cost one after another, and so do all
+    evaluations as one with less noise (`_all_at_once`). The study's name holds the cell's id and the digest of `plan`: approval
+    and charge are for exactly this plan of exactly this cell. The one round is everybody's, so `participants` is gone. Raises
+    StudyError.
     """
     study = f"{plan.study[:NAME_CHARACTERS].rstrip('-')}-{cell.id}-{plan.digest().hex()[:16]}"
     fields = plan.model_dump(mode="json", exclude=NOT_OF_THE_RELEASE)
     fields["training"] = {**fields["training"], "local_steps": plan.most_steps, "warmup_rounds": 0}  # one round has none
+    fields["evaluation"] = _all_at_once(plan.evaluation, plan.rounds)
     parts = {short_name(part.uri): part.declared_patients for part in plan.hospitals}
     declared = {**parts, hospital: sum(parts.values())}
     admitted = [Hospital(uri=f"secagg://{study}/hospital/{name}", declared_patients=count) for name, count in declared.items()]
@@ -140,6 +142,14 @@ def write_plan_for_approval(plan: Plan, folder: Path, remark: str = "") -> Path:
     text = tomli_w.dumps(plan.model_dump(mode="json", exclude_none=True))
     write_whole(path, (f"# {' '.join(remark.split())}\n{text}" if remark else text).encode())
     return path
+
+
+def _all_at_once(evaluation: Evaluation | None, rounds: int) -> dict[str, float] | None:
+    """All evaluations as one: squared shifts of Gaussian mechanisms add, so k of them cost what one of sigma / sqrt(k) does."""
+    if evaluation is None:
+        return None
+    once = evaluation.noise_multiplier / math.sqrt(evaluation.times(rounds))
+    return {"every": 1, "share": evaluation.share, "noise_multiplier": once}
 
 
 def _refuse_without_noise(cell: Cell, *, silent: bool) -> None:

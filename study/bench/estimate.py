@@ -122,9 +122,13 @@ def amount(cell: Cell, patients: Patients) -> Amount:
         return Amount(hospitals * cell.ordinary.steps * cell.ordinary.batch, (1 + hospitals) * cases)
     plan = cell.plan
     share = (plan["participants"] or hospitals) / hospitals if hospitals else 1.0
+    part = plan.get("evaluation")
+    trained, evaluations = (1.0, 0) if part is None else (1 - part["share"], plan["rounds"] // part["every"])
     steps = fmean(cell.partition.local_steps or [plan["training"]["local_steps"]])
-    drawn = plan["rounds"] * steps * len(patients.training) / plan["privacy"]["inverse_sampling_rate"]
-    return Amount(share * drawn, (1 + math.ceil(plan["rounds"] / plan["evaluate_every"])) * cases)
+    drawn = trained * plan["rounds"] * steps * len(patients.training) / plan["privacy"]["inverse_sampling_rate"]
+    own = (1 - trained) * sum(len(unit.patient.cases) for unit in patients.training) if cell.method is Method.MASKED else 0.0
+    measured = (1 + math.ceil(plan["rounds"] / plan["evaluate_every"])) * cases
+    return Amount(share * drawn, measured + round(share * evaluations * own))
 
 
 def duration(seconds: float) -> str:

@@ -42,6 +42,7 @@ ORDINARY_FORM: dict[str, Any] = {
     "rounds": 1,
     "participants": None,
     "evaluate_every": 1,
+    "evaluation": None,
     "training.local_steps": 1,
     "training.learning_rate": 1e-2,
     "training.learning_rate_decay": 1.0,
@@ -303,7 +304,9 @@ def _with(where: str, fields: Mapping[str, Any], changes: Mapping[str, Any]) -> 
         *tables, key = name.split(".")
         place = whole
         for table in tables:
-            place = place.setdefault(table, {})
+            if place.get(table) is None:  # a part that the plan may leave out
+                place[table] = {}
+            place = place[table]
             if not isinstance(place, dict):
                 raise StudyError(f"{where}: '{name}' goes into '{table}', which is a value: remove it or correct its spelling")
         place[key] = copy.deepcopy(value)

@@ -5,6 +5,7 @@ sum. Updates are averaged in float64 with the plan's weights over the same parti
 (McMahan et al. 2017, arXiv 1602.05629), and each participant is charged the bytes of two float32 vectors, the model that it
 receives and the update of what it trained, and nothing else.
 Under a plan with noise the updates are noised before they are averaged, so the hospitals' epsilon is that of the masked run.
+Patients whom a plan keeps for evaluation are kept here too, and nobody measures them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from coordinator import optimizer
+from hospital_node.validation import parts
 from hospital_node.work import Interrupted, Workshop
 from proto.layout import Vector
 from proto.parts import spread, update_layout
@@ -103,7 +105,8 @@ class _Plain:
             strange = ", ".join(sorted(admitted ^ set(self.hospitals)))
             raise StudyError(f"patients were dealt to other hospitals than the plan admits: {strange}")
         self.workshops = {uri: self.task.workshop(units, self.draws) for uri, units in self.hospitals.items()}
-        self.patients = {uri: one.prepare(self.plan, lambda *_: None) for uri, one in self.workshops.items()}
+        prepared = {uri: one.prepare(self.plan, lambda *_: None) for uri, one in self.workshops.items()}
+        self.patients = {uri: parts(self.plan, patients).training for uri, patients in prepared.items()}
 
     def mean_update(self, number: int, base: Vector, uris: Sequence[str]) -> Vector:
         """What one round gives before the server step."""
@@ -121,7 +124,7 @@ class _Plain:
             round=number,
             survivors=len(uris),
             scores=dict(scores),
-            epsilon=epsilon_of(self.plan, self._most_steps()),
+            epsilon=epsilon_of(self.plan, self._most_steps(), max(self.rounds_of.values(), default=0)),
             upload_bytes=VALUE_BYTES * sent * len(uris),
             download_bytes=VALUE_BYTES * len(model) * len(uris),
             seconds=time.perf_counter() - began_s,

@@ -85,5 +85,5 @@ class RoundReader:
         events = Ledger.open_readonly(ledger).events()
         cap = rules.current_cap(events)
         assert cap is not None, "an approval with a guarantee sets a cap"
-        charged = [charge.mechanism for charge in rules.charges(events) if charge.round <= number]
+        charged = rules.releases(events, lambda charge: charge.round <= number)
         return rules.filter_of(events, cap).spent(charged)

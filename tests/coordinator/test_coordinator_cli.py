@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from coordinator.cli import app
 from coordinator.store_write import StoreWriter
-from proto.plan import Masking
+from proto.plan import Evaluation, Masking
 
 COMMAND = [sys.executable, "-c", "from coordinator.cli import main; main()"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,6 +161,20 @@ def test_check_plan_says_which_hospital_works_most_and_what_its_patients_pay_for
         "A round's local work: 1 steps of 5 patients, the least, at h0",
         "A round's local work: 6 steps of 20 patients, the most, at h1",
         f"A patient pays for at most {6 * fields['rounds']} steps (noise multiplier 1, rate 1/2)",
+    ]
+
+
+def test_check_plan_says_what_an_evaluation_will_tell(tmp_path):
+    path = tmp_path / "plan.toml"
+    part = Evaluation(every=2, share=0.25, noise_multiplier=0.5)
+    plan = small_plan(4, rounds=5).model_copy(update={"evaluation": part})
+    path.write_text(tomli_w.dumps(plan.model_dump(mode="json", exclude_none=True)))
+    said = CliRunner().invoke(app, ["check-plan", str(path)]).stdout.splitlines()
+    error = 0.5 * math.sqrt(1 / 2) * math.sqrt(4) * math.hypot(1, 0.6) / 10  # of 4 hospitals, a quarter of 40 patients
+    uncertain = f"the noise alone makes a mean of 0.8 uncertain by about {error:.2g}"
+    assert said[3:5] == [
+        "A patient pays for at most 5 steps (noise multiplier 1, rate 1/2)",
+        f"and for 2 evaluations (noise multiplier 0.5, rate 1), on 25% of the patients, who are not trained on: {uncertain}",
     ]
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import stat
 
 import numpy as np
@@ -141,6 +142,8 @@ def test_spheres_agree_with_the_obvious_way(centre, diameter, spacing):
     z, y, x = np.indices(size[::-1])
     distance = np.sqrt(sum((axis * step - c) ** 2 for axis, step, c in zip((x, y, z), spacing, centre, strict=True)))
     expected = distance <= diameter / 2
+    on_the_edge = np.abs(distance - diameter / 2) < 1e-9  # mm; either answer is right
+    expected[on_the_edge] = (label > 0)[on_the_edge]
     expected[tuple(round(c / step) for c, step in zip(centre, spacing, strict=True))[::-1]] = True
     np.testing.assert_array_equal(label > 0, expected)
 
@@ -267,6 +270,27 @@ def test_keys_are_opaque_secret_and_stable(tmp_path):
         assert not path.is_file() or b"jones" not in path.read_bytes()
     assert "jones" not in repr(first)
     assert first.patients[0].key not in repr(first)
+
+
+def test_keys_outlive_the_cache_where_their_secret_lies_elsewhere(tmp_path):
+    cohort, secret = discover(folder_of(tmp_path / "d")), tmp_path / "patients.secret"
+    first = prepare(cohort, plan(), 1, tmp_path / "c", secret=secret)
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    assert not list((tmp_path / "c").rglob("*.secret"))
+    shutil.rmtree(tmp_path / "c")
+    again = prepare(cohort, plan(), 1, tmp_path / "c", secret=secret)
+    assert [p.key for p in again.patients] == [p.key for p in first.patients]
+
+
+def test_a_secret_found_in_the_cache_moves_and_what_was_prepared_stays(tmp_path, loads):
+    cohort, secret = discover(folder_of(tmp_path / "d")), tmp_path / "patients.secret"
+    first = prepare(cohort, plan(), 1, tmp_path / "c")
+    prepared = len(loads)
+    again = prepare(cohort, plan(), 1, tmp_path / "c", secret=secret)
+    assert [p.key for p in again.patients] == [p.key for p in first.patients]
+    assert len(loads) == prepared
+    assert secret.exists()
+    assert not (tmp_path / "c/patient-key.secret").exists()
 
 
 @pytest.fixture

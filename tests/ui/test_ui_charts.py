@@ -11,6 +11,7 @@ from ui import charts
 from ui.accuracy import Point
 from ui.bandwidth import Bar
 from ui.budget import Curve, Share
+from ui.own_patients import OwnMean
 from ui.palette import DARK, LIGHT, styles
 from ui.rounds import Loss, Segment, Timeline
 
@@ -29,6 +30,7 @@ POINTS = (
     Point(0, "b", 0.29, 0.2, 0.4, 9),
     Point(1, "b", 0.5, 0.4, 0.6, 9),
 )
+OWN = (OwnMean(1, "a", 0.45, 0.1), OwnMean(1, "b", 1.07, 0.2))
 BARS = (Bar(1, "masked update", 180e3), Bar(1, "keys and shares", 3e3), Bar(2, "masked update", 181e3))
 SHARES = (Share("st-anna", 0.94, "ε 4.13 of 4.4 · stopped itself"), Share("lakeside", 1.2, "over"))
 LINE = Timeline(
@@ -41,6 +43,8 @@ def drawings(paper=LIGHT):
         "budget": charts.budget(CURVE, paper),
         "shares": charts.shares(SHARES, styles(["lakeside", "st-anna"], paper), paper),
         "accuracy": charts.accuracy(POINTS, paper),
+        "accuracy and own": charts.accuracy(POINTS, paper, OWN),
+        "own alone": charts.accuracy((), paper, OWN),
         "bandwidth": charts.bandwidth(BARS, 352_000, paper),
         "timeline": charts.timeline(LINE, paper),
     }
@@ -89,6 +93,25 @@ def test_a_point_without_an_interval_has_no_band():
     spec = drawings()["accuracy"].to_dict()
     bands = [layer for layer in spec["layer"] if layer["mark"]["type"] == "area"]
     assert [len(spec["datasets"][band["data"]["name"]]) for band in bands] == [1, 2]
+
+
+def test_noised_means_are_diamonds_that_no_line_joins():
+    plain, both, alone = (drawings()[name].to_dict() for name in ("accuracy", "accuracy and own", "own alone"))
+
+    def marks(spec, kind):
+        return [layer for layer in spec["layer"] if layer["mark"]["type"] == kind]
+
+    assert len(marks(both, "line")) == len(marks(plain, "line")) == 2
+    assert marks(alone, "line") == []
+    for spec in (both, alone):
+        diamonds = [layer for layer in marks(spec, "point") if layer["mark"].get("shape") == "diamond"]
+        rows = [row for layer in diamonds for row in spec["datasets"][layer["data"]["name"]]]
+        assert rows[0]["x"] < 1 < rows[1]["x"], "beside each other, around the round that both are of"
+        assert [(row["label"], row["shown"]) for row in rows] == [("a", "0.450 ± 0.100"), ("b", "1.070 ± 0.200")]
+        assert [(row["low"], row["y"], row["high"]) for row in rows] == [
+            pytest.approx((0.35, 0.45, 0.55)),
+            pytest.approx((0.87, 1.0, 1.0)),
+        ], "on the axis, whatever the noise did"
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.01, 0.2))

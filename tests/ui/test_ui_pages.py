@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from worlds import NAMES, STUDY, World, make_plan, uri
 
 from hospital_node.ledger import BudgetExhausted, Ledger
+from proto.plan import Evaluation
 
 PAGES = ("overview", "privacy", "accuracy", "bandwidth", "rounds")
 
@@ -260,6 +261,25 @@ def test_accuracy_per_label_with_interval_and_start(open_page, running):
     assert "After round 2 the mean Dice is anterior" in text(app)
     assert "24 public cases" in text(app)
     assert "start" in app.get("vega_lite_chart")[0].proto.spec
+
+
+def test_accuracy_on_the_hospitals_own_patients_is_marked_as_noised(open_page, tmp_path):
+    world = World(tmp_path, make_plan(4, evaluation=Evaluation(every=2, share=0.25, noise_multiplier=1.5)))
+    world.start()
+    world.approve_all()
+    for number in (1, 2):
+        world.round(number)
+    before = text(open_page(world.arguments(), "accuracy"))
+    assert "own patients, noised" not in before
+    world.validation(2)
+    app = open_page(world.arguments(), "accuracy")
+    shown = text(app)
+    assert "On the hospitals' own patients, noised" in shown
+    assert "The model of round 1 has a mean Dice of anterior 0.80 ± 0.17 and posterior: cannot be told from the noise" in shown
+    assert "From patients of the hospitals, noised. About 25 % of each hospital's patients" in shown
+    assert "Diamonds are noised means" in shown
+    assert "After round 2 the mean Dice is anterior" in shown, "beside the evaluator's figures"
+    assert "sums of scores over validation patients, with noise" in tables(open_page(world.arguments(), "privacy"))
 
 
 def test_bandwidth_by_direction_and_hospital(open_page, running):

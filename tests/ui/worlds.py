@@ -20,8 +20,9 @@ from hospital_node.progress import (
     write_leaves,
     write_progress,
 )
+from proto.evaluation import label_means
 from proto.layout import Layout
-from proto.plan import Hospital, Network, Plan, Preparation, Privacy, Training
+from proto.plan import Evaluation, Hospital, Network, Plan, Preparation, Privacy, Training
 
 STUDY = "chest"
 NAMES = ("lakeside", "nordklinik", "riverside", "st-anna")
@@ -36,7 +37,9 @@ def uri(name: str, role: str = "hospital") -> str:
     return f"secagg://{STUDY}/{role}/{name}"
 
 
-def make_plan(rounds: int = 8, *, noise: float = 1.25, names: Sequence[str] = NAMES) -> Plan:
+def make_plan(
+    rounds: int = 8, *, noise: float = 1.25, names: Sequence[str] = NAMES, evaluation: Evaluation | None = None
+) -> Plan:
     return Plan(
         study=STUDY,
         rounds=rounds,
@@ -46,6 +49,7 @@ def make_plan(rounds: int = 8, *, noise: float = 1.25, names: Sequence[str] = NA
         privacy=Privacy(noise_multiplier=noise, no_guarantee=noise == 0, inverse_sampling_rate=4),
         hospitals=tuple(Hospital(uri=uri(name), declared_patients=40) for name in names),
         evaluators=(uri("reference", "evaluator"),),
+        evaluation=evaluation,
     )
 
 
@@ -131,6 +135,13 @@ class World:
         per_case = [(label, [float(x) for x in np.clip(rng.normal(mean, 0.08, 24), 0, 1)]) for label, mean in levels.items()]
         with self.store() as store, store.batch() as batch:
             batch.scores(number, uri("reference", "evaluator"), per_case)
+
+    def validation(self, number: int) -> None:
+        """What rode along in round `number`: noised means of the model before it; the noise hides one of them."""
+        noise = self.plan.evaluation.deviation(2) * 2  # type: ignore[union-attr]
+        means = label_means(LABELS, (12.0, 20.0, 1.0, 0.5), noise)
+        with self.store() as store, store.batch() as batch:
+            batch.validation(number, number - 1, 4, means)
 
     def round(
         self, number: int, *, lost: dict[str, str] | None = None, declined: Sequence[str] = (), charge: bool = True

@@ -1,11 +1,15 @@
-"""Accuracy: Dice per label and round on the evaluator's public cases."""
+"""Accuracy: Dice per label and round on the evaluator's public cases, and noised means over the hospitals' own patients."""
 
 from __future__ import annotations
 
 import streamlit as st
 
-from ui import accuracy, charts, screen
+from ui import accuracy, charts, own_patients, screen
+from ui.accuracy import Point
+from ui.own_patients import OwnMean
 from ui.sources import Federation
+
+TITLE = "On the hospitals' own patients, noised"
 
 
 def page() -> None:
@@ -13,16 +17,38 @@ def page() -> None:
     st.title("Accuracy")
     seen = screen.federation()
     points = accuracy.curve(seen.scores) if seen else ()
-    if seen is None or not points:
+    if seen is None or not (points or seen.validations):
         screen.waiting("Nothing yet: no model was evaluated so far.")
         return
+    own = own_patients.means(seen.validations)
+    if points:
+        public(seen, points, own)
+    if seen.validations:
+        of_the_hospitals(seen, () if points else own)
+
+
+def public(seen: Federation, points: tuple[Point, ...], own: tuple[OwnMean, ...]) -> None:
+    """Public cases as lines; the hospitals' own patients as diamonds beside them."""
     screen.figures(accuracy.figures(points))
     rows = [
         {"round": p.round, "label": p.label, "mean Dice": f"{p.mean:.3f}", "95 % interval": p.spread, "public cases": p.cases}
         for p in points
     ]
-    screen.chart(charts.accuracy(points, screen.paper()), accuracy.sentence(points), rows, "dice", "Mean Dice by round")
-    st.caption(explained(seen))
+    drawn = charts.accuracy(points, screen.paper(), own)
+    screen.chart(drawn, accuracy.sentence(points), rows, "dice", "Mean Dice by round")
+    st.caption(explained(seen) + (" Diamonds are noised means over the hospitals' own patients." if own else ""))
+
+
+def of_the_hospitals(seen: Federation, undrawn: tuple[OwnMean, ...]) -> None:
+    """The noised means, marked as what they are; drawn here where no chart of public cases has them."""
+    title, sentence, rows = TITLE, own_patients.sentence(seen.validations), own_patients.table(seen.validations)
+    if undrawn:
+        screen.chart(charts.accuracy((), screen.paper(), undrawn), sentence, rows, "own", title)
+    else:
+        st.markdown(f"#### {title}")
+        st.markdown(sentence)
+        screen.table(rows, f"{title}: the figures as a table", key="own-table")
+    st.caption(own_patients.explained(seen.plan))
 
 
 def explained(seen: Federation) -> str:
