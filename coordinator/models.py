@@ -62,7 +62,7 @@ class ModelFolder:
     def read_velocity(self, digest: str) -> Vector | None:
         """The optimizer's memory at a model; None where it has none."""
         path = self._velocity_path(digest)
-        return self._read_values(path) if path.exists() else None
+        return self._read_values(path, whole_models=True) if path.exists() else None
 
     def drop_velocity(self, digest: str) -> None:
         """Forget the optimizer's memory at a model that is no longer the base."""
@@ -76,13 +76,14 @@ class ModelFolder:
     def _velocity_path(self, digest: str) -> Path:
         return self._folder / f"{digest}.velocity.f32"
 
-    def _read_values(self, path: Path) -> Vector:
+    def _read_values(self, path: Path, *, whole_models: bool = False) -> Vector:
         try:
             values = np.fromfile(path, dtype="<f4")
         except OSError as error:
             raise ModelError(f"cannot read the model {path}: {error.strerror}") from error
-        if len(values) != self._layout.length:
-            raise ModelError(f"{path} holds {len(values)} values, the layout needs {self._layout.length}")
+        length = self._layout.length
+        if len(values) != length and not (whole_models and len(values) and len(values) % length == 0):
+            raise ModelError(f"{path} holds {len(values)} values, the layout needs {length}")
         return values.astype(np.float32, copy=False)
 
 

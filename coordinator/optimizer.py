@@ -1,29 +1,73 @@
-"""What becomes of the opened mean: one step of server gradient descent with momentum.
+"""What becomes of the opened mean: the server step that the plan names.
 
-velocity <- momentum * velocity + mean;  model <- base + learning_rate * velocity   (Reddi et al. 2021, FedAvgM)
+mean     velocity <- momentum velocity + mean;  model <- base + rate velocity
+         (FedAvgM, Hsu et al. 2019, arXiv 1909.06335; without momentum FedAvg)
+others   first <- momentum first + (1 - momentum) mean;  model <- base + rate first / (sqrt(second) + tau)
+         adagrad  second <- second + mean^2
+         adam     second <- beta2 second + (1 - beta2) mean^2
+         yogi     second <- second - (1 - beta2) mean^2 sign(second - mean^2)
+Reddi et al. 2021 (arXiv 2003.00295), algorithm 2: no correction of the first rounds, second begins at tau^2. `rate` follows the
+plan's decay (proto/aggregation.py).
 
-Float32 throughout and only IEEE + and x in this order, so that everyone with the same inputs has the same model digest.
+Float32 throughout and only IEEE operations in this order, so that everyone with the same inputs has the same model digest.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from proto.aggregation import Aggregation
 from proto.layout import Vector
-from proto.plan import Aggregation
 
 
-def apply(settings: Aggregation, base: Vector, mean: Vector, velocity: Vector | None) -> tuple[Vector, Vector | None]:
-    """The next model and velocity. `velocity` is None at first, and stays None where the plan has no momentum."""
+def apply(
+    settings: Aggregation, base: Vector, mean: Vector, memory: Vector | None, number: int
+) -> tuple[Vector, Vector | None]:
+    """The model after round `number` and what the rule remembers: None, the velocity, or first and second moment in a row.
+
+    `memory` is None in the first round. Raises ValueError where shapes differ or the model would not be finite.
+    """
     if base.shape != mean.shape:
         raise ValueError(f"the mean has shape {mean.shape}, the model {base.shape}")
-    rate, momentum = np.float32(settings.learning_rate), np.float32(settings.momentum)
     with np.errstate(over="ignore", invalid="ignore"):  # refused below, with a remedy
-        if settings.momentum == 0:
-            return _finite(base + rate * mean), None
-        previous = np.zeros_like(mean) if velocity is None else velocity
-        moved = momentum * previous + mean
-        return _finite(base + rate * moved), moved
+        step, memory = _adaptive(settings, mean, memory) if settings.is_adaptive else _heavy_ball(settings, mean, memory)
+        return _finite(base + np.float32(settings.rate(number)) * step), memory
+
+
+def _heavy_ball(settings: Aggregation, mean: Vector, velocity: Vector | None) -> tuple[Vector, Vector | None]:
+    if settings.momentum == 0:
+        return mean, None
+    previous = np.zeros_like(mean) if velocity is None else _of_length(velocity, len(mean))
+    moved = np.float32(settings.momentum) * previous + mean
+    return moved, moved
+
+
+def _adaptive(settings: Aggregation, mean: Vector, memory: Vector | None) -> tuple[Vector, Vector]:
+    tau, momentum = np.float32(settings.adaptivity), np.float32(settings.momentum)
+    if memory is None:
+        memory = np.concatenate([np.zeros_like(mean), np.full_like(mean, tau * tau)])
+    first, second = np.split(_of_length(memory, 2 * len(mean)), 2)
+    first = momentum * first + (np.float32(1) - momentum) * mean
+    second = _second_moment(settings, mean * mean, second)
+    root: Vector = np.sqrt(second) + tau
+    return first / root, np.concatenate([first, second])
+
+
+def _second_moment(settings: Aggregation, square: Vector, second: Vector) -> Vector:
+    if settings.rule == "adagrad":
+        return second + square
+    beta = np.float32(settings.second_momentum)
+    fresh = (np.float32(1) - beta) * square
+    if settings.rule == "adam":
+        return beta * second + fresh
+    moved: Vector = second - fresh * np.sign(second - square)
+    return moved
+
+
+def _of_length(memory: Vector, length: int) -> Vector:
+    if len(memory) != length:
+        raise ValueError(f"the optimizer's memory holds {len(memory)} values and the plan's rule needs {length}")
+    return memory
 
 
 def _finite(model: Vector) -> Vector:

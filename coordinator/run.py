@@ -263,7 +263,7 @@ class Run:
             log.warning("wrong shares were corrected", party=short_name(uri))
         velocity = self.models.read_velocity(base)
         mean = spread(self.plan, self.layout, opened.mean, view.params.round)
-        model, velocity = optimizer.apply(self.plan.aggregation, self.models.read(base), mean, velocity)
+        model, velocity = optimizer.apply(self.plan.aggregation, self.models.read(base), mean, velocity, view.params.round)
         digest = self.models.write(model, velocity)
         self.models.export(model, view.params.round)
         return ev.Opened(session, opened.sum_digest, digest, opened.extras)

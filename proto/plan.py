@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
+from proto.aggregation import Aggregation
 from proto.evaluation import Evaluation
 from proto.frozen import Frozen, Positive, explain, from_toml, parsed
 from proto.network import ARCHITECTURES, Network
@@ -71,6 +72,10 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("micro_batch", "training"),
     ("checkpointing", "training"),
     ("evaluation", None),
+    ("rule", "aggregation"),
+    ("second_momentum", "aggregation"),
+    ("adaptivity", "aggregation"),
+    ("learning_rate_decay", "aggregation"),
 )
 SELECTION_LABEL = b"hospital-secagg participants v1\n"
 MIN_COHORT = 3  # with two members each learns the other's update from the sum
@@ -201,13 +206,6 @@ class Timing(Frozen):
     phase_deadline_s: Positive = 60.0
     lost_after_s: Positive = 60.0  # a hospital not heard of for so long does not hold up the cohort
     ready_after_s: float = Field(default=0.0, ge=0)
-
-
-class Aggregation(Frozen):
-    """What the coordinator does with the opened mean."""
-
-    learning_rate: Positive = 1.0
-    momentum: float = Field(default=0.0, ge=0, lt=1)
 
 
 class Plan(Frozen):

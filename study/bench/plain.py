@@ -63,7 +63,7 @@ def run_plain(
         began_s = time.perf_counter()
         uris = plan.selected(number)
         mean = federation.mean_update(number, model, uris)
-        model, velocity = optimizer.apply(plan.aggregation, model, mean, velocity)
+        model, velocity = optimizer.apply(plan.aggregation, model, mean, velocity, number)
         rows.append(federation.row(number, model, uris, began_s))
         on_round(rows[-1])
     return Averaged(rows, model)

@@ -29,7 +29,7 @@ MEAN = np.full(LAYOUT.length, 0.5, np.float32)
 
 
 def test_a_plain_step_adds_the_scaled_mean_and_keeps_no_memory():
-    model, velocity = optimizer.apply(Aggregation(learning_rate=2.0), BASE, MEAN, None)
+    model, velocity = optimizer.apply(Aggregation(learning_rate=2.0), BASE, MEAN, None, 1)
     assert velocity is None
     assert np.array_equal(model, BASE + np.float32(1.0))
     assert model.dtype == np.float32
@@ -37,15 +37,15 @@ def test_a_plain_step_adds_the_scaled_mean_and_keeps_no_memory():
 
 def test_momentum_follows_its_recurrence():
     settings = Aggregation(learning_rate=0.5, momentum=0.5)
-    model, velocity = optimizer.apply(settings, BASE, MEAN, None)
-    model, velocity = optimizer.apply(settings, model, MEAN, velocity)
+    model, velocity = optimizer.apply(settings, BASE, MEAN, None, 1)
+    model, velocity = optimizer.apply(settings, model, MEAN, velocity, 2)
     assert np.array_equal(velocity, np.full(LAYOUT.length, 0.75, np.float32))  # 0.5 * 0.5 + 0.5
     assert np.allclose(model, BASE + 0.5 * 0.5 + 0.5 * 0.75)
 
 
 def test_a_step_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="not finite"):
-        optimizer.apply(Aggregation(learning_rate=3e38), BASE, MEAN * 1e30, None)
+        optimizer.apply(Aggregation(learning_rate=3e38), BASE, MEAN * 1e30, None, 1)
 
 
 def test_models_are_found_by_digest_and_damage_is_noticed(tmp_path):

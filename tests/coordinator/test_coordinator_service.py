@@ -24,8 +24,10 @@ from coordinator_federation import (
 )
 from coordinator_world import uri
 
+from coordinator import optimizer
 from coordinator.store import open_store
 from proto import federation_pb2 as pb
+from proto.aggregation import Aggregation
 from proto.layout import model_digest
 from proto.plan import PROTOCOL_VERSION
 from proto.wire import CHUNK_BYTES
@@ -382,9 +384,13 @@ def test_a_restarted_coordinator_goes_on_after_the_last_finished_round(tmp_path,
     assert np.abs(final_model(config) - expected).max() < len(opened) * TOLERANCE
 
 
-def test_server_momentum_survives_a_restart(tmp_path, identities):
-    plan = small_plan(3, rounds=2)
-    plan = plan.model_copy(update={"aggregation": plan.aggregation.model_copy(update={"momentum": 0.5, "learning_rate": 0.25})})
+HEAVY_BALL = Aggregation(momentum=0.5, learning_rate=0.25)
+ADAM = Aggregation(rule="adam", momentum=0.5, learning_rate=0.25, adaptivity=1.0, learning_rate_decay=0.5)
+
+
+@pytest.mark.parametrize("aggregation", [HEAVY_BALL, ADAM], ids=["momentum", "adam"])
+def test_the_servers_memory_survives_a_restart(tmp_path, identities, aggregation):
+    plan = small_plan(3, rounds=2).model_copy(update={"aggregation": aggregation})
     config = write_study(tmp_path, identities, plan)
     first, second = hospitals(config, identities, plan), hospitals(config, identities, plan)
 
@@ -400,5 +406,8 @@ def test_server_momentum_survives_a_restart(tmp_path, identities):
 
     asyncio.run(scenario())
     one, two = (np.mean([update_of(place)(number) for place in range(3)], axis=0) for number in (1, 2))
-    expected = 0.25 * one + 0.25 * (0.5 * one + two)
-    assert np.abs(final_model(config) - expected).max() < TOLERANCE
+    expected, memory = np.zeros_like(one), None
+    for number, mean in enumerate((one, two), 1):
+        expected, memory = optimizer.apply(aggregation, expected, mean, memory, number)
+    forgetful = optimizer.apply(aggregation, optimizer.apply(aggregation, 0 * one, one, None, 1)[0], two, None, 2)[0]
+    assert np.abs(final_model(config) - expected).max() < TOLERANCE < np.abs(forgetful - expected).max()
