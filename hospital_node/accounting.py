@@ -71,17 +71,6 @@ def epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: Accountan
     return _epsilon(canonical, delta) if accountant == "pld" else renyi_epsilon(canonical, delta)
 
 
-def profile(mechanisms: Iterable[Mechanism], deltas: Sequence[float] = PROFILE_DELTAS) -> tuple[tuple[float, float], ...]:
-    """(delta, epsilon) pairs: the same release read at several deltas."""
-    canonical = merged(mechanisms)
-    return tuple((delta, epsilon(canonical, delta)) for delta in deltas)
-
-
-def across_hospitals(mechanisms: Iterable[Mechanism], hospitals_per_patient: int) -> tuple[Mechanism, ...]:
-    """What a patient pays who attends that many hospitals which all run the same mechanisms: composed, not added."""
-    return tuple(one.times(hospitals_per_patient) for one in merged(mechanisms))
-
-
 def attacker_recognised(mechanisms: Iterable[Mechanism], false_alarms: float = 0.01) -> float:
     """Largest share of patients that any attacker recognises when it may accuse `false_alarms` of the others wrongly.
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, Literal, TypeAlias
 
 from hospital_node import ledger_rules as rules
-from hospital_node.accounting import Mechanism, across_hospitals, attacker_recognised, epsilon
-from hospital_node.cap import Cap, CapFilter, ReadingKind, rounded_up
+from hospital_node.accounting import Mechanism, attacker_recognised
+from hospital_node.cap import Cap, CapFilter, ReadingKind, rounded_up, stated
 from hospital_node.forecast import curve, rounds_left, thinned
 from hospital_node.ledger_errors import Paused
-from hospital_node.ledger_schema import Approved, Event
+from hospital_node.ledger_schema import Approved, Charge, Event, Verified
 from hospital_node.releases import Program, Release, counted
 from proto.plan import Plan
 
@@ -47,8 +48,9 @@ class BudgetView:
     by_round: tuple[tuple[int, float], ...] = ()  # (round of this plan, epsilon after it)
     forecast: tuple[tuple[int, float], ...] = ()  # (round of this plan, epsilon after it), to the end of the plan
     stops_after_round: int | None = None  # where the cap ends before the plan does
-    hospitals_per_patient: int = 1
-    across_hospitals: float = 0.0  # epsilon of a patient who attends that many hospitals
+    hospitals_per_patient: int = 1  # the most that any study of this ledger allows, and the one asked about
+    across_hospitals: float = 0.0  # epsilon of a patient who attends as many hospitals as each study allows
+    read_by: ReadingKind = "pld"  # how `spent` was read: by what decided about the releases so far
     non_adaptive: float = 0.0  # the PLD reading, also where the Renyi filter decides
     recognised: float = 0.01  # of 100 patients, by the best attacker with 1 false alarm in 100
     head: str = ""
@@ -94,6 +96,48 @@ class _Outlook:
         return self.next_round - 1 + self.fits
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """One release of the ledger's life, and the ledger's epsilon after it."""
+
+    place: int  # among all releases, from 1
+    at: datetime
+    study: str
+    round: int
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+    scores: bool  # noised sums over validation patients left with the update
+    epsilon: float
+    read_by: ReadingKind
+    result_came: bool  # verified; where not, the budget was spent for nothing
+
+
+def history(events: Sequence[Event], newest: int = 10) -> tuple[History, ...]:
+    """The newest releases of all studies, in order, each as the filter reads the ledger after it."""
+    cap = rules.current_cap(events)
+    judge = rules.filter_of(events, cap or Cap(epsilon=1.0, delta=DEFAULT_DELTA))
+    charged = [(event.at, event.entry) for event in events if isinstance(event.entry, Charge)]
+    past = rules.releases(events)
+    came = {(event.entry.plan, event.entry.round) for event in events if isinstance(event.entry, Verified)}
+    return tuple(
+        History(
+            place,
+            at,
+            charge.study,
+            charge.round,
+            charge.noise_multiplier,
+            charge.sampling_rate,
+            charge.steps,
+            charge.evaluation is not None,
+            judge.spent(past[:place]),
+            judge.kind(past[:place]),
+            (charge.plan, charge.round) in came,
+        )
+        for place, (at, charge) in list(enumerate(charged, 1))[-newest:]
+    )
+
+
 def unreadable_view(sentence: str) -> BudgetView:
     """What can be said where the ledger does not verify: nothing but the reason."""
     return BudgetView(
@@ -137,9 +181,10 @@ def budget_view(events: Sequence[Event], plan: Plan | None) -> BudgetView:
         by_round=tuple((number, judge.spent(past[:place], judge.kind(past))) for place, number in own),
         forecast=outlook.ahead,
         stops_after_round=outlook.last_round if outlook.fits < outlook.further else None,
-        hospitals_per_patient=asked.hospitals_per_patient,
-        across_hospitals=epsilon(across_hospitals(mechanisms, asked.hospitals_per_patient), judge.delta),
-        non_adaptive=epsilon(mechanisms, judge.delta),
+        hospitals_per_patient=_most_hospitals(events, asked),
+        across_hospitals=stated(rules.across_hospitals(events), judge.delta),
+        read_by=judge.kind(past),
+        non_adaptive=stated(mechanisms, judge.delta),
         recognised=attacker_recognised(mechanisms),
         head=events[-1].digest.hex(),
         entries=len(events),
@@ -156,6 +201,11 @@ def _asked(events: Sequence[Event], plan: Plan | None) -> _Asked:
         return _Asked("", "", Program(Mechanism(1.0, 1.0, 0)), 0, 1, no_guarantee=False)
     last = approved[-1]
     return _Asked(last.plan, last.study, last.program, last.max_rounds, last.hospitals_per_patient, last.no_guarantee)
+
+
+def _most_hospitals(events: Sequence[Event], asked: _Asked) -> int:
+    several, charged = rules.hospitals_per_patient(events), {charge.plan for charge in rules.charges(events)}
+    return max([asked.hospitals_per_patient, *(several.get(plan, 1) for plan in charged)])
 
 
 def _outlook(events: Sequence[Event], asked: _Asked) -> _Outlook:
@@ -178,11 +228,17 @@ def _outlook(events: Sequence[Event], asked: _Asked) -> _Outlook:
 
 def _standing(events: Sequence[Event], outlook: _Outlook) -> tuple[BudgetState, str]:
     """State and what happens next. A hold comes first, then the approval, then the figures."""
-    asked = outlook.asked
+    state, sentence = _unless_held(events, outlook)
     try:
         rules.refuse_if_held(events)
     except Paused as error:
-        return "paused", str(error)
+        stays = state in {"spent", "not approved"}  # resuming alone would change nothing, which an officer has to know
+        return "paused", f"{error} Even then: {sentence}" if stays else str(error)
+    return state, sentence
+
+
+def _unless_held(events: Sequence[Event], outlook: _Outlook) -> tuple[BudgetState, str]:
+    asked = outlook.asked
     if not asked.plan:
         return "not approved", "No plan was approved yet: this hospital takes part in nothing."
     if rules.approval_of(events, asked.plan) is None:
@@ -206,15 +262,22 @@ def _within(outlook: _Outlook) -> tuple[BudgetState, str]:
     if not outlook.further:
         return "within budget", f"Study '{asked.study}' used all its rounds; epsilon stays at {rounded_up(spent)}."
     assert cap is not None  # an approval with a guarantee sets one
-    step = f"Round {outlook.next_round} would take epsilon from {rounded_up(spent)} to {rounded_up(outlook.ahead[0][1])}"
+    before = outlook.judge.spent(outlook.past, outlook.kind)
+    step = f"Round {outlook.next_round} would take epsilon from {rounded_up(before)} to {rounded_up(outlook.ahead[0][1])}"
+    note = ""
+    if outlook.kind != outlook.judge.kind(outlook.past):
+        note = (
+            " From here on a Rényi filter decides, because releases will differ in kind and plan; it reads what was "
+            f"spent so far as {rounded_up(before)} instead of {rounded_up(spent)}."
+        )
     if outlook.fits == 0:
-        return "spent", f"{step}, above the cap of {cap.epsilon:g}: this hospital stopped by itself."
+        return "spent", f"{step}, above the cap of {cap.epsilon:g}: this hospital stopped by itself.{note}"
     if outlook.fits == outlook.further:
         end = outlook.ahead[-1][1]
         return (
             "within budget",
-            f"{step} of {cap.epsilon:g}; all {outlook.further} rounds left in the plan fit, ending at {rounded_up(end)}.",
+            f"{step} of {cap.epsilon:g}; all {outlook.further} rounds left in the plan fit, ending at {rounded_up(end)}.{note}",
         )
     state: BudgetState = "near the cap" if outlook.fits <= NEAR_ROUNDS else "within budget"
     stop = outlook.last_round
-    return state, f"{step} of {cap.epsilon:g}; this hospital stops by itself after round {stop} of {asked.rounds}."
+    return state, f"{step} of {cap.epsilon:g}; this hospital stops by itself after round {stop} of {asked.rounds}.{note}"

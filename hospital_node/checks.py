@@ -103,7 +103,7 @@ def check_ledger(config: NodeConfig) -> Check:
     if not path.exists():
         return Check("ledger", ok=False, sentence="there is no ledger yet: `secagg-node approve` makes it")
     try:
-        budget = Ledger.open_readonly(path).budget()
+        budget = Ledger.open_readonly(path, witness=config.ledger_counter).budget()
     except LedgerError as error:
         return Check("ledger", ok=False, sentence=str(error))
     return Check(
@@ -117,7 +117,7 @@ def check_approval(config: NodeConfig, plan: Plan | None) -> Check:
     if plan is None or not path.exists():
         return _unchecked("approval", "plan and ledger come first")
     try:
-        ledger = Ledger.open_readonly(path)
+        ledger = Ledger.open_readonly(path, witness=config.ledger_counter)
         approved, budget = ledger.approval(plan), ledger.budget(plan)
     except LedgerError as error:
         return Check("approval", ok=False, sentence=str(error))

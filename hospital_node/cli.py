@@ -23,12 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from certs.party import CertificateError
-from hospital_node import officer
+from hospital_node import ledger_cli, officer
 from hospital_node.checks import Check, all_checks
 from hospital_node.cohort import SKIP_CODES, CohortError
 from hospital_node.config import ConfigError, NodeConfig, load_config
 from hospital_node.durable import write_whole
 from hospital_node.ledger import LedgerError
+from hospital_node.ledger_export import ExportError
 from hospital_node.link import LinkLost, LinkRefused, dial
 from hospital_node.logs import configure
 from hospital_node.officer import ConfigFile, read_plan
@@ -50,6 +51,7 @@ USER_ERRORS = (
     CertificateError,
     CohortError,
     ConfigError,
+    ExportError,
     LedgerError,
     LinkLost,
     LinkRefused,
@@ -69,6 +71,7 @@ data_app = typer.Typer(help="Look at this node's own studies. Nothing is sent.",
 app.add_typer(data_app, name="data")
 app.add_typer(officer.app)
 app.add_typer(officer.cap_app, name="cap")
+app.add_typer(ledger_cli.app, name="ledger")
 
 PlanFile = Annotated[Path, typer.Option("--plan", help="The study plan, .toml or .json.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]

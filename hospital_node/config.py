@@ -15,7 +15,7 @@ from proto.frozen import Frozen, from_toml
 from proto.plan import MIN_COHORT
 
 MAX_PORT = 65_535
-PATH_KEYS = ("identity", "state", "data", "peers")
+PATH_KEYS = ("identity", "state", "data", "peers", "ledger", "ledger_counter")
 
 
 class ConfigError(ValueError):
@@ -53,6 +53,8 @@ class NodeConfig(Frozen):
     identity: Path  # folder with node.key, node.crt and ca.crt
     state: Path  # folder of the ledger, the cache and what the app reads
     data: Path  # folder of the studies
+    ledger: Path | None = None  # the hospital's ledger, where several studies share it; in the state folder if left out
+    ledger_counter: Path | None = None  # a second counter of the ledger, best where no backup of the ledger reaches
     peers: Path | None = None  # list of pinned keys; a hospital needs one, an evaluator does not
     site: str | None = None  # selection inside a folder that holds several sites
     fold: str | None = None  # selection inside a folder that holds several folds

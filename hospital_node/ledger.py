@@ -39,12 +39,14 @@ from hospital_node.ledger_schema import (
     CapLowered,
     CapRaised,
     Charge,
+    ClockConfirmed,
     Created,
     Entry,
     Event,
     Hold,
     Note,
     Resume,
+    Row,
     Verified,
     Withdrawn,
     make_row,
@@ -63,6 +65,7 @@ __all__ = [
     "CapLowered",
     "CapRaised",
     "Charge",
+    "ClockConfirmed",
     "ClockJumped",
     "DecisionRefused",
     "Event",
@@ -93,36 +96,49 @@ class Ledger:
         self._files = files
 
     @classmethod
-    def create(cls, path: Path, hospital_uri: str, at: datetime | None = None, *, counter: Path | None = None) -> Self:
+    def create(cls, path: Path, hospital_uri: str, at: datetime | None = None, *, witness: Path | None = None) -> Self:
         """Make the ledger of the hospital that `hospital_uri` names (its last part, so that it serves later studies)."""
-        files = LedgerFiles.beside(path, counter, "rw")
+        files = LedgerFiles.beside(path, witness, "rw")
         first = Created(hospital=short_name(hospital_uri), ledger_id=os.urandom(16).hex())
         files.create(make_row(1, at or datetime.now(UTC), first, BEFORE_FIRST))
-        return cls.open(path, counter=counter)
+        return cls.open(path, witness=witness)
 
     @classmethod
-    def open(cls, path: Path, *, counter: Path | None = None) -> Self:
-        """Open for the node. Verifies schema, pages, chain and counter: LedgerMissing, LedgerDamaged or LedgerRolledBack."""
-        ledger = cls(LedgerFiles.beside(path, counter, "rw"))
+    def open(cls, path: Path, *, witness: Path | None = None) -> Self:
+        """Open for the node. Verifies schema, pages, chain and counters: LedgerMissing, LedgerDamaged or LedgerRolledBack."""
+        ledger = cls(LedgerFiles.beside(path, witness, "rw"))
         ledger._files.check()
         ledger.verify()
         ledger._files.catch_up()
         return ledger
 
     @classmethod
-    def open_readonly(cls, path: Path, *, counter: Path | None = None) -> Self:
+    def open_readonly(cls, path: Path, *, witness: Path | None = None) -> Self:
         """Open for the app: verified the same way, and no method of it can write."""
-        ledger = cls(LedgerFiles.beside(path, counter, "ro"))
+        ledger = cls(LedgerFiles.beside(path, witness, "ro"))
         ledger._files.check()
         ledger.verify()
         return ledger
+
+    @classmethod
+    def start_witness(cls, path: Path, witness: Path, by: str, reason: str, at: datetime) -> Self:
+        """Start a second counter for a ledger that has none: from now on it opens with it only. Raises DecisionRefused."""
+        if witness.exists():
+            raise DecisionRefused(f"{witness} exists already: a counter is never started again, because it would forget.")
+        cls.open(path).note(by, f"started a second counter: {rules.said(reason)}", at)
+        LedgerFiles.beside(path, witness, "rw").catch_up()
+        return cls.open(path, witness=witness)
 
     def events(self) -> tuple[Event, ...]:
         """Every entry, verified again. Raises LedgerDamaged, LedgerRolledBack."""
         return self._files.read()
 
+    def rows(self) -> tuple[Row, ...]:
+        """Every row as stored, verified: what an export holds. Raises LedgerDamaged, LedgerRolledBack."""
+        return self._files.read_rows()
+
     def verify(self) -> None:
-        """Raise LedgerDamaged or LedgerRolledBack unless chain and counter hold."""
+        """Raise LedgerDamaged or LedgerRolledBack unless chain and counters hold."""
         self._files.read()
 
     @property
@@ -249,6 +265,11 @@ class Ledger:
         entry = Resume(by=rules.person(by), reason=rules.said(reason))
         self._append(lambda _: entry, at)
 
+    def confirm_clock(self, by: str, reason: str, at: datetime) -> None:
+        """Let people say that `at` is the right time, although the last entry is of a later or a long past one."""
+        entry = ClockConfirmed(by=rules.person(by), reason=rules.said(reason))
+        self._append(lambda _: entry, at)
+
     def note(self, by: str, text: str, at: datetime) -> None:
         """Keep a remark beside the figures."""
         entry = Note(by=rules.person(by), text=rules.said(text))
@@ -271,16 +292,17 @@ class Ledger:
             raise CannotRecord(f"{self._files.database} is open for reading only.")
         with self._files.appending() as transaction:
             entry = decide(transaction.events)
-            rules.check_clock(transaction.events, at)
+            if not isinstance(entry, ClockConfirmed):
+                rules.check_clock(transaction.events, at)
             last = transaction.events[-1]
             row = make_row(last.seq + 1, at, entry, last.digest)
             transaction.add(row)
         return row.digest
 
 
-def read_budget(path: Path, plan: Plan | None = None, *, counter: Path | None = None) -> BudgetView:
+def read_budget(path: Path, plan: Plan | None = None, *, witness: Path | None = None) -> BudgetView:
     """What the app shows: the figures, or the state "ledger damaged" with the sentence that says why."""
     try:
-        return Ledger.open_readonly(path, counter=counter).budget(plan)
+        return Ledger.open_readonly(path, witness=witness).budget(plan)
     except LedgerError as error:
         return unreadable_view(str(error))

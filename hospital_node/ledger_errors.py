@@ -45,7 +45,7 @@ class DecisionRefused(LedgerError):
 
 
 class ClockJumped(LedgerError):
-    """The clock of this machine is behind the last entry."""
+    """The clock of this machine is behind the last entry, or so far ahead that it must be wrong."""
 
     code: ClassVar[str] = "clock-behind"
 

@@ -43,6 +43,7 @@ from proto.plan import Plan, role_of, short_name
 
 MAX_OPEN_RELEASES: Final = 2  # in a row without a verified result: more would let forced aborts drain the budget (protocol.md)
 CLOCK_TOLERANCE: Final = timedelta(minutes=10)  # time servers step a clock back by less
+LONGEST_SILENCE: Final = timedelta(days=400)  # between two entries: a longer one is more likely a clock that jumped
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +212,22 @@ def _release(charge: Charge, approved: Approved | None) -> Release:
     return Release(charge.mechanism, 1, int(charge.evaluation is not None), approved.program.evaluations)
 
 
+def hospitals_per_patient(events: Sequence[Event]) -> dict[str, int]:
+    """By plan: how many hospitals one patient may attend, as its last approval says."""
+    return {event.entry.plan: event.entry.hospitals_per_patient for event in events if isinstance(event.entry, Approved)}
+
+
+def across_hospitals(events: Sequence[Event]) -> tuple[Mechanism, ...]:
+    """What a patient pays who attends as many hospitals as each study's plan allows: each release that many times."""
+    several = hospitals_per_patient(events)
+    plans = dict.fromkeys(charge.plan for charge in charges(events))
+    return tuple(one.times(several.get(plan, 1)) for plan in plans for one in _counted_of(events, plan))
+
+
+def _counted_of(events: Sequence[Event], plan: str) -> tuple[Mechanism, ...]:
+    return counted(releases(events, lambda charge: charge.plan == plan))
+
+
 def approval_of(events: Sequence[Event], plan: str) -> Approved | None:
     """The approval in force for this plan."""
     approved = None
@@ -231,6 +248,20 @@ def current_cap(events: Sequence[Event]) -> Cap | None:
         if isinstance(entry, CapLowered | CapRaised) or (isinstance(entry, Approved) and not entry.no_guarantee):
             cap = entry.cap
     return cap
+
+
+def guaranteed_cap(events: Sequence[Event]) -> Cap | None:
+    """What the filter has kept at any time so far: the loosest cap in force when something was charged."""
+    cap, kept = None, []
+    for event in events:
+        entry = event.entry
+        if isinstance(entry, CapLowered | CapRaised) or (isinstance(entry, Approved) and not entry.no_guarantee):
+            cap = entry.cap
+        elif isinstance(entry, Charge) and cap is not None:
+            kept.append(cap)
+    if not kept:
+        return None
+    return Cap(epsilon=max(one.epsilon for one in kept), delta=max(one.delta for one in kept))
 
 
 def agreed_by(events: Sequence[Event]) -> str:
@@ -259,15 +290,19 @@ def filter_of(events: Sequence[Event], cap: Cap) -> CapFilter:
 
 
 def check_clock(events: Sequence[Event], at: datetime) -> None:
-    """Raise ClockJumped where `at` is well before the last entry. Order is by number, never by time; this is for people."""
+    """Raise ClockJumped where `at` is well before the last entry or far behind it.
+
+    Order is by number, never by time: this is for people. An entry of a wrong far future would make every later one impossible.
+    """
     if at.tzinfo is None:
         raise ValueError("a ledger entry needs a time with a time zone")
     last = events[-1].at
-    if at < last - CLOCK_TOLERANCE:
-        raise ClockJumped(
-            f"The clock of this machine says {at.astimezone(UTC):%Y-%m-%d %H:%M} UTC, but the last ledger entry is of "
-            f"{last:%Y-%m-%d %H:%M} UTC: set the clock, then start again."
-        )
+    if last - CLOCK_TOLERANCE <= at <= last + LONGEST_SILENCE:
+        return
+    raise ClockJumped(
+        f"The clock of this machine says {at.astimezone(UTC):%Y-%m-%d %H:%M} UTC, but the last ledger entry is of "
+        f"{last:%Y-%m-%d %H:%M} UTC: set the clock, then start again; if it is right, say so with `secagg-node ledger clock`."
+    )
 
 
 def mechanism_of(plan: Plan, hospital: str) -> Mechanism:

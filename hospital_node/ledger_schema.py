@@ -155,6 +155,13 @@ class Resume(Frozen):
     reason: str = Field(min_length=1)
 
 
+class ClockConfirmed(Frozen):
+    """People say that the time of this entry is right, whatever the times before it say."""
+
+    by: str = Field(min_length=1)
+    reason: str = Field(min_length=1)
+
+
 class Note(Frozen):
     """Anything people want to keep beside the figures."""
 
@@ -162,7 +169,9 @@ class Note(Frozen):
     text: str = Field(min_length=1)
 
 
-Entry: TypeAlias = Created | Approved | Withdrawn | CapLowered | CapRaised | Charge | Verified | Hold | Resume | Note
+Entry: TypeAlias = (
+    Created | Approved | Withdrawn | CapLowered | CapRaised | Charge | Verified | Hold | Resume | ClockConfirmed | Note
+)
 
 KINDS: Final[Mapping[str, type[Entry]]] = MappingProxyType(
     {
@@ -175,6 +184,7 @@ KINDS: Final[Mapping[str, type[Entry]]] = MappingProxyType(
         "verified": Verified,
         "hold": Hold,
         "resume": Resume,
+        "clock_confirmed": ClockConfirmed,
         "note": Note,
     }
 )

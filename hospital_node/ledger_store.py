@@ -1,4 +1,4 @@
-"""The ledger's files: one SQLite database, a second counter beside it, and the key of its receipts.
+"""The ledger's files: one SQLite database, its counters, and the key of its receipts.
 
 Rules: every write is one BEGIN IMMEDIATE transaction that is on the disk before it returns; a connection lives for one
 operation, so none is ever shared between threads; nothing but opening for creation can make a file. The database stays in
@@ -80,32 +80,40 @@ class Counter(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class LedgerFiles:
-    """Where one ledger lies. The counter may lie elsewhere, best outside of what is backed up together with the ledger."""
+    """Where one ledger lies. `witness` is a second counter in another place, best where no backup of the ledger reaches."""
 
     database: Path
     counter: Path
     key: Path
+    witness: Path | None
     mode: Mode  # "rw" also where only reading: after a crash SQLite must roll back what was not committed
 
     @classmethod
-    def beside(cls, database: Path, counter: Path | None, mode: Mode) -> LedgerFiles:
-        """ledger.db, ledger.counter and ledger.key in one folder, unless the counter is given."""
-        return cls(database, counter or database.with_suffix(".counter"), database.with_suffix(".key"), mode)
+    def beside(cls, database: Path, witness: Path | None, mode: Mode) -> LedgerFiles:
+        """ledger.db, ledger.counter and ledger.key in one folder: that of the file itself, where `database` is a link to it."""
+        real = database.resolve()
+        return cls(real, real.with_suffix(".counter"), real.with_suffix(".key"), witness, mode)
+
+    @property
+    def counters(self) -> tuple[Path, ...]:
+        """Every counter, in the order in which they are written."""
+        return (self.counter,) if self.witness is None else (self.counter, self.witness)
 
     def create(self, first: Row) -> None:
         """Make all three. Raises LedgerError where a ledger or the traces of one exist."""
         with _disk_errors(self.database), _folder_locked(self.database.parent):
             if self.database.exists():
                 raise LedgerError(f"{self.database} exists already: a hospital has one ledger for life.")
-            traces = self._read_counter() if self.counter.exists() else None
-            if traces is not None and traces.entries > 1:
-                raise LedgerRolledBack(
-                    f"{self.counter} says that a ledger of {traces.entries} entries existed here, but {self.database} is gone: "
-                    "restore it; a new one would forget what was spent."
-                )
+            for counter in self.counters:
+                traces = _read_counter(counter) if counter.exists() else None
+                if traces is not None and traces.entries > 1:
+                    raise LedgerRolledBack(
+                        f"{counter} says that a ledger of {traces.entries} entries existed here, but {self.database} is gone: "
+                        "restore it; a new one would forget what was spent."
+                    )
             if not self.key.exists():
                 write_secret(self.key, os.urandom(KEY_BYTES))
-            write_whole(self.counter, Counter(entries=1, head=first.digest.hex()).model_dump_json().encode())
+            self._write_counters(Counter(entries=1, head=first.digest.hex()))
             self._create_database(first)
 
     def _create_database(self, first: Row) -> None:
@@ -135,9 +143,16 @@ class LedgerFiles:
 
     def read(self) -> tuple[Event, ...]:
         """All entries, verified against the chain and the counter. Raises LedgerDamaged, LedgerRolledBack."""
-        counter = self._read_counter()  # first: entries may be added meanwhile, and a ledger ahead of its counter is fine
+        counters = self._read_counters()  # first: entries may be added meanwhile, and a ledger ahead of its counters is fine
         with self._connected(self.mode) as connection:
-            return self._verified(connection, counter)
+            return self._verified(connection, counters)
+
+    def read_rows(self) -> tuple[Row, ...]:
+        """All rows, verified like `read`."""
+        counters = self._read_counters()
+        with self._connected(self.mode) as connection:
+            self._verified(connection, counters)  # the same connection: what is added in between is verified by its reader
+            return tuple(_rows(connection))
 
     @contextlib.contextmanager
     def appending(self) -> Iterator[Appender]:
@@ -145,7 +160,7 @@ class LedgerFiles:
         with self._connected("rw") as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
-                yield Appender(connection, self._verified(connection, self._read_counter()))
+                yield Appender(connection, self._verified(connection, self._read_counters()))
                 connection.execute("COMMIT")
             finally:
                 if connection.in_transaction:
@@ -153,7 +168,7 @@ class LedgerFiles:
             self._advance_counter(connection)
 
     def catch_up(self) -> None:
-        """Bring the counter to the last entry, where a crash came between the two."""
+        """Bring the counters to the last entry, where a crash came between, or make the witness where there is none yet."""
         with self._connected("rw") as connection:
             self._advance_counter(connection)
 
@@ -171,27 +186,24 @@ class LedgerFiles:
         connection.execute("BEGIN IMMEDIATE")  # serialises writers of the counter; the figures below are the newest
         try:
             entries, head = connection.execute("SELECT seq, digest FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-            write_whole(self.counter, Counter(entries=entries, head=bytes(head).hex()).model_dump_json().encode())
+            self._write_counters(Counter(entries=entries, head=bytes(head).hex()))
         finally:
             connection.execute("ROLLBACK")
 
-    def _read_counter(self) -> Counter:
-        try:
-            return Counter.model_validate_json(self.counter.read_bytes())
-        except FileNotFoundError as error:
-            raise LedgerRolledBack(
-                f"The counter {self.counter} is missing, so nobody can say whether the ledger is the newest: restore it."
-            ) from error
-        except (OSError, ValidationError) as error:
-            raise LedgerDamaged(f"The counter {self.counter} is unreadable: restore it.") from error
+    def _read_counters(self) -> tuple[Counter, ...]:
+        return tuple(_read_counter(counter) for counter in self.counters)
 
-    def _verified(self, connection: sqlite3.Connection, counter: Counter) -> tuple[Event, ...]:
-        rows = connection.execute("SELECT seq, at, kind, body, previous, digest FROM events ORDER BY seq")
+    def _write_counters(self, newest: Counter) -> None:
+        for counter in self.counters:
+            write_whole(counter, newest.model_dump_json().encode())
+
+    def _verified(self, connection: sqlite3.Connection, counters: Sequence[Counter]) -> tuple[Event, ...]:
         try:
-            events = read_chain(Row(*row) for row in rows)
+            events = read_chain(_rows(connection))
         except ChainError as error:
             raise LedgerDamaged(f"{self.database} does not verify: {error}; {RESTORE}") from error
-        check_counter(events, counter, self.database)
+        for counter in counters:
+            check_counter(events, counter, self.database)
         return events
 
     @contextlib.contextmanager
@@ -212,6 +224,18 @@ class Appender:
     def add(self, row: Row) -> None:
         """Add the row; it counts once the transaction has ended."""
         _insert(self.connection, row)
+
+
+def _read_counter(path: Path) -> Counter:
+    try:
+        return Counter.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise LedgerRolledBack(
+            f"The counter {path} is missing, so nobody can say whether the ledger is the newest: restore it; if it is a second "
+            "one that this ledger never had, start it with `secagg-node ledger counter`."
+        ) from error
+    except (OSError, ValidationError) as error:
+        raise LedgerDamaged(f"The counter {path} is unreadable: restore it.") from error
 
 
 def check_counter(events: Sequence[Event], counter: Counter, database: Path) -> None:
@@ -235,6 +259,11 @@ def _connect(database: Path, mode: str) -> sqlite3.Connection:
         if mode != "ro":
             connection.execute(f"PRAGMA {setting}")
     return connection
+
+
+def _rows(connection: sqlite3.Connection) -> Iterator[Row]:
+    rows = connection.execute("SELECT seq, at, kind, body, previous, digest FROM events ORDER BY seq")
+    return (Row(*row) for row in rows)
 
 
 def _insert(connection: sqlite3.Connection, row: Row) -> None:

@@ -5,6 +5,7 @@ It sends nothing and holds no ledger: it is told to begin, says when it is done,
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -50,6 +51,7 @@ class Failed:
 class _Job:
     authorization: Authorization
     base_digest: bytes
+    begun_s: float
     given_up: threading.Event = field(default_factory=threading.Event)
     outcome: Future[_Done] = field(default_factory=Future)
 
@@ -113,7 +115,7 @@ class LocalTraining:
         """Start training; a round under way is given up."""
         self.give_up()
         self.prepare()
-        job = _Job(authorization, base_digest)
+        job = _Job(authorization, base_digest, self._clock())
         self._job = job
         self._display.show("training", TRAINING, round_number=authorization.round)
         job.outcome = self._background.start(lambda: self._train(job, base))
@@ -181,11 +183,10 @@ class LocalTraining:
             self._display.steps("training", progress.step, progress.steps)
 
         assert self._patients is not None
-        sides = parts(self._plan, self._patients.result())
-        unless_given_up()
         number = job.authorization.round
-        ready_s = self._clock() + self._plan.timing.ready_after_s
         try:
+            sides = parts(self._plan, self._patients.result())
+            unless_given_up()
             sums = self._measure(number, base, sides.validation, unless_given_up)
             after: tuple[NodePhase, ...] = ("preparing", "waiting", "training", "evaluating")
             self._display.show("training", TRAINING, round_number=number, only_after=after)
@@ -193,14 +194,15 @@ class LocalTraining:
                 self._plan, self._uri, base, sides.training, threads=self._threads, round=number, on_step=on_step
             )
         except WorkFailed:
-            self._until(job, ready_s)
+            self._until_the_plans_moment(job)
             raise
-        self._until(job, ready_s)
+        self._until_the_plans_moment(job)
         return _Done(trained, sums)
 
-    def _until(self, job: _Job, ready_s: float) -> None:
-        """Wait for the plan's moment: when a training ends, well or badly, follows the number of drawn patients."""
-        job.given_up.wait(max(0.0, ready_s - self._clock()))
+    def _until_the_plans_moment(self, job: _Job) -> None:
+        """When preparing and training end, well or badly, follows the number of patients and of those who were drawn."""
+        now_s = self._clock()
+        job.given_up.wait(moment(job.begun_s, now_s, self._plan.timing.ready_after_s) - now_s)
 
     def _measure(
         self, number: int, base: Vector, patients: Sequence[Any], unless_given_up: Callable[[], None]
@@ -220,3 +222,13 @@ class LocalTraining:
             return scored
 
         return noised_sums(self._plan, patients, counted, NormalStream(self._rand))
+
+
+def moment(begun_s: float, now_s: float, every_s: float) -> float:
+    """When to report: a whole number of periods after the beginning, at least one, not before now; now where none is asked for.
+
+    What takes longer than one period is hidden in the same way: only the number of periods is seen.
+    """
+    if every_s == 0:
+        return now_s
+    return max(now_s, begun_s + every_s * max(1, math.ceil((now_s - begun_s) / every_s)))

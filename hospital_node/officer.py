@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -19,11 +18,14 @@ from rich.console import Console
 from rich.table import Table
 
 from certs.identity import load_identity
-from hospital_node.accounting import epsilon
+from hospital_node.budget import budget_view
+from hospital_node.budget_screen import budget_screen, figure, two_columns
+from hospital_node.cap import plain, stated
 from hospital_node.config import CapSetting, ConfigError, NodeConfig, load_config
-from hospital_node.ledger import BudgetView, Cap, Ledger
+from hospital_node.ledger import Cap, Ledger
 from hospital_node.ledger_rules import mechanism_of, planned
 from hospital_node.state import StateFolder
+from hospital_node.statement import statement
 from proto.plan import Plan, PlanError, from_canonical, load_toml, short_name
 
 app = typer.Typer(add_completion=False)
@@ -78,6 +80,8 @@ def approve(
     what = "without any guarantee" if chosen.privacy.no_guarantee else f"under the cap {cap}"
     console.print(f"Approved by {by}: plan {chosen.digest().hex()[:12]} of study '{chosen.study}', {what}.")
     view = ledger.budget(chosen)
+    if view.reading != view.read_by:  # this plan's noise or rate changes how everything before it is read
+        console.print(view.sentence)
     if view.stops_after_round is not None:  # of the rounds still to come: an approval may be renewed in the middle of a study
         console.print(_stops_early(chosen, cap, view.rounds_left), style="bold")
 
@@ -88,12 +92,15 @@ def budget(
 ) -> None:
     """Show what was spent, what is left and what comes next, from this hospital's own ledger."""
     node = load_config(config)
-    folder = StateFolder(node.state)
-    view = Ledger.open_readonly(folder.ledger).budget(folder.read_plan())
+    folder = StateFolder(node.state, node.ledger_counter)
+    events = Ledger.open_readonly(folder.ledger, witness=folder.witness).events()
+    plan = folder.read_plan()
+    view = budget_view(events, plan)
     if as_json:
-        typer.echo(json.dumps(_finite(dataclasses.asdict(view)), indent=1, sort_keys=True))
+        figures = {**dataclasses.asdict(view), "profile": statement(events, plan).profile}
+        typer.echo(json.dumps(_finite(figures), indent=1, sort_keys=True))
     else:
-        Console().print(_budget_table(view))
+        Console().print(budget_screen(view, statement(events, plan), events))
 
 
 @app.command()
@@ -154,7 +161,7 @@ def _summary(plan: Plan, hospital: str) -> Table:
     """What an officer of `hospital` has to know before agreeing: the steps and the cost are this hospital's own."""
     privacy = plan.privacy
     one_round = mechanism_of(plan, hospital)
-    end = epsilon(planned(plan, hospital, plan.rounds), privacy.delta)
+    end = stated(planned(plan, hospital, plan.rounds), privacy.delta)
     drawn = f"each draws a patient with chance 1/{privacy.inverse_sampling_rate}"
     rows = {
         "hospitals": ", ".join(f"{short_name(one.uri)} ({one.declared_patients} patients)" for one in plan.hospitals),
@@ -162,10 +169,10 @@ def _summary(plan: Plan, hospital: str) -> Table:
         "rounds": f"{plan.rounds}, of {one_round.steps} steps here; {drawn}",
         "noise": f"{privacy.noise_multiplier:g} times the clip norm {privacy.clip_norm:g} in each step, added at each hospital",
         **_evaluation(plan, hospital),
-        "cost of all rounds": "nobody is protected" if math.isinf(end) else f"epsilon {end:.2f} at delta {privacy.delta:g}",
+        "cost of all rounds": figure(end) if math.isinf(end) else f"{figure(end)} at delta {plain(privacy.delta)}",
         "digest": plan.digest().hex(),
     }
-    return _table(f"Study '{plan.study}'", rows)
+    return two_columns(f"Study '{plan.study}'", rows)
 
 
 def _evaluation(plan: Plan, hospital: str) -> dict[str, str]:
@@ -173,40 +180,12 @@ def _evaluation(plan: Plan, hospital: str) -> dict[str, str]:
     part = plan.evaluation
     if part is None:
         return {}
-    without = epsilon([mechanism_of(plan, hospital).times(plan.rounds)], plan.privacy.delta)
-    cost = "" if math.isinf(without) else f"; without this the rounds cost epsilon {without:.2f}"
+    without = stated([mechanism_of(plan, hospital).times(plan.rounds)], plan.privacy.delta)
+    cost = "" if math.isinf(without) else f"; without this the rounds cost {figure(without)}"
     return {
         "evaluation": f"{part.times(plan.rounds)} times, scores of about {part.share:.0%} of the patients, who are not trained "
         f"on: only sums leave, with noise {part.noise_multiplier:g} times what one patient can change{cost}",
     }
-
-
-def _budget_table(view: BudgetView) -> Table:
-    rows = {
-        "what happens next": view.sentence,
-        "spent": f"{_figure(view.spent)} at delta {view.delta:g}",
-        "cap": "none" if view.cap is None else f"{view.cap:g} ({view.left_share:.0%} left)",
-        "rounds": f"{view.rounds_done} done of {view.rounds_planned}, {view.rounds_left} more fit",
-    }
-    if view.next_epsilon is not None:
-        rows["after the next round"] = _figure(view.next_epsilon)
-    if view.forecast:
-        number, reached = view.forecast[-1]
-        rows["at the end of the plan"] = f"{_figure(reached)} after round {number}"
-    if view.hospitals_per_patient > 1:
-        rows[f"a patient of {view.hospitals_per_patient} hospitals"] = _figure(view.across_hospitals)
-    history = (f"round {number}: {_figure(value)}" for number, value in view.by_round[-5:])
-    rows["history"] = ", ".join(history) or "nothing yet"
-    rows["plain reading"] = f"an attacker with 1 false alarm in 100 recognises at most {100 * view.recognised:.0f} of 100"
-    rows["ledger"] = f"{view.entries} entries, verified, head {view.head[:12]}"
-    return _table(f"Study '{view.study}': {view.state}", rows)
-
-
-def _table(title: str, rows: Mapping[str, str]) -> Table:
-    table = Table(show_header=False, title=title, title_justify="left")
-    for name, text in rows.items():
-        table.add_row(name, text)
-    return table
 
 
 def _stops_early(plan: Plan, cap: Cap, fits: int) -> str:
@@ -216,10 +195,6 @@ def _stops_early(plan: Plan, cap: Cap, fits: int) -> str:
     return (
         f"Under the cap {cap} {fits} more of {plan.rounds} rounds fit and this node then stops by itself; to go on, {remedy}."
     )
-
-
-def _figure(value: float) -> str:
-    return "no guarantee" if math.isinf(value) else f"epsilon {value:.2f}"
 
 
 def _finite(value: object) -> object:
@@ -257,6 +232,7 @@ def _checked_cap(epsilon_cap: float, delta: float) -> Cap:
 
 
 def _ledger(node: NodeConfig) -> Ledger:
-    folder = StateFolder(node.state)
+    folder = StateFolder(node.state, node.ledger_counter)
     folder.create()
+    folder.share_ledger(node.ledger)
     return folder.open_ledger(load_identity(node.identity).uri, datetime.now(UTC))

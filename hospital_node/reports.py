@@ -164,7 +164,7 @@ def _of_taking_part(plan: Plan, leaves: Leaves | None) -> tuple[Leaving, ...]:
             "the coordinator",
             "not personal" if hidden else "no",
             "reported at a fixed time" if hidden else "it follows the number of drawn patients",
-            "it is hidden" if hidden else "set timing.ready_after_s in the plan",
+            "only whole multiples of timing.ready_after_s show" if hidden else "set timing.ready_after_s in the plan",
         ),
         Leaving(
             f"images, losses, {_scores(plan)}, numbers of drawn patients, log lines, file names",

@@ -69,8 +69,9 @@ def run_with(config: NodeConfig, workshop: Workshop, *, dial: Dial, clock: Clock
     if role_of(identity.uri) != "hospital":
         raise ConfigError(f"{config.identity} is the identity of {identity.uri}, which is not a hospital: use 'evaluate'")
     pinned = load_peers(config.require_peers()).pinned
-    folder = StateFolder(config.state)
+    folder = StateFolder(config.state, config.ledger_counter)
     folder.create()
+    folder.share_ledger(config.ledger)
     with folder.locked():
         folder.write_node(identity.uri, identity.name.study)
         hospital = Hospital(config, identity, dict(pinned), workshop, folder, clock, rand)

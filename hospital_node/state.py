@@ -38,10 +38,11 @@ class StateFolder:
     """Paths and small files of one node. Construct cheaply; call `create` before writing."""
 
     path: Path
+    witness: Path | None = None  # the ledger's second counter
 
     @property
     def ledger(self) -> Path:
-        """The hospital's privacy ledger (see LEDGER.md)."""
+        """The hospital's privacy ledger (see LEDGER.md), or a link to it where several studies share it."""
         return self.path / "ledger.db"
 
     @property
@@ -91,6 +92,22 @@ class StateFolder:
         except OSError as error:
             raise StateError(f"cannot make the state folder {self.path}: {error.strerror}") from error
 
+    def share_ledger(self, shared: Path | None) -> None:
+        """Let `shared` be this folder's ledger from now on; None changes nothing. StateError where there is another one."""
+        if shared is None or self.ledger.resolve() == shared.resolve():
+            return
+        if self.ledger.is_symlink() or self.ledger.exists():
+            raise StateError(
+                f"{self.ledger} is another ledger than {shared}, which key 'ledger' names: a hospital has one, and what was "
+                "spent in both counts together; ask before either is put aside"
+            )
+        if not shared.parent.is_dir():
+            raise StateError(
+                f"the folder {shared.parent} of key 'ledger' does not exist: create it, readable by its owner only"
+            )
+        self.ledger.symlink_to(shared.resolve())
+        sync_folder(self.path)
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for one process; StateError while another holds it."""
@@ -125,9 +142,9 @@ class StateFolder:
     def open_ledger(self, hospital_uri: str, at: datetime) -> Ledger:
         """The hospital's ledger, verified; a new one where there never was any. Raises LedgerError, StateError."""
         try:
-            ledger = Ledger.open(self.ledger)
+            ledger = Ledger.open(self.ledger, witness=self.witness)
         except LedgerMissing:
-            return Ledger.create(self.ledger, hospital_uri, at)
+            return Ledger.create(self.ledger, hospital_uri, at, witness=self.witness)
         if ledger.hospital != short_name(hospital_uri):
             raise StateError(
                 f"{self.ledger} belongs to {ledger.hospital}, this node is {short_name(hospital_uri)}: correct key 'state'"

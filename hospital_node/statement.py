@@ -14,16 +14,16 @@ from typing import Literal, TypeAlias
 
 from hospital_node import ledger_rules as rules
 from hospital_node.accounting import (
+    PROFILE_DELTAS,
     Mechanism,
     accountant_version,
     attacker_recognised,
     best_guess,
     merged,
-    profile,
     renyi_epsilon,
 )
 from hospital_node.budget import BudgetView, budget_view
-from hospital_node.cap import plain, rounded_up
+from hospital_node.cap import Cap, plain, rounded_up, stated
 from hospital_node.ledger_schema import Charge, Event
 from hospital_node.releases import counted
 from proto.plan import Plan
@@ -58,7 +58,7 @@ class Statement:
     paragraph: str
     fields: tuple[StatementField, ...]
     assumptions: tuple[Assumption, ...]
-    profile: tuple[tuple[float, float], ...]  # (delta, epsilon by PLD)
+    profile: tuple[tuple[float, float], ...]  # (delta, epsilon by PLD); no guarantee by itself where a Renyi filter decides
     recognised: tuple[tuple[float, float], ...]  # (share of false alarms, largest share of patients recognised)
 
 
@@ -68,16 +68,16 @@ def statement(events: Sequence[Event], plan: Plan | None = None) -> Statement:
     charged = rules.charges(events)
     mechanisms = merged(counted(rules.releases(events)))
     return Statement(
-        paragraph=paragraph(rules.hospital_of(events), view, charged),
+        paragraph=paragraph(rules.hospital_of(events), view, charged, rules.guaranteed_cap(events)),
         fields=_fields(events, view, charged, mechanisms),
         assumptions=_assumptions(view),
-        profile=profile(mechanisms),
+        profile=tuple((delta, stated(mechanisms, delta)) for delta in PROFILE_DELTAS),
         recognised=tuple((share, attacker_recognised(mechanisms, share)) for share in FALSE_ALARMS),
     )
 
 
-def paragraph(hospital: str, view: BudgetView, charged: Sequence[Charge]) -> str:
-    """The guarantee in one paragraph, for an officer to copy."""
+def paragraph(hospital: str, view: BudgetView, charged: Sequence[Charge], kept: Cap | None) -> str:
+    """The guarantee in one paragraph, for an officer to copy. `kept` is what the filter has kept at any time so far."""
     if not charged:
         return f"Nothing computed from patients has left {hospital} so far."
     last = f"Up to and including round {charged[-1].round} of study '{charged[-1].study}'"
@@ -87,29 +87,45 @@ def paragraph(hospital: str, view: BudgetView, charged: Sequence[Charge]) -> str
             "updates from the coordinator, but their sum may reveal patients. Use only public or synthetic data this way."
         )
     return (
-        f"{last}, everything {hospital} has sent satisfies (ε = {rounded_up(view.non_adaptive)}, δ = {plain(view.delta)})-"
-        "differential privacy for adding or removing all data of one patient, computed with PLD accounting "
-        f"({accountant_version()}) for {_mechanisms_in_words(charged)}. This covers all intermediate and final models. "
-        f"{_adaptive(view)}It does not rely on the coordinator or on other hospitals being honest. {_several(view)}It does not "
-        "cover the quantities listed under What leaves this hospital as uncovered, and it does not cover choices made by "
-        "looking at results unless they are charged in the ledger."
+        f"{last}, everything {hospital} has sent satisfies {_guarantee(view, kept)}-differential privacy for adding or "
+        f"removing all data of one patient{_reading(view)}, for {_mechanisms_in_words(charged)}. This covers all "
+        f"intermediate and final models. {_adaptive(view, kept)}It does not rely on the coordinator or on other hospitals "
+        f"being honest. {_several(view)}It does not cover the quantities listed under What leaves this hospital as uncovered, "
+        "and it does not cover choices made by looking at results unless they are charged in the ledger."
     )
 
 
-def _adaptive(view: BudgetView) -> str:
-    if view.reading == "pld" or view.cap is None:
+def _guarantee(view: BudgetView, kept: Cap | None) -> str:
+    """The pair that holds: what was read, or the cap that was kept where the reading itself is no guarantee."""
+    if view.read_by == "pld" or kept is None:
+        return f"(ε = {rounded_up(view.spent)}, δ = {plain(view.delta)})"
+    return f"(ε = {rounded_up(kept.epsilon)}, δ = {plain(kept.delta)})"
+
+
+def _reading(view: BudgetView) -> str:
+    if view.read_by == "pld":
+        return f", computed with PLD accounting ({accountant_version()})"
+    return ", which a Rényi filter enforces"
+
+
+def _adaptive(view: BudgetView, kept: Cap | None) -> str:
+    if view.read_by == "renyi":
+        return (
+            "The settings of later studies may have been chosen after seeing results, so the figure is the cap: the filter has "
+            f"read ε = {rounded_up(view.spent)} of it so far. If all settings had been fixed in advance, PLD accounting "
+            f"({accountant_version()}) would read ε = {rounded_up(view.non_adaptive)}. "
+        )
+    if kept is None:
         return ""
-    return (
-        "Because the settings of later studies may have been chosen after seeing results, only the cap "
-        f"(ε = {view.cap:g}), which a Rényi filter enforces, is a guarantee; the filter reads ε = {rounded_up(view.spent)}. "
-    )
+    return f"Where people stop or go on because of results, the cap kept so far (ε = {kept.epsilon:g}) is the guarantee. "
 
 
 def _several(view: BudgetView) -> str:
     if view.hospitals_per_patient == 1:
         return "It assumes that a patient attends one hospital only. "
     return (
-        f"For a patient who attends {view.hospitals_per_patient} of the hospitals, ε is {rounded_up(view.across_hospitals)}. "
+        f"For a patient who attends {view.hospitals_per_patient} hospitals, where the studies allow it, ε is "
+        f"{rounded_up(view.across_hospitals)}. "
     )
 
 
@@ -171,14 +187,18 @@ def _strength(view: BudgetView, mechanisms: Sequence[Mechanism]) -> tuple[Statem
     group = "strength"
     recognised = 100 * attacker_recognised(mechanisms)
     fields = [
+        StatementField(group, "epsilon", rounded_up(view.spent), f"At delta {plain(view.delta)}, {_by(view)}."),
         StatementField(
-            group, "epsilon", rounded_up(view.non_adaptive), f"At delta {plain(view.delta)}, by {accountant_version()} (PLD)."
+            group,
+            "non-adaptive reading",
+            rounded_up(view.non_adaptive),
+            f"By {accountant_version()} (PLD), as if all settings had been fixed in advance.",
         ),
         StatementField(
             group,
-            "second accountant",
+            "coarser accountant",
             rounded_up(renyi_epsilon(mechanisms, view.delta)),
-            "The same releases by Rényi accounting, which is coarser and never smaller.",
+            "The same releases by Rényi accounting at its best order. `secagg-node budget` shows a third one, PRV.",
         ),
         StatementField(
             group,
@@ -197,6 +217,12 @@ def _strength(view: BudgetView, mechanisms: Sequence[Mechanism]) -> tuple[Statem
         explanation = f"Composed for a patient of {view.hospitals_per_patient} hospitals, not added."
         fields.append(StatementField(group, "epsilon across hospitals", rounded_up(view.across_hospitals), explanation))
     return tuple(fields)
+
+
+def _by(view: BudgetView) -> str:
+    if view.read_by == "pld":
+        return f"by {accountant_version()} (PLD)"
+    return "by the Rényi filter that decides; only the cap is a guarantee"
 
 
 def _mechanism(charged: Sequence[Charge]) -> tuple[StatementField, ...]:

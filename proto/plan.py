@@ -200,7 +200,7 @@ class Masking(Frozen):
 
 
 class Timing(Frozen):
-    """Deadlines. `ready_after_s` > 0 hides training time, which follows the number of drawn patients."""
+    """Deadlines. `ready_after_s` > 0 hides training time, which follows the number of drawn patients, in steps of so long."""
 
     training_deadline_s: Positive = 3600.0
     phase_deadline_s: Positive = 60.0

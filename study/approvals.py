@@ -12,8 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hospital_node.accounting import epsilon
-from hospital_node.cap import Cap
+from hospital_node.cap import Cap, stated
 from hospital_node.ledger import Ledger
 from hospital_node.ledger_rules import planned
 from hospital_node.state import StateFolder
@@ -54,5 +53,5 @@ def low_cap(plan: Plan) -> float:
     if plan.privacy.no_guarantee:
         return USUAL_CAP
     last = short_name(plan.hospitals[-1].uri)
-    below, above = (epsilon(planned(plan, last, count), plan.privacy.delta) for count in (fits, fits + 1))
+    below, above = (stated(planned(plan, last, count), plan.privacy.delta) for count in (fits, fits + 1))
     return round((below + above) / 2, 3)

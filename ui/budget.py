@@ -84,8 +84,7 @@ def figures(view: BudgetView) -> tuple[Figure, Figure, Figure, Figure]:
 def _spent(view: BudgetView) -> Figure:
     explained = (
         "Epsilon bounds what anyone can learn about one patient from everything this hospital has sent in its whole life. "
-        "Smaller is stronger; it never goes down. Rounded up, and read at the δ that the cap's filter may use, so it can be "
-        "0.01 above the statement below."
+        "Smaller is stronger; it never goes down. Rounded up."
     )
     if not finite(view):
         return Figure("Spent", NO_GUARANTEE, "no epsilon can be stated", explained)

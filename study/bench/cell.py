@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from hospital_node.accounting import Mechanism, epsilon
-from hospital_node.cap import UNIFORM_SHARE, Cap
+from hospital_node.accounting import Mechanism
+from hospital_node.cap import Cap, stated
 from hospital_node.ledger_rules import evaluations_of
 from hospital_node.releases import Release, counted
 from hospital_node.work import Interrupted
@@ -159,7 +159,7 @@ def epsilon_of(plan: Plan, steps: int, rounds: int | None = None) -> float | Non
         return None
     mechanism = Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, steps)
     release = Release(mechanism, plan.rounds if rounds is None else rounds, evaluations=evaluations_of(plan))
-    return epsilon(counted([release]), UNIFORM_SHARE * plan.privacy.delta) if steps else 0.0
+    return stated(counted([release]), plan.privacy.delta) if steps else 0.0
 
 
 def _own_steps(cell: Cell, hospitals: int) -> Sequence[int | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 
@@ -109,8 +108,22 @@ def test_a_patient_of_several_hospitals_is_shown(tmp_path: Path) -> None:
     ledger = new_ledger(tmp_path, shared)
     release(ledger, shared, 1)
     view = ledger.budget()
-    assert view.across_hospitals == pytest.approx(epsilon([ROUND.times(2)], DELTA))
-    assert "who attends 2 of the hospitals" in statement(ledger.events()).paragraph
+    assert view.across_hospitals == pytest.approx(after(2))
+    assert "who attends 2 hospitals" in statement(ledger.events()).paragraph
+
+
+def test_a_later_study_of_one_hospital_each_does_not_hide_an_earlier_overlap(tmp_path: Path) -> None:
+    """A patient of two hospitals pays the first study twice and the second once, whichever study is asked about."""
+    shared, alone = make_plan(attends=2), make_plan(study="alone")
+    ledger = new_ledger(tmp_path, shared, Cap(epsilon=8, delta=DELTA))
+    release(ledger, shared, 1)
+    ledger.approve(alone, "Dr Keller", "second study", Cap(epsilon=8, delta=DELTA), at(11))
+    release(ledger, alone, 1, minutes=12)
+    for asked in (shared, alone):
+        view = ledger.budget(asked)
+        assert view.hospitals_per_patient == 2
+        assert view.across_hospitals == pytest.approx(after(3))
+        assert f"ε is {up(after(3))}" in statement(ledger.events(), asked).paragraph
 
 
 def test_no_ledger_is_said_and_not_guessed(tmp_path: Path) -> None:
@@ -125,11 +138,11 @@ def test_the_paragraph_says_what_the_ledger_says(tmp_path: Path) -> None:
     release(ledger, PLAN, 1)
     release(ledger, PLAN, 2)
     words = statement(ledger.events()).paragraph
-    shown = math.ceil(100 * epsilon([ROUND.times(2)], DELTA)) / 100
     assert (
-        f"Up to and including round 2 of study 'lidc', everything st-anna has sent satisfies (ε = {shown:.2f}, δ = 1e-5)"
+        f"Up to and including round 2 of study 'lidc', everything st-anna has sent satisfies (ε = {up(after(2))}, δ = 1e-5)"
         in words
     )
+    assert "the cap kept so far (ε = 3) is the guarantee" in words
     assert "PLD accounting (dp-accounting" in words
     assert "for 40 steps of Poisson sampling at rate 0.05 with noise multiplier 1.1 and clipping norm 1." in words
     assert "a patient attends one hospital only" in words
@@ -143,7 +156,12 @@ def test_the_statement_of_a_mixed_ledger_promises_only_the_cap(tmp_path: Path) -
     ledger.approve(other, "Dr Keller", "second study", wide, at(20))
     release(ledger, other, 1, minutes=21)
     words = statement(ledger.events()).paragraph
-    assert "only the cap (ε = 8), which a Rényi filter enforces, is a guarantee" in words
+    assert "everything st-anna has sent satisfies (ε = 8.00, δ = 1e-5)" in words
+    view = ledger.budget()
+    assert "which a Rényi filter enforces, for" in words
+    assert f"the filter has read ε = {up(view.spent)} of it so far" in words
+    assert f"would read ε = {up(view.non_adaptive)}" in words
+    assert view.non_adaptive < view.spent < 8
     assert "noise multiplier 1.1 and 20 steps of" in words
     fields = {field.label: field.value for field in statement(ledger.events()).fields}
     assert fields["other studies"] == "lidc"
@@ -158,7 +176,7 @@ def test_the_statement_without_noise_never_shows_a_number(tmp_path: Path) -> Non
     found = statement(ledger.events())
     assert "has no guarantee" in found.paragraph
     values = {field.label: field.value for field in found.fields}
-    assert values["epsilon"] == values["second accountant"] == "no guarantee"
+    assert values["epsilon"] == values["coarser accountant"] == "no guarantee"
     assert values["attacker"] == "at 1 false alarm in 100 at most 100 of 100 recognised"
 
 

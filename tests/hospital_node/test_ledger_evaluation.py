@@ -16,7 +16,7 @@ from ledger_world import CAP, DELTA, at, make_plan, new_ledger, release
 
 from hospital_node import ledger_rules as rules
 from hospital_node.accounting import Mechanism, epsilon, merged
-from hospital_node.cap import ORDERS, UNIFORM_SHARE, CapFilter, best_order
+from hospital_node.cap import ORDERS, UNIFORM_SHARE, CapFilter, best_order, rounded_up, stated
 from hospital_node.forecast import rounds_left
 from hospital_node.ledger import BudgetExhausted, Cap, Charge, Ledger
 from hospital_node.ledger_schema import Approved, Evaluated, EvaluationAgreed
@@ -247,7 +247,7 @@ def test_the_statement_says_what_left(tmp_path: Path) -> None:
     fields = {field.label: field.value for field in found.fields}
     assert fields["evaluations"] == "1 with noise multiplier 6"
     assert (fields["noise multiplier"], fields["steps"]) == ("1.1", "40")
-    assert found.profile[1] == (1e-5, epsilon(planned(PLAN, 2), 1e-5))
+    assert found.profile[1] == (1e-5, stated(planned(PLAN, 2), 1e-5))
 
 
 def test_what_leaves_names_the_sums_and_promises_no_more_than_holds() -> None:
@@ -270,7 +270,7 @@ def test_the_officer_reads_what_the_evaluation_adds() -> None:
     assert "6 times, scores of about 25% of the patients, who are not trained on" in with_it["evaluation"]
     plain = without["cost of all rounds"].split(" at ")[0]
     assert f"without this the rounds cost {plain}" in with_it["evaluation"]
-    assert with_it["cost of all rounds"] == f"epsilon {epsilon(planned(PLAN, 30), DELTA):.2f} at delta 1e-05"
+    assert with_it["cost of all rounds"] == f"epsilon {rounded_up(stated(planned(PLAN, 30), DELTA))} at delta 1e-5"
     assert with_it["cost of all rounds"] > without["cost of all rounds"]
 
 

@@ -172,17 +172,17 @@ def test_a_restored_backup_stops_training(path: Path, tmp_path: Path) -> None:
     assert LedgerRolledBack.code == "ledger-rolled-back"
 
 
-def test_a_counter_kept_elsewhere_survives_a_backup_of_the_folder(tmp_path: Path) -> None:
+def test_a_second_counter_elsewhere_notices_a_backup_of_the_whole_folder(tmp_path: Path) -> None:
     home, elsewhere = tmp_path / "state", tmp_path / "elsewhere.counter"
     home.mkdir()
-    ledger = Ledger.create(home / "ledger.db", HOSPITAL, at(0), counter=elsewhere)
+    ledger = Ledger.create(home / "ledger.db", HOSPITAL, at(0), witness=elsewhere)
     ledger.approve(PLAN, "Dr Keller", "first study", CAP, at(1))
     shutil.copytree(home, tmp_path / "backup")
     release(ledger, PLAN, 1)
     shutil.rmtree(home)
     shutil.copytree(tmp_path / "backup", home)
     with pytest.raises(LedgerRolledBack):
-        Ledger.open(home / "ledger.db", counter=elsewhere)
+        Ledger.open(home / "ledger.db", witness=elsewhere)
 
 
 def test_a_counter_left_behind_by_a_crash_catches_up(path: Path) -> None:

@@ -129,7 +129,7 @@ def test_the_budget_is_a_table_or_json(folders: Folders, capsys: pytest.CaptureF
     assert call(folders, "budget") == 0
     out = capsys.readouterr().out
     assert "what happens next" in out
-    assert "false alarm" in out
+    assert "forecast" in out
     assert call(folders, "budget", "--json") == 0
     view = json.loads(capsys.readouterr().out)
     assert (view["state"], view["cap"], view["rounds_done"]) == ("within budget", 8.0, 0)

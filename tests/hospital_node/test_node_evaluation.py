@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 def here(study: Folders, tmp_path: Path) -> Here:
     folders = Folders(tmp_path, study.identities)
     folders.state.create()
-    approve(folders.state.open_ledger(ME, datetime.fromtimestamp(1.7e9).astimezone()), PLAN)
+    approve(folders.state.open_ledger(ME, datetime.fromtimestamp(NOW_S, UTC)), PLAN)
     desk = make_desk(folders, PLAN, lambda: Ledger.open(folders.state.ledger))
     world = Here(folders, study, desk, Rehearsal(PLAN, study))
     world.rehearse(1)

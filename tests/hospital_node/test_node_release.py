@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from node_world import (
     LAYOUT,
     ME,
     NAMES,
+    NOW_S,
     Counter,
     Folders,
     Rehearsal,
@@ -84,7 +85,7 @@ class Here:
 def here(study: Folders, tmp_path: Path) -> Iterator[Here]:
     folders = Folders(tmp_path, study.identities)
     folders.state.create()
-    approve(folders.state.open_ledger(ME, datetime.fromtimestamp(1.7e9).astimezone()), PLAN)
+    approve(folders.state.open_ledger(ME, datetime.fromtimestamp(NOW_S, UTC)), PLAN)
     world = Here(folders, make_desk(folders, PLAN, lambda: Ledger.open(folders.state.ledger)), Rehearsal(PLAN, study))
     world.hold()
     return world

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from node_world import (
     BASE,
     EVALUATOR,
@@ -41,6 +43,7 @@ from hospital_node import loop, runner
 from hospital_node.config import ConfigError
 from hospital_node.ledger import Charge, Ledger
 from hospital_node.link import LinkRefused
+from hospital_node.local_training import moment
 from hospital_node.progress import read_leaves, read_progress
 from hospital_node.runner import run_with
 from hospital_node.state import StateError
@@ -73,6 +76,7 @@ class Node:
     trainer: Trainer
     stop: threading.Event = field(default_factory=threading.Event)
     prepare: Callable[..., Any] | None = None
+    clock: Callable[[], float] = lambda: NOW_S
     future: Future[None] = field(default_factory=Future)
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(max_workers=1))
 
@@ -82,7 +86,7 @@ class Node:
             self.folders.config,
             make_workshop(self.trainer, self.prepare),
             dial=lambda _config, _meter: self.link,
-            clock=lambda: NOW_S,
+            clock=self.clock,
             rand=Counter(),
             stop=self.stop,
         )
@@ -410,6 +414,35 @@ def test_neither_success_nor_failure_is_reported_before_the_plans_moment(folders
     node.link.put(finished=pb.Finished(reason="over"))
     node.future.result(10)  # it gives the round up at once, however long the moment was away
     assert [report.state for report in node.link.sent] == [TRAINING]
+
+
+@given(begun_s=st.floats(0, 2e9), took_s=st.floats(0, 1e5), every_s=st.floats(1, 1e5))
+def test_only_whole_periods_show(begun_s: float, took_s: float, every_s: float) -> None:
+    """Two trainings that end within one period are reported at one moment, which is neither before their end nor long after."""
+    reported_s = moment(begun_s, begun_s + took_s, every_s)
+    periods = (reported_s - begun_s) / every_s
+    assert periods == pytest.approx(round(periods), abs=1e-4)
+    assert round(periods) >= 1
+    assert -1e-6 <= reported_s - (begun_s + took_s) <= every_s + 1e-3
+    assert moment(begun_s, begun_s + took_s, 0.0) == begun_s + took_s
+
+
+def test_preparing_counts_towards_the_plans_moment(folders: Folders) -> None:
+    """How long the studies took to prepare follows the number of patients."""
+    plan = make_plan(ready_after_s=3600)
+    approved_ledger(folders, plan)
+    node, now_s = Node(folders, FakeLink(plan), Trainer()), [NOW_S]
+
+    def prepare(plan: Any, count: Any) -> Any:
+        until(lambda: len(node.link.sent) == 1)  # the order is here
+        now_s[0] += 3600.0
+        return ()
+
+    node.prepare, node.clock = prepare, lambda: now_s[0]
+    node.start()
+    node.link.put(train=train_order())
+    assert node.link.wait_for(2).state == READY, "the hour of preparing was the hour of the plan"
+    node.end()
 
 
 def test_too_many_unreadable_studies_decline_and_are_read_again_in_the_next_round(node: Node) -> None:

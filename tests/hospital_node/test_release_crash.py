@@ -2,7 +2,8 @@
 
 A point is whatever another process or the disk could notice: a statement of SQLite, a write, a sync, a rename, an answer, a
 piece of the upload. What a child says through its pipe is what left the hospital. Of every point: the ledger is never below
-what was released, no training is released twice, and the node goes on. SECAGG_KILLS=100 kills a hundred times at each.
+what was released, no training is released twice, and the node goes on. The suite kills at every third point;
+`SECAGG_KILLS=100 pytest tests/hospital_node/test_release_crash.py -s` kills a hundred times at each.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ from node_world import BASE, LAYOUT, ME, Folders, Rehearsal, approve, make_desk,
 from hospital_node import ledger_store
 from hospital_node.ledger import AlreadyReleased, Charge, Ledger
 from hospital_node.session import SessionRefused
+from hospital_node.state import StateFolder
 from proto import federation_pb2 as pb
 from proto.layout import model_digest
 
 PLAN = make_plan()
 UPDATE = np.linspace(-0.5, 0.5, LAYOUT.length, dtype=np.float32)
-KILLS = int(os.environ.get("SECAGG_KILLS", "1"))  # at each point
-RANDOM_KILLS = 30
-FILES = ("ledger.db", "ledger.counter", "ledger.key")
+KILLS = int(os.environ.get("SECAGG_KILLS", "0"))  # at each point; 0: once at every third, as long as a test may take
+RANDOM_KILLS = max(15, KILLS)
+WITNESS = "witness.counter"
 CALLS = ("fsync", "replace", "write", "open", "link")  # of the system, before and after
 
 
@@ -76,10 +78,9 @@ class Life:
 
     def round(self) -> None:
         """Authorize, train, mask, reveal, record: everything that one round does to the disk and the network."""
-        state = self.folders.state
-        desk = make_desk(self.folders, PLAN, lambda: Ledger.open(state.ledger))
+        desk = make_desk(self.folders, PLAN, lambda: ledger_of(self.folders))
         coordinator = Rehearsal(PLAN, self.folders, bytes([self.session]) * 16)
-        authorization = Ledger.open(state.ledger).authorize(PLAN, 1)
+        authorization = ledger_of(self.folders).authorize(PLAN, 1)
         self.point("authorized")
         desk.hold(UPDATE.copy(), model_digest(BASE), authorization)
         training = os.urandom(4).hex()
@@ -104,6 +105,11 @@ class Life:
         self.say(f"answered {self.session}")
         self.point("after an answer left")
         return answer
+
+
+def ledger_of(folders: Folders) -> Ledger:
+    """As the node opens it, with its second counter."""
+    return Ledger.open(folders.state.ledger, witness=folders.root / WITNESS)
 
 
 def die() -> NoReturn:
@@ -133,7 +139,8 @@ def in_a_child(life: Callable[[Callable[[str], None]], None]) -> tuple[list[str]
 def template(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     folders = make_folders(tmp_path_factory.mktemp("crash"))
     folders.state.create()
-    approve(folders.state.open_ledger(ME, datetime.fromtimestamp(node_world.NOW_S, UTC)), PLAN)
+    state = StateFolder(folders.state.path, folders.root / WITNESS)
+    approve(state.open_ledger(ME, datetime.fromtimestamp(node_world.NOW_S, UTC)), PLAN)
     return folders
 
 
@@ -141,6 +148,7 @@ def fresh(template: Folders, folder: Path) -> Folders:
     """The same hospital with a ledger on which only an approval was written."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(template.state.path, folder / "state")
+    shutil.copy(template.root / WITNESS, folder / WITNESS)
     return Folders(folder, template.identities)
 
 
@@ -158,7 +166,7 @@ def lived(folders: Folders, session: int, ends_at: int | None = None) -> tuple[l
 
 def what_holds(folders: Folders, said: list[str]) -> int:
     """Check what must hold after any history, and return how many releases were charged."""
-    events = Ledger.open(folders.state.ledger).events()  # verifies chain and counter: a crash is no false alarm
+    events = ledger_of(folders).events()  # verifies chain and counter: a crash is no false alarm
     charged = sum(isinstance(event.entry, Charge) for event in events)
     trained = [line.split()[1] for line in said if line.startswith("trained")]
     left = {line.split()[1] for line in said if line.startswith("left")}
@@ -173,11 +181,11 @@ def goes_on(folders: Folders, said: list[str], charged: int) -> None:
     """Start again: a round that was not charged is trained anew and released; one that was is over."""
     if charged:
         with pytest.raises(AlreadyReleased):
-            Ledger.open(folders.state.ledger).authorize(PLAN, 1)
+            ledger_of(folders).authorize(PLAN, 1)
         return
     if any(line.startswith("answered") for line in said):  # the session that was answered is over, too
-        desk = make_desk(folders, PLAN, lambda: Ledger.open(folders.state.ledger))
-        desk.hold(UPDATE.copy(), model_digest(BASE), Ledger.open(folders.state.ledger).authorize(PLAN, 1))
+        desk = make_desk(folders, PLAN, lambda: ledger_of(folders))
+        desk.hold(UPDATE.copy(), model_digest(BASE), ledger_of(folders).authorize(PLAN, 1))
         with pytest.raises(SessionRefused):
             desk.open(Rehearsal(PLAN, folders, b"\x01" * 16).order)
     again, status = lived(folders, session=2)
@@ -192,14 +200,15 @@ def test_killed_at_every_point_of_a_release(template: Folders, tmp_path: Path) -
     points = whole[-1].removeprefix("points ").split("|")
     assert {"COMMIT", "before replace", "after fsync", "authorized", "after a piece", "recorded"} <= set(points)
     outcomes: Tally[tuple[int, bool]] = Tally()
-    for at in range(1, len(points) + 1):
-        for _ in range(KILLS):
+    for at in range(1, len(points) + 1, 1 if KILLS else 3):
+        for _ in range(KILLS or 1):
             folders = fresh(template, tmp_path / "one")
             said, status = lived(folders, session=1, ends_at=at)
             assert os.WIFSIGNALED(status), points[at - 1]
             charged = what_holds(folders, said)
             outcomes[charged, any(line.startswith("left") for line in said)] += 1
             goes_on(folders, said, charged)
+    print(f"{sum(outcomes.values())} kills at {len(points)} points; (charged, left the hospital): {dict(outcomes)}")
     assert set(outcomes) == {(0, False), (1, False), (1, True)}, "each of the three ends came up"
     assert min(outcomes.values()) >= 3
 

@@ -41,6 +41,7 @@ from proto.plan import Plan
 SHOWN = {"progress.json", "leaves.json"}  # what the hospital's own app shows: phases, steps and bytes, and nothing of a patient
 SESSIONS = {"sessions.log"}  # ids that are never answered again, whatever became of them
 LEDGER = {"ledger.db", "ledger.counter"}
+PATIENCE_S = 60.0  # with a machine that does other things as well
 
 
 def real_plan() -> Plan:
@@ -118,7 +119,7 @@ class Bench:
                 play(link)
             finally:
                 stop.set()
-            running.result(20)
+            running.result(PATIENCE_S)
 
     def order(self, number: int = 1) -> pb.Train:
         return pb.Train(round=number, base_digest=model_digest(self.base), base_bytes=4 * len(self.base))
@@ -151,7 +152,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(node_world, "LAYOUT", layout)
     torch.manual_seed(7)
     made = Bench(folders, plan, network.vector_of(network.build(plan.network)))
-    made.run(lambda _: until(lambda: sentence(folders).startswith("studies prepared"), 60))
+    made.run(lambda _: until(lambda: sentence(folders).startswith("studies prepared"), PATIENCE_S))
     return made
 
 
@@ -163,48 +164,48 @@ def sentence(folders: Folders) -> str:
 def stopped_in_training(bench: Bench, link: FakeLink) -> None:
     bench.gate = threading.Event()
     link.put(train=bench.order())
-    link.wait_for(1)
-    assert bench.first_step.wait(20)
+    link.wait_for(1, PATIENCE_S)
+    assert bench.first_step.wait(PATIENCE_S)
 
 
 def given_up_for_another_round(bench: Bench, link: FakeLink) -> None:
     stopped_in_training(bench, link)
     link.put(train=bench.order(2))
-    link.wait_for(2)
+    link.wait_for(2, PATIENCE_S)
 
 
 def failed(bench: Bench, link: FakeLink) -> None:
     bench.breaks = True
     link.put(train=bench.order())
-    assert link.wait_for(2).state == pb.NodeReport.FAILED
+    assert link.wait_for(2, PATIENCE_S).state == pb.NodeReport.FAILED
 
 
 def trained_and_never_asked_for(bench: Bench, link: FakeLink) -> None:
     link.put(train=bench.order())
-    assert link.wait_for(2).state == pb.NodeReport.READY
+    assert link.wait_for(2, PATIENCE_S).state == pb.NodeReport.READY
 
 
 def refused_before_the_charge(bench: Bench, link: FakeLink) -> None:
     trained_and_never_asked_for(bench, link)
     coordinator = bench.coordinator()
     link.put(open=coordinator.order)
-    share = coordinator.take_advert(link.wait_for(3))
+    share = coordinator.take_advert(link.wait_for(3, PATIENCE_S))
     del share.adverts[1:]
     link.put(share=share)
-    assert link.wait_for(4).WhichOneof("answer") == "refusal"
+    assert link.wait_for(4, PATIENCE_S).WhichOneof("answer") == "refusal"
     link.put(result=coordinator.result(opened=False))
-    until(lambda: "is over" in sentence(bench.folders))
+    until(lambda: "is over" in sentence(bench.folders), PATIENCE_S)
 
 
 def aborted_after_the_charge(bench: Bench, link: FakeLink) -> None:
     trained_and_never_asked_for(bench, link)
     coordinator = bench.coordinator()
     link.put(open=coordinator.order)
-    link.put(share=coordinator.take_advert(link.wait_for(3)))
-    link.put(mask=coordinator.take_shares(link.wait_for(4)))
-    words_of(link.wait_for(5))
+    link.put(share=coordinator.take_advert(link.wait_for(3, PATIENCE_S)))
+    link.put(mask=coordinator.take_shares(link.wait_for(4, PATIENCE_S)))
+    words_of(link.wait_for(5, PATIENCE_S))
     link.put(result=coordinator.result(opened=False))
-    until(lambda: "is over" in sentence(bench.folders))
+    until(lambda: "is over" in sentence(bench.folders), PATIENCE_S)
 
 
 @pytest.mark.parametrize(
@@ -253,12 +254,12 @@ def test_the_round_after_a_discarded_one_is_the_round_of_an_undisturbed_node(ben
     def disturbed(link: FakeLink) -> None:
         bench.gate = threading.Event()
         link.put(train=bench.order(2))
-        link.wait_for(1)
-        assert bench.first_step.wait(20)
+        link.wait_for(1, PATIENCE_S)
+        assert bench.first_step.wait(PATIENCE_S)
         link.put(train=bench.order(1))
-        link.wait_for(2)
+        link.wait_for(2, PATIENCE_S)
         bench.gate.set()
-        assert link.wait_for(3).state == pb.NodeReport.READY
+        assert link.wait_for(3, PATIENCE_S).state == pb.NodeReport.READY
 
     bench.run(disturbed)
     undisturbed, again = bench.updates

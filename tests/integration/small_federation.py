@@ -51,6 +51,9 @@ class SmallFederation:
     drill_pause_s: float = 0.0
     evaluator: bool = False
     masking: dict[str, object] = field(default_factory=dict)  # changes to the plan's
+    timing: dict[str, object] = field(default_factory=dict)
+    parts: dict[str, object] = field(default_factory=dict)  # further parts of the plan
+    patients: dict[str, int] = field(default_factory=dict)  # that a hospital really has; every one declares PATIENTS
     world: sites.Sites = field(init=False)
     plan: Plan = field(init=False)
     nodes: dict[str, Child] = field(default_factory=dict, init=False)
@@ -59,12 +62,17 @@ class SmallFederation:
         roles = tuple(Role(name, self.folder / name / "data", PATIENTS) for name in HOSPITALS)
         public = Role("public", self.folder / "public" / "data", 2)
         for index, role in enumerate(roles):
-            synthetic.write_cohort(role.data, index, PATIENTS, 5)
+            synthetic.write_cohort(role.data, index, self.patients.get(role.name, PATIENTS), 5)
         synthetic.write_public_cohort(public.data, 2, 5)
         self.world = sites.Sites(self.folder, Cast(STUDY, "none", roles, public, ""))
         sites.certify(self.world)
         self.plan = presets.complete(
-            {**FIELDS, "masking": {**FIELDS["masking"], **self.masking}},
+            {
+                **FIELDS,
+                **self.parts,
+                "masking": {**FIELDS["masking"], **self.masking},
+                "timing": {**FIELDS["timing"], **self.timing},
+            },
             study=STUDY,
             hospitals=presets.admitted(self.world.cast, self.world.uri),
             evaluators=[self.world.uri(public)] if self.evaluator else [],
