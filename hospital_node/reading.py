@@ -24,6 +24,7 @@ from hospital_node.metaimage import check_metaimage
 from hospital_node.nifti import check_nifti
 from hospital_node.nrrd import check_nrrd
 
+AXES, PAIRS = "LPS", ("LR", "PA", "SI")
 MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 50.0  # micro-CT to the thickest slices; outside, the header is wrong
 ORTHOGONAL_TOLERANCE = 1e-3  # of direction cosines; headers carry six digits
 Size = tuple[int, int, int]  # (x, y, z)
@@ -68,9 +69,18 @@ def read_oriented(path: Path) -> sitk.Image:
         image = image[:, :, :, 0]
     _check_loaded(image, size)  # 3
     _check_geometry(image)  # 4
-    oriented = sitk.DICOMOrient(image, "LPS")  # 5
-    _check_finite(oriented)  # 6
-    return oriented
+    _check_finite(image)  # 6
+    letters = orientation(image)
+    order = [next(axis for axis, letter in enumerate(letters) if letter in pair) for pair in PAIRS]
+    flips = [letters[axis] not in AXES for axis in order]
+    if order != [0, 1, 2]:
+        image = sitk.PermuteAxes(image, order)  # 5, in two steps: DICOMOrient would hold three copies at once
+    return sitk.Flip(image, flips) if any(flips) else image  # 5
+
+
+def orientation(image: sitk.Image) -> str:
+    """Where the stored axes of an image point to, as three letters: LPS for left, back, head."""
+    return str(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()))
 
 
 def read_label(path: Path, image: sitk.Image, labels: int) -> sitk.Image:
@@ -79,7 +89,8 @@ def read_label(path: Path, image: sitk.Image, labels: int) -> sitk.Image:
     if not same_grid(image, label):
         raise UnreadableStudy("label-mismatch", "label and image differ in size, spacing, origin or axes: resample the label")
     values = sitk.GetArrayViewFromImage(label)
-    if values.min() < 0 or values.max() > labels or not np.array_equal(values, np.floor(values)):
+    whole = values.dtype.kind != "f" or all(np.array_equal(slab, np.floor(slab)) for slab in values)
+    if values.min() < 0 or values.max() > labels or not whole:
         raise UnreadableStudy("label-values", f"the label image holds other values than 0 to {labels}")
     return sitk.Cast(label, sitk.sitkUInt8)
 
@@ -138,5 +149,5 @@ def _check_geometry(image: sitk.Image) -> None:
 
 def _check_finite(image: sitk.Image) -> None:
     values = sitk.GetArrayViewFromImage(image)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+    if values.dtype.kind == "f" and not all(np.isfinite(slab).all() for slab in values):
         raise UnreadableStudy("nonfinite", "some voxels are not numbers or infinite: export the scan again")
