@@ -1,9 +1,9 @@
 """Read one volume, or refuse it by name: right voxels or an UnreadableStudy, never something in between.
 
 Order of the checks (the numbers label the code): 1 the format is known; 2 the header is sane and the file whole, before
-anything is allocated; 3 SimpleITK loads what the header said; 4 spacing and axes are usable; 5 axes are brought to LPS, by
-permuting and flipping with the origin moved along, so that every voxel keeps its place in the world and left stays left;
-6 all values are finite. Arrays are (z, y, x) with x to the patient's left, y to the back, z to the head.
+anything is allocated; 3 SimpleITK loads what the header said; 4 spacing and axes are usable; 5 all values are finite; 6 axes
+are brought to LPS, by permuting and flipping with the origin moved along, so that every voxel keeps its place in the world and
+left stays left. Arrays are (z, y, x) with x to the patient's left, y to the back, z to the head.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ def read_image(path: Path) -> Volume:
 
 def read_oriented(path: Path) -> sitk.Image:
     """Read a scan as a SimpleITK image with axes in LPS order, in its stored pixel type. Raises UnreadableStudy."""
+    return to_lps(read_stored(path))  # 6
+
+
+def read_stored(path: Path) -> sitk.Image:
+    """Read a scan as it is stored, its axes as they come. Raises UnreadableStudy."""
     sitk.ProcessObject.GlobalWarningDisplayOff()  # ITK's warnings on stderr quote paths, which may name patients
     load = _loader(path)  # 1
     try:
@@ -69,18 +74,23 @@ def read_oriented(path: Path) -> sitk.Image:
         image = image[:, :, :, 0]
     _check_loaded(image, size)  # 3
     _check_geometry(image)  # 4
-    _check_finite(image)  # 6
-    letters = orientation(image)
-    order = [next(axis for axis, letter in enumerate(letters) if letter in pair) for pair in PAIRS]
-    flips = [letters[axis] not in AXES for axis in order]
-    if order != [0, 1, 2]:
-        image = sitk.PermuteAxes(image, order)  # 5, in two steps: DICOMOrient would hold three copies at once
-    return sitk.Flip(image, flips) if any(flips) else image  # 5
+    _check_finite(image)  # 5
+    return image
 
 
 def orientation(image: sitk.Image) -> str:
     """Where the stored axes of an image point to, as three letters: LPS for left, back, head."""
     return str(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()))
+
+
+def to_lps(image: sitk.Image) -> sitk.Image:
+    """Permute and flip an image to LPS axes, in two steps: DICOMOrient would hold three copies at once."""
+    letters = orientation(image)
+    order = [next(axis for axis, letter in enumerate(letters) if letter in pair) for pair in PAIRS]
+    flips = [letters[axis] not in AXES for axis in order]
+    if order != [0, 1, 2]:
+        image = sitk.PermuteAxes(image, order)
+    return sitk.Flip(image, flips) if any(flips) else image
 
 
 def read_label(path: Path, image: sitk.Image, labels: int) -> sitk.Image:
