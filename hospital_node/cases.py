@@ -1,8 +1,9 @@
-"""Find the cases of a data folder, whichever of the known layouts it has. Reads lists, never voxels.
+"""Find the cases of a data folder, whichever of the known layouts it has. Reads lists and DICOM headers, never voxels.
 
 Layouts, in the order in which they are tried:
 - `manifest.csv` with the columns image, label, patient (paths relative to the folder);
-- `annotations.csv`: LUNA16, the volumes beside it or in `subset0` ... `subset9` (hospital_node/luna.py);
+- `annotations.csv` or `candidates.csv`: LUNA16, the volumes beside it, in `subset0` ... `subset9`, or folders of DICOM slices
+  (hospital_node/luna.py);
 - `images/`, `labels/` and `cases.csv`: one label image for each image (hospital_node/listed.py).
 """
 
@@ -45,14 +46,15 @@ def discover(folder: Path, *, site: str | None = None, fold: str | None = None) 
     if (folder / "manifest.csv").is_file():
         _refuse_selection(folder, "manifest.csv", selects)
         return listed.discover_manifest(folder)
-    if (folder / "annotations.csv").is_file():
-        _refuse_selection(folder, "annotations.csv", selects)
-        return luna.discover_luna(folder)
+    for listing in luna.LISTS:
+        if (folder / listing).is_file():
+            _refuse_selection(folder, listing, selects)
+            return luna.discover_luna(folder)
     if (folder / "images").is_dir() and (folder / "labels").is_dir():
         return listed.discover_pairs(folder, site=site, fold=fold)
     raise CohortError(
-        f"{folder} has no known layout: it needs annotations.csv beside LUNA16 volumes, or images/ and labels/ with cases.csv,"
-        " or a manifest.csv with the columns image,label,patient"
+        f"{folder} has no known layout: it needs annotations.csv beside LUNA16 volumes or folders of DICOM slices, or images/"
+        " and labels/ with cases.csv, or a manifest.csv with the columns image,label,patient"
     )
 
 

@@ -23,20 +23,19 @@ from rich.console import Console
 from rich.table import Table
 
 from certs.party import CertificateError
-from hospital_node import ledger_cli, officer
+from hospital_node import data_cli, ledger_cli, officer
 from hospital_node.checks import Check, all_checks
-from hospital_node.cohort import SKIP_CODES, CohortError
+from hospital_node.cohort import CohortError
 from hospital_node.config import ConfigError, NodeConfig, load_config
 from hospital_node.durable import write_whole
 from hospital_node.ledger import LedgerError
 from hospital_node.ledger_export import ExportError
 from hospital_node.link import LinkLost, LinkRefused, dial
 from hospital_node.logs import configure
-from hospital_node.officer import ConfigFile, read_plan
+from hospital_node.officer import ConfigFile
 from hospital_node.reach import reason_of_loss
 from hospital_node.state import StateError, StateFolder
 from hospital_node.study import plan_offered
-from hospital_node.terminal import counted
 from hospital_node.traffic import ByteMeter
 from hospital_node.work import WorkFailed
 from proto.modelfile import Model, ModelFileError, encode_model, read_model
@@ -67,8 +66,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Look at this node's own studies. Nothing is sent.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
+app.add_typer(data_cli.app, name="data")
 app.add_typer(officer.app)
 app.add_typer(officer.cap_app, name="cap")
 app.add_typer(ledger_cli.app, name="ledger")
@@ -185,26 +183,6 @@ def init_model(
     write_whole(out, encode_model(model))
     typer.echo(f"{out}: {model.layout.length} values in {len(model.layout.tensors)} tensors")
     typer.echo(f'start_digest = "{model.digest.hex()}"')
-
-
-@data_app.command("check")
-def check_data(
-    config: ConfigFile,
-    plan: Annotated[
-        Path | None, typer.Option("--plan", help="The plan; the one that the coordinator offered last if left out.")
-    ] = None,
-) -> None:
-    """Read and prepare every study of this node as training would; count what cannot be used, by reason."""
-    node = load_config(config).require_folders()
-    chosen = read_plan(node, plan)
-    from hospital_node.workshop import prepare_studies
-
-    StateFolder(node.state).create()
-    with counted("reading studies") as count:
-        cohort = prepare_studies(node, chosen, count)
-    typer.echo(f"{cohort.cases} studies of {len(cohort.patients)} patients are ready for study '{chosen.study}'.")
-    for code, number in sorted(cohort.skipped.items()):
-        typer.echo(f"{number} left out ({code}): {SKIP_CODES[code]}")
 
 
 def _fetch_plan(node: NodeConfig) -> Plan:

@@ -11,7 +11,7 @@ from pathlib import Path
 from hospital_node.cohort import Case, Cohort, CohortError, LabelImage, SkipCount
 from hospital_node.tables import one_value, rows_of
 
-SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd")
+SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 
 
 def discover_pairs(folder: Path, *, site: str | None, fold: str | None) -> Cohort:
@@ -40,7 +40,7 @@ def discover_manifest(folder: Path) -> Cohort:
     cases, seen = [], set()
     for row in rows_of(folder / "manifest.csv", ("image", "label", "patient")):
         image, label = folder / row["image"], folder / row["label"]
-        if not row["image"] or not image.is_file():
+        if not row["image"] or not image.exists():  # a file, or a folder of DICOM slices
             skipped.add("missing-image")
         elif not row["label"] or not label.is_file():
             skipped.add("no-label")

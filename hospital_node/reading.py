@@ -1,9 +1,9 @@
 """Read one volume, or refuse it by name: right voxels or an UnreadableStudy, never something in between.
 
 Order of the checks (the numbers label the code): 1 the format is known; 2 the header is sane and the file whole, before
-anything is allocated; 3 SimpleITK loads what the header said; 4 spacing and axes are usable; 5 axes are brought to LPS, by
-permuting and flipping with the origin moved along, so that every voxel keeps its place in the world and left stays left;
-6 all values are finite. Arrays are (z, y, x) with x to the patient's left, y to the back, z to the head.
+anything is allocated; 3 SimpleITK loads what the header said; 4 spacing and axes are usable; 5 all values are finite; 6 axes
+are brought to LPS, by permuting and flipping with the origin moved along, so that every voxel keeps its place in the world and
+left stays left. Arrays are (z, y, x) with x to the patient's left, y to the back, z to the head.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,20 @@ import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
 from numpy.typing import NDArray
 
 from hospital_node.cohort import UnreadableStudy
+from hospital_node.dicom import SUFFIXES, read_series
 from hospital_node.metaimage import check_metaimage
 from hospital_node.nifti import check_nifti
+from hospital_node.nrrd import check_nrrd
 
+AXES, PAIRS = "LPS", ("LR", "PA", "SI")
 MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 50.0  # micro-CT to the thickest slices; outside, the header is wrong
 ORTHOGONAL_TOLERANCE = 1e-3  # of direction cosines; headers carry six digits
+Size = tuple[int, int, int]  # (x, y, z)
+FORMATS: tuple[tuple[tuple[str, ...], Callable[[Path], Size], str], ...] = (
+    ((".mhd", ".mha"), lambda header: check_metaimage(header).size_xyz, "MetaImageIO"),
+    ((".nii", ".nii.gz"), check_nifti, "NiftiImageIO"),
+    ((".nrrd",), check_nrrd, "NrrdImageIO"),
+)
 GRID_TOLERANCE = 0.05  # voxels: how far a label's grid may lie from its image's
 
 
@@ -45,11 +55,15 @@ def read_image(path: Path) -> Volume:
 
 def read_oriented(path: Path) -> sitk.Image:
     """Read a scan as a SimpleITK image with axes in LPS order, in its stored pixel type. Raises UnreadableStudy."""
+    return to_lps(read_stored(path))  # 6
+
+
+def read_stored(path: Path) -> sitk.Image:
+    """Read a scan as it is stored, its axes as they come. Raises UnreadableStudy."""
     sitk.ProcessObject.GlobalWarningDisplayOff()  # ITK's warnings on stderr quote paths, which may name patients
-    check, image_io = _format(path)  # 1
+    load = _loader(path)  # 1
     try:
-        size = check(path)  # 2
-        image = sitk.ReadImage(str(path), imageIO=image_io)  # 3
+        image, size = load(path)  # 2, 3
     except OSError as error:
         raise UnreadableStudy("unreadable", f"a file cannot be opened ({error.strerror}): check its permissions") from None
     except RuntimeError:  # SimpleITK's text quotes the path, which may name a patient
@@ -60,9 +74,23 @@ def read_oriented(path: Path) -> sitk.Image:
         image = image[:, :, :, 0]
     _check_loaded(image, size)  # 3
     _check_geometry(image)  # 4
-    oriented = sitk.DICOMOrient(image, "LPS")  # 5
-    _check_finite(oriented)  # 6
-    return oriented
+    _check_finite(image)  # 5
+    return image
+
+
+def orientation(image: sitk.Image) -> str:
+    """Where the stored axes of an image point to, as three letters: LPS for left, back, head."""
+    return str(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()))
+
+
+def to_lps(image: sitk.Image) -> sitk.Image:
+    """Permute and flip an image to LPS axes, in two steps: DICOMOrient would hold three copies at once."""
+    letters = orientation(image)
+    order = [next(axis for axis, letter in enumerate(letters) if letter in pair) for pair in PAIRS]
+    flips = [letters[axis] not in AXES for axis in order]
+    if order != [0, 1, 2]:
+        image = sitk.PermuteAxes(image, order)
+    return sitk.Flip(image, flips) if any(flips) else image
 
 
 def read_label(path: Path, image: sitk.Image, labels: int) -> sitk.Image:
@@ -71,7 +99,8 @@ def read_label(path: Path, image: sitk.Image, labels: int) -> sitk.Image:
     if not same_grid(image, label):
         raise UnreadableStudy("label-mismatch", "label and image differ in size, spacing, origin or axes: resample the label")
     values = sitk.GetArrayViewFromImage(label)
-    if values.min() < 0 or values.max() > labels or not np.array_equal(values, np.floor(values)):
+    whole = values.dtype.kind != "f" or all(np.array_equal(slab, np.floor(slab)) for slab in values)
+    if values.min() < 0 or values.max() > labels or not whole:
         raise UnreadableStudy("label-values", f"the label image holds other values than 0 to {labels}")
     return sitk.Cast(label, sitk.sitkUInt8)
 
@@ -89,16 +118,25 @@ def same_grid(one: sitk.Image, other: sitk.Image) -> bool:
     )
 
 
-def _format(path: Path) -> tuple[Callable[[Path], tuple[int, int, int]], str]:
+def _loader(path: Path) -> Callable[[Path], tuple[sitk.Image, Size]]:
     name = path.name.lower()
-    if name.endswith((".mhd", ".mha")):
-        return lambda header: check_metaimage(header).size_xyz, "MetaImageIO"
-    if name.endswith((".nii", ".nii.gz")):
-        return check_nifti, "NiftiImageIO"
-    raise UnreadableStudy("unsupported-format", "the file is neither .mhd, .mha, .nii nor .nii.gz: export it as one of these")
+    if path.is_dir() or name.endswith(SUFFIXES):
+        return read_series
+    for endings, check, image_io in FORMATS:
+        if name.endswith(endings):
+            return partial(_checked, check, image_io)
+    raise UnreadableStudy(
+        "unsupported-format",
+        "the file is neither MetaImage, NIfTI, NRRD nor a folder of DICOM slices: export it as one of these",
+    )
 
 
-def _check_loaded(image: sitk.Image, size: tuple[int, int, int]) -> None:
+def _checked(check: Callable[[Path], Size], image_io: str, path: Path) -> tuple[sitk.Image, Size]:
+    size = check(path)  # 2
+    return sitk.ReadImage(str(path), imageIO=image_io), size  # 3
+
+
+def _check_loaded(image: sitk.Image, size: Size) -> None:
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise UnreadableStudy("not-scalar", "the volume has more than one value per voxel")
     if image.GetSize() != size:
@@ -121,5 +159,5 @@ def _check_geometry(image: sitk.Image) -> None:
 
 def _check_finite(image: sitk.Image) -> None:
     values = sitk.GetArrayViewFromImage(image)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+    if values.dtype.kind == "f" and not all(np.isfinite(slab).all() for slab in values):
         raise UnreadableStudy("nonfinite", "some voxels are not numbers or infinite: export the scan again")

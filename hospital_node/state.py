@@ -56,6 +56,11 @@ class StateFolder:
         return self.path / "patients.secret"
 
     @property
+    def fingerprint(self) -> Path:
+        """What the studies of this node are like, as `data check` found them last; never sent."""
+        return self.path / "fingerprint.json"
+
+    @property
     def plan(self) -> Path:
         """The plan as the coordinator offered it last, canonical JSON."""
         return self.path / "plan.json"

@@ -2,13 +2,15 @@
 
 import contextlib
 import csv
+import statistics
 
 import pytest
+from dicom_world import series
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hospital_node.cases import CohortError, LabelImage, Nodule, Nodules, discover
-from hospital_node.luna import discover_luna
+from hospital_node.luna import CANDIDATE_DIAMETER_MM, discover_luna
 
 COLUMNS = "seriesuid,coordX,coordY,coordZ,diameter_mm"
 
@@ -150,6 +152,43 @@ def test_pairs_without_a_patient_list_are_refused(tmp_path):
     put(tmp_path / "labels/a.nii.gz", "")
     with pytest.raises(CohortError, match=r"cases\.csv"):
         discover(tmp_path)
+
+
+# --- DICOM folders and candidates
+
+
+def test_dicom_folders_are_series_and_the_files_name_their_patients(tmp_path):
+    put(tmp_path / "annotations.csv", f"{COLUMNS}\r\n1.2.1,1,2,3,4\r\n")
+    for uid, patient in (("1.2.1", "jones"), ("1.2.2", "jones"), ("1.2.3", ""), ("1.2.1", "jones")):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        series(tmp_path / "a" / f"{uid}-{len(list((tmp_path / 'a').iterdir()))}", series=uid, patient=patient)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/1.dcm").write_bytes(b"nothing")
+    (tmp_path / "annotation/x").mkdir(parents=True)
+    found = discover(tmp_path)
+    assert found.skipped == {"duplicate": 1, "no-patient": 1, "unsupported-format": 1}
+    assert {patient: len(cases) for patient, cases in found.by_patient().items()} == {"jones": 2}
+    assert sorted(len(case.label.spheres) for case in found.cases) == [0, 1]
+    (tmp_path / "patients.csv").write_text("seriesuid,patient\n1.2.1,p\n1.2.2,q\n1.2.3,r\n")
+    assert discover(tmp_path).patients == 3
+
+
+def test_candidates_without_annotations_are_nodules_of_one_size(tmp_path):
+    for name in ("a", "b", "c"):
+        put(tmp_path / f"{name}.mhd", "")
+    put(tmp_path / "candidates.csv", "seriesuid,coordX,coordY,coordZ,class\na,1,2,3,1\na,4,5,6,0\nb,1,2,3,0\nc,1,2,3,maybe\n")
+    found = discover(tmp_path)
+    assert found.skipped == {"bad-annotation": 1}
+    by_series = {case.image.stem: case.label.spheres for case in found.cases}
+    assert by_series == {"a": (Nodule(1, 2, 3, CANDIDATE_DIAMETER_MM),), "b": ()}
+    put(tmp_path / "annotations.csv", f"{COLUMNS}\nb,1,2,3,9\n")
+    assert {case.image.stem: len(case.label.spheres) for case in discover(tmp_path).cases} == {"a": 0, "b": 1, "c": 0}
+
+
+def test_the_size_of_a_candidate_is_the_median_of_luna16s_annotations(shared_data):
+    with (shared_data / "ct-lung/luna16/annotations.csv").open(newline="") as stream:
+        diameters = [float(row["diameter_mm"]) for row in csv.DictReader(stream)]
+    assert statistics.median(diameters) == pytest.approx(CANDIDATE_DIAMETER_MM, abs=0.05)
 
 
 # --- manifest
