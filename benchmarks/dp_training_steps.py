@@ -22,8 +22,9 @@ from torch.optim import SGD
 
 from hospital_node import economy, network
 from hospital_node.dp_optimizer import PatientOptimizer
+from hospital_node.losses import dice_ce
 from hospital_node.noise import NormalStream, StepCoins
-from hospital_node.train import dice_ce, private_optimizer, take_step
+from hospital_node.train import private_optimizer, take_step
 from proto.plan import Plan
 
 URI = "secagg://bench/hospital/a"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,19 @@ import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
 from numpy.typing import NDArray
 
 from hospital_node.cohort import UnreadableStudy
+from hospital_node.dicom import SUFFIXES, read_series
 from hospital_node.metaimage import check_metaimage
 from hospital_node.nifti import check_nifti
+from hospital_node.nrrd import check_nrrd
 
 MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 50.0  # micro-CT to the thickest slices; outside, the header is wrong
 ORTHOGONAL_TOLERANCE = 1e-3  # of direction cosines; headers carry six digits
+Size = tuple[int, int, int]  # (x, y, z)
+FORMATS: tuple[tuple[tuple[str, ...], Callable[[Path], Size], str], ...] = (
+    ((".mhd", ".mha"), lambda header: check_metaimage(header).size_xyz, "MetaImageIO"),
+    ((".nii", ".nii.gz"), check_nifti, "NiftiImageIO"),
+    ((".nrrd",), check_nrrd, "NrrdImageIO"),
+)
 GRID_TOLERANCE = 0.05  # voxels: how far a label's grid may lie from its image's
 
 
@@ -46,10 +55,9 @@ def read_image(path: Path) -> Volume:
 def read_oriented(path: Path) -> sitk.Image:
     """Read a scan as a SimpleITK image with axes in LPS order, in its stored pixel type. Raises UnreadableStudy."""
     sitk.ProcessObject.GlobalWarningDisplayOff()  # ITK's warnings on stderr quote paths, which may name patients
-    check, image_io = _format(path)  # 1
+    load = _loader(path)  # 1
     try:
-        size = check(path)  # 2
-        image = sitk.ReadImage(str(path), imageIO=image_io)  # 3
+        image, size = load(path)  # 2, 3
     except OSError as error:
         raise UnreadableStudy("unreadable", f"a file cannot be opened ({error.strerror}): check its permissions") from None
     except RuntimeError:  # SimpleITK's text quotes the path, which may name a patient
@@ -89,16 +97,25 @@ def same_grid(one: sitk.Image, other: sitk.Image) -> bool:
     )
 
 
-def _format(path: Path) -> tuple[Callable[[Path], tuple[int, int, int]], str]:
+def _loader(path: Path) -> Callable[[Path], tuple[sitk.Image, Size]]:
     name = path.name.lower()
-    if name.endswith((".mhd", ".mha")):
-        return lambda header: check_metaimage(header).size_xyz, "MetaImageIO"
-    if name.endswith((".nii", ".nii.gz")):
-        return check_nifti, "NiftiImageIO"
-    raise UnreadableStudy("unsupported-format", "the file is neither .mhd, .mha, .nii nor .nii.gz: export it as one of these")
+    if path.is_dir() or name.endswith(SUFFIXES):
+        return read_series
+    for endings, check, image_io in FORMATS:
+        if name.endswith(endings):
+            return partial(_checked, check, image_io)
+    raise UnreadableStudy(
+        "unsupported-format",
+        "the file is neither MetaImage, NIfTI, NRRD nor a folder of DICOM slices: export it as one of these",
+    )
 
 
-def _check_loaded(image: sitk.Image, size: tuple[int, int, int]) -> None:
+def _checked(check: Callable[[Path], Size], image_io: str, path: Path) -> tuple[sitk.Image, Size]:
+    size = check(path)  # 2
+    return sitk.ReadImage(str(path), imageIO=image_io), size  # 3
+
+
+def _check_loaded(image: sitk.Image, size: Size) -> None:
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise UnreadableStudy("not-scalar", "the volume has more than one value per voxel")
     if image.GetSize() != size:

@@ -19,20 +19,18 @@ import numpy as np
 import torch
 from opacus.accountants import RDPAccountant
 from torch import nn
-from torch.nn import functional
 
 from hospital_node import economy, network, patches
 from hospital_node.chance import FirstLossWatched
 from hospital_node.dp_optimizer import PatientOptimizer
 from hospital_node.local_optimizer import local_optimizer
+from hospital_node.losses import loss_of
 from hospital_node.noise import NormalStream, Rand, StepCoins
 from hospital_node.patches import Patient
 from hospital_node.ranks import ONE_PROCESS, Ranks
 from hospital_node.trained_parts import choose, values_of
 from proto.layout import Vector, model_digest
 from proto.plan import Plan
-
-DICE_SMOOTH = 1.0  # voxels; keeps the Dice term and its gradient finite where a patch holds none of a label
 
 History = tuple[tuple[float, float, int], ...]  # (noise multiplier, sampling rate, steps)
 
@@ -89,7 +87,7 @@ class Objective(Protocol):
 
 
 class Segmentation:
-    """The product's objective: Dice and cross-entropy over a few patches of one patient (hospital_node.patches.Patient)."""
+    """The product's objective: the plan's loss over a few patches of one patient (hospital_node.patches.Patient)."""
 
     def check(self, plan: Plan) -> None:
         """A patch must fit the network: sides that it can halve as often as it does, and logits on the same grid."""
@@ -108,7 +106,7 @@ class Segmentation:
     def loss(self, module: nn.Module, plan: Plan, patient: Patient, rng: np.random.Generator) -> torch.Tensor:
         """Mean loss of the patient's patches."""
         images, labels = patches.draw(patient, plan.preparation, plan.training, rng)
-        return dice_ce(economy.logits(module, images, plan.training), labels)
+        return loss_of(plan.training.loss)(economy.logits(module, images, plan.training), labels)
 
 
 SEGMENTATION = Segmentation()
@@ -196,22 +194,6 @@ def private_optimizer(
         expected_batch_size=plan.expected_batch(uri),
         normals=normals,
     )
-
-
-def dice_ce(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Cross-entropy plus one minus the mean soft Dice of the foreground labels, over all voxels of one patient's patches.
-
-    logits (K, C, z, y, x), labels (K, z, y, x), `weights` (C) of the cross-entropy, none in a hospital. Dice over all patches
-    together (Milletari 2016, arXiv 1606.04797), so that a patch without a label does not count as a failure on it.
-    """
-    cross_entropy = functional.cross_entropy(logits, labels, weight=weights)
-    probability = logits.softmax(1)[:, 1:]
-    wanted = torch.arange(1, logits.shape[1]).view(1, -1, 1, 1, 1)
-    truth = (labels.unsqueeze(1) == wanted).to(probability.dtype)
-    axes = (0, 2, 3, 4)
-    overlap = (probability * truth).sum(axes)
-    dice = (2 * overlap + DICE_SMOOTH) / (probability.sum(axes) + truth.sum(axes) + DICE_SMOOTH)
-    return cross_entropy + 1 - dice.mean()
 
 
 def check_history(history: History, plan: Plan, uri: str) -> None:

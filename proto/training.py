@@ -14,6 +14,8 @@ from proto.frozen import Frozen, Positive
 
 WHOLE_PARTS = ("all", "norms-and-biases")  # of training.parts that are no names of tensors
 
+LossName = Literal["dice_ce", "dice", "ce", "focal_tversky"]  # hospital_node/losses.py
+
 
 def _parts(parts: object) -> object:
     if isinstance(parts, str) and parts not in WHOLE_PARTS:
@@ -38,7 +40,7 @@ class Training(Frozen):
     patches_per_patient: int = Field(default=2, ge=1)
     foreground_share: float = Field(default=0.67, ge=0, le=1)  # patches centred on a labelled voxel
     augment: bool = True
-    loss: Literal["dice_ce"] = "dice_ce"
+    loss: LossName = "dice_ce"
     weight_decay: float = Field(default=0.0, ge=0, le=1)  # of adamw
     nesterov: bool = False  # of sgd with momentum
     schedule: Literal["exponential", "constant", "cosine"] = "exponential"  # of the learning rate over the rounds

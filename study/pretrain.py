@@ -16,8 +16,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 
 from hospital_node import network, patches
+from hospital_node.losses import dice_ce
 from hospital_node.patches import Case
-from hospital_node.train import dice_ce
 from proto.layout import Vector
 from proto.plan import Network, Preparation, Training
 

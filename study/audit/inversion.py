@@ -17,7 +17,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 from torch import nn
 
-from hospital_node import patches, train
+from hospital_node import losses, patches
 from hospital_node.accounting import Mechanism, epsilon
 from hospital_node.noise import Rand, StepCoins
 from proto.layout import Vector
@@ -125,7 +125,7 @@ def _unpacked(words: bytes, params: RoundParams) -> Vector:
 
 
 def _gradient(module: nn.Module, image: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    parts = torch.autograd.grad(train.dice_ce(module(image), labels), list(module.parameters()), create_graph=True)
+    parts = torch.autograd.grad(losses.dice_ce(module(image), labels), list(module.parameters()), create_graph=True)
     return torch.cat([part.reshape(-1) for part in parts])
 
 

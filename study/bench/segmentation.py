@@ -222,11 +222,11 @@ def _fitting(path: Path, layout: Layout) -> Vector:
 
 def _gradient(module: torch.nn.Module, preparation: Preparation, training: Training, case: PreparedCase) -> None:
     from hospital_node import patches
-    from hospital_node.train import dice_ce
+    from hospital_node.losses import loss_of
 
     pool = PreparedPatient("probe", (case,))
     images, labels = patches.draw(pool, preparation, training, np.random.default_rng(1))
-    loss: Any = dice_ce(economy.logits(module, images, training), labels)
+    loss: Any = loss_of(training.loss)(economy.logits(module, images, training), labels)
     loss.backward()
 
 

@@ -11,9 +11,10 @@ from training_world import SILENT, URI, normals, people, person, plan, replayed
 
 from hospital_node import architectures, network, patches
 from hospital_node.dp_optimizer import PatientOptimizer
+from hospital_node.losses import dice_ce
 from hospital_node.network import NetworkError
 from hospital_node.noise import StepCoins
-from hospital_node.train import SEGMENTATION, TrainingError, backward, dice_ce, train_round
+from hospital_node.train import SEGMENTATION, TrainingError, backward, train_round
 from proto.plan import ARCHITECTURES, Network, Plan, PlanError, from_canonical
 
 TRANSFORMER = {"hidden_size": 16, "mlp_dim": 16, "num_heads": 2}

@@ -10,7 +10,7 @@ from torch import nn
 
 from hospital_node import convolution, network
 from hospital_node.convolution import float32_on_short_sides, prefer_onednn
-from hospital_node.train import dice_ce
+from hospital_node.losses import dice_ce
 from proto.plan import Network
 
 SIDE = 18  # voxels; enough for the columns below which PyTorch is left alone

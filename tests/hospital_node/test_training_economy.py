@@ -11,8 +11,9 @@ from training_world import SILENT, URI, people, person, plan, replayed
 
 from hospital_node import economy, network, patches
 from hospital_node.dp_optimizer import PatientOptimizer
+from hospital_node.losses import dice_ce
 from hospital_node.noise import StepCoins
-from hospital_node.train import SEGMENTATION, backward, dice_ce, train_round
+from hospital_node.train import SEGMENTATION, backward, train_round
 
 ROUNDING = 2e-5  # of the norm, between float32 sums in another order
 NETWORKS = {  # smooth: the kink of a rectifier would make much of a rounding

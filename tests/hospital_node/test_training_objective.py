@@ -11,9 +11,10 @@ from training_world import DECLARED, SILENT, URI, people, person, plan, replayed
 
 from hospital_node import economy, network, patches
 from hospital_node.dp_optimizer import PatientOptimizer
+from hospital_node.losses import dice_ce
 from hospital_node.network import NetworkError
 from hospital_node.noise import NormalStream, StepCoins
-from hospital_node.train import SEGMENTATION, TrainingError, dice_ce, train_round
+from hospital_node.train import SEGMENTATION, TrainingError, train_round
 from hospital_node.workshop import layout_of_plan
 from proto.plan import PlanError
 

@@ -13,8 +13,8 @@ from benchmarks.dp_training_steps import opacus_hooks
 from hospital_node import network
 from hospital_node.convolution import prefer_onednn
 from hospital_node.dp_optimizer import PatientOptimizer, _norm
+from hospital_node.losses import dice_ce
 from hospital_node.noise import BLOCK_VALUES
-from hospital_node.train import dice_ce
 from proto.plan import Network
 
 EXPECTED = 2.5

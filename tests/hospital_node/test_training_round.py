@@ -9,8 +9,9 @@ from training_world import SILENT, URI, Person, people, person, plan, replayed
 
 from hospital_node import network, patches
 from hospital_node.dp_optimizer import PatientOptimizer
+from hospital_node.losses import dice_ce
 from hospital_node.noise import StepCoins
-from hospital_node.train import StepProgress, TrainingError, backward, check_history, dice_ce, train_round
+from hospital_node.train import StepProgress, TrainingError, backward, check_history, train_round
 from proto.layout import model_digest
 from proto.plan import Plan, PlanError
 
