@@ -1,9 +1,9 @@
 """Read one volume, or refuse it by name: right voxels or an UnreadableStudy, never something in between.
 
 Order of the checks (the numbers label the code): 1 the format is known; 2 the header is sane and the file whole, before
-anything is allocated; 3 SimpleITK loads what the header said; 4 spacing and axes are usable; 5 axes are brought to LPS, by
-permuting and flipping with the origin moved along, so that every voxel keeps its place in the world and left stays left;
-6 all values are finite. Arrays are (z, y, x) with x to the patient's left, y to the back, z to the head.
+anything is allocated; 3 SimpleITK loads what the header said; 4 spacing and axes are usable; 5 all values are
+finite; 6 axes are brought to LPS, by permuting and flipping with the origin moved along, so that every voxel keeps its place in
+the world and left stays left. Arrays are (z, y, x) with x to the patient's left, y to the back, z to the head.
 """
 
 from __future__ import annotations
@@ -54,6 +54,16 @@ def read_image(path: Path) -> Volume:
 
 def read_oriented(path: Path) -> sitk.Image:
     """Read a scan as a SimpleITK image with axes in LPS order, in its stored pixel type. Raises UnreadableStudy."""
+    return oriented(read_stored(path))
+
+
+def oriented(image: sitk.Image) -> sitk.Image:
+    """The same voxels at the same places of the world, with axes in LPS order."""
+    return sitk.DICOMOrient(image, "LPS")  # 6
+
+
+def read_stored(path: Path) -> sitk.Image:
+    """Read a scan as a SimpleITK image with the axes and the pixel type of its file. Raises UnreadableStudy."""
     sitk.ProcessObject.GlobalWarningDisplayOff()  # ITK's warnings on stderr quote paths, which may name patients
     load = _loader(path)  # 1
     try:
@@ -68,9 +78,8 @@ def read_oriented(path: Path) -> sitk.Image:
         image = image[:, :, :, 0]
     _check_loaded(image, size)  # 3
     _check_geometry(image)  # 4
-    oriented = sitk.DICOMOrient(image, "LPS")  # 5
-    _check_finite(oriented)  # 6
-    return oriented
+    _check_finite(image)  # 5
+    return image
 
 
 def read_label(path: Path, image: sitk.Image, labels: int) -> sitk.Image:
