@@ -23,11 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 from certs.party import CertificateError
-from hospital_node import officer
+from hospital_node import officer, predict_cli
 from hospital_node.checks import Check, all_checks
 from hospital_node.cohort import SKIP_CODES, CohortError
 from hospital_node.config import ConfigError, NodeConfig, load_config
 from hospital_node.durable import write_whole
+from hospital_node.label_files import LabelFileError
 from hospital_node.ledger import LedgerError
 from hospital_node.link import LinkLost, LinkRefused, dial
 from hospital_node.logs import configure
@@ -50,6 +51,7 @@ USER_ERRORS = (
     CertificateError,
     CohortError,
     ConfigError,
+    LabelFileError,
     LedgerError,
     LinkLost,
     LinkRefused,
@@ -68,6 +70,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at this node's own studies. Nothing is sent.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(officer.app)
+app.add_typer(predict_cli.app)
 app.add_typer(officer.cap_app, name="cap")
 
 PlanFile = Annotated[Path, typer.Option("--plan", help="The study plan, .toml or .json.")]

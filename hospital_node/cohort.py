@@ -31,6 +31,7 @@ SKIP_CODES = {
     "no-patient": "a series is missing from the list that names its patient",
     "nonfinite": "a volume holds voxels that are not numbers",
     "not-a-scan": "a DICOM file is no slice of a CT or MR scan",
+    "not-hounsfield": "a CT holds no air or no tissue where Hounsfield units have them",
     "not-3d": "a volume does not have exactly three axes",
     "not-scalar": "a volume has more than one value per voxel",
     "outside-folder": "a header refers to a file outside its own folder",

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hospital_node.turning import drawn_transform, seen_through, sides_needed
 from proto.plan import Preparation, Training
 
 Image = NDArray[np.float32]
@@ -53,19 +54,35 @@ def draw(
     patient: Patient, preparation: Preparation, training: Training, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (K, 1, z, y, x) float32 and labels (K, z, y, x) int64 of K = training.patches_per_patient patches."""
-    pairs = [_patch(patient, preparation.patch_zyx, training, rng) for _ in range(training.patches_per_patient)]
+    pairs = [_patch(patient, preparation, training, rng) for _ in range(training.patches_per_patient)]
     images = np.stack([image for image, _ in pairs])[:, None]
     labels = np.stack([label for _, label in pairs]).astype(np.int64)
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
-def _patch(
-    patient: Patient, patch_zyx: tuple[int, int, int], training: Training, rng: np.random.Generator
-) -> tuple[Image, Label]:
+def _patch(patient: Patient, preparation: Preparation, training: Training, rng: np.random.Generator) -> tuple[Image, Label]:
     case = patient.cases[int(rng.integers(len(patient.cases)))]
-    start = _corner(case, patch_zyx, training.foreground_share, rng)
-    image, label = cut(case.image, start, patch_zyx), cut(case.label, start, patch_zyx, outside=0)
+    start = _corner(case, preparation.patch_zyx, training.foreground_share, rng)
+    if training.augment_rotation_deg or training.augment_scale:
+        image, label = _turned(case, start, preparation, training, rng)
+    else:
+        image, label = _piece(case, start, preparation.patch_zyx)
     return augmented(image, label, rng) if training.augment else (image, label)
+
+
+def _piece(case: Case, start: tuple[int, int, int], sides: tuple[int, int, int]) -> tuple[Image, Label]:
+    return cut(case.image, start, sides), cut(case.label, start, sides, outside=0)
+
+
+def _turned(
+    case: Case, start: tuple[int, int, int], preparation: Preparation, training: Training, rng: np.random.Generator
+) -> tuple[Image, Label]:
+    """The patch at `start`, turned and scaled about its centre; what it shows comes from the scan, not from a border."""
+    patch, spacing = preparation.patch_zyx, preparation.spacing_xyz_mm[::-1]
+    matrix = drawn_transform(training.augment_rotation_deg, training.augment_scale, spacing, rng)
+    sides = sides_needed(matrix, patch)
+    z, y, x = (first - (wide - side) // 2 for first, wide, side in zip(start, sides, patch, strict=True))
+    return seen_through(matrix, *_piece(case, (z, y, x), sides), patch)
 
 
 def _corner(

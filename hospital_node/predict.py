@@ -1,8 +1,9 @@
 """One scan in, one label volume out, in the geometry of the scan's own file.
 
-The scan is brought to the plan's grid as for training, the network runs over it slab by slab (sliding.py), and what it says goes back:
-each label's probability linearly onto the file's grid, where the largest one wins. Where the file has the plan's grid already,
-voxels only change places. Outside the grid all is background.
+The scan is brought to the plan's grid as for training, the network runs over it slab by slab (sliding.py), and what it says
+goes back: each label's probability linearly onto the file's grid, where the largest one wins. Where the file has the plan's
+grid already, voxels only change places. Outside the grid all is background. A plan's finer grid for small structures needs
+their label, so that scans without one are read at the plan's own spacing.
 
 Memory beyond the scan on the plan's grid: a byte a label and voxel of that grid, about six bytes a voxel of the file.
 """
@@ -20,9 +21,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hospital_node import economy, network
-from hospital_node.prepare import scaled_image
+from hospital_node.prepare import checked_scaling
 from hospital_node.reading import oriented, read_stored, same_grid
-from hospital_node.resample import Grid, target_grid
+from hospital_node.resample import Grid, resample_image, target_grid
 from hospital_node.sliding import Progress, Windows, slabs
 from proto.modelfile import Model
 from proto.plan import Plan
@@ -62,19 +63,28 @@ class Segmenter:
 
 def segment(segmenter: Segmenter, scan: Path, progress: Progress = lambda *_: None) -> sitk.Image:
     """Labels (uint8) of the scan in file `scan`, with that file's size, spacing, origin and axes. Raises UnreadableStudy."""
-    stored = read_stored(scan)
-    upright = oriented(stored)
-    preparation = segmenter.plan.preparation
-    grid = target_grid(upright, preparation.spacing_xyz_mm)
-    image = scaled_image(upright, grid, preparation, segmenter.threads)
-    del upright
+    grid, reference, image = _prepared(segmenter, scan)
     with torch.inference_mode():
         found = slabs(segmenter.forward, image, segmenter.windows, progress)
         labels, probabilities = _collected(found, image.shape, len(segmenter.plan.network.labels))
     on_grid = _image_on(labels, grid)
-    if same_grid(oriented(stored), on_grid):
-        return _resampled(on_grid, stored, sitk.sitkNearestNeighbor, segmenter.threads)
-    return _largest([_image_on(one, grid) for one in probabilities], stored, segmenter.threads)
+    if same_grid(oriented(reference), on_grid):
+        return _resampled(on_grid, reference, sitk.sitkNearestNeighbor, segmenter.threads)
+    return _largest([_image_on(one, grid) for one in probabilities], reference, segmenter.threads)
+
+
+def _prepared(segmenter: Segmenter, scan: Path) -> tuple[Grid, sitk.Image, NDArray[np.float32]]:
+    """The plan's grid, an empty image with the geometry of the file, and what the network sees (z, y, x)."""
+    stored = read_stored(scan)
+    reference = sitk.Image(stored.GetSize(), sitk.sitkUInt8)
+    reference.CopyInformation(stored)
+    upright = oriented(stored)
+    del stored
+    preparation = segmenter.plan.preparation
+    grid = target_grid(upright, preparation.spacing_xyz_mm)
+    scaling = checked_scaling(upright, preparation)
+    image = sitk.GetArrayFromImage(resample_image(upright, grid, segmenter.threads)).astype(np.float32, copy=False)
+    return grid, reference, scaling.apply(image)
 
 
 def _collected(

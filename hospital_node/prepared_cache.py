@@ -13,26 +13,40 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from threading import Lock
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from hospital_node.cohort import Case, LabelImage, UnreadableStudy
+from hospital_node.dicom import series_files
 from hospital_node.metaimage import data_file
 from hospital_node.prepared import PreparedCase
-from proto.plan import Frozen, Preparation
+from proto.plan import Frozen, Preparation, written
 
-FORMAT = "prepared v1"  # raise it when the same plan and files give other voxels
+FORMAT = "prepared v2"  # raise it when the same plan and files give other voxels
 SECRET_BYTES = 32
 SECRET_NAME = "patient-key.secret"  # noqa: S105 - the name of the file
 
-Arrays = tuple[NDArray[np.float32], NDArray[np.uint8]]
+
+class Made(Protocol):
+    """One scan on the plan's grid, as it is made: the image in slabs, so that it need not be whole in memory."""
+
+    @property
+    def label(self) -> NDArray[np.uint8]:
+        """(z, y, x), of the shape of the image."""
+        ...
+
+    def slabs(self) -> Iterator[NDArray[np.float32]]:
+        """The image (y, x) by (y, x), z rising."""
+        ...
 
 
 class CacheError(RuntimeError):
@@ -63,6 +77,7 @@ class PreparedCache:
     folder: Path
     secret: bytes = field(repr=False)
     rebuilt: int = 0
+    _counting: Lock = field(default_factory=Lock, repr=False)
 
     @classmethod
     def open(cls, cache: Path, preparation: Preparation, labels: int, secret: Path | None = None) -> PreparedCache:
@@ -70,7 +85,9 @@ class PreparedCache:
 
         `secret`: where the secret of the keys lies if they are to outlive the cache; one found in the cache moves there.
         """
-        recipe = f"{FORMAT}\n{labels}\n{preparation.model_dump_json(exclude={'patch_zyx', 'max_skipped_share'})}"
+        fields = written(preparation, "preparation")
+        drawn = {name: value for name, value in fields.items() if name not in {"patch_zyx", "max_skipped_share"}}
+        recipe = f"{FORMAT}\n{labels}\n{json.dumps(drawn, sort_keys=True)}"
         folder = cache / hashlib.sha256(recipe.encode()).hexdigest()[:16]
         with _sentences(cache):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -83,7 +100,7 @@ class PreparedCache:
         """Opaque key of a patient: 128 bits of HMAC-SHA-256, equal for all scans of one person."""
         return self._keyed("patient", patient)
 
-    def get(self, case: Case, make: Callable[[], Arrays]) -> PreparedCase:
+    def get(self, case: Case, make: Callable[[], Made]) -> PreparedCase:
         """The prepared arrays of `case`, from the cache when they are there, whole and current, else from `make`.
 
         Raises what `make` raises, UnreadableStudy where a source file is missing, and CacheError.
@@ -94,13 +111,13 @@ class PreparedCache:
         if entry and (entry.spheres_sha256, _digests(entry.sources)) == (spheres, _digests(sources)):
             if self._is_whole(key, entry):
                 return self._mapped(key)
-            self.rebuilt += 1
-        image, label = make()
+            self._count_rebuilt()
+        made = make()
         with _sentences(self.folder):
-            image_sha256 = _write(self._path(key, "image.npy"), lambda stream: np.save(stream, image, allow_pickle=False))
-            label_sha256 = _write(self._path(key, "label.npy"), lambda stream: np.save(stream, label, allow_pickle=False))
+            image_sha256 = _write(self._path(key, "image.npy"), _npy(made.label.shape, np.float32, made.slabs()))
+            label_sha256 = _write(self._path(key, "label.npy"), _npy(made.label.shape, np.uint8, made.label))
             entry = Entry(sources=sources, spheres_sha256=spheres, image_sha256=image_sha256, label_sha256=label_sha256)
-            _write(self._path(key, "json"), lambda stream: stream.write(entry.model_dump_json().encode()))
+            _write(self._path(key, "json"), [entry.model_dump_json().encode()])
         return self._mapped(key)
 
     def _keyed(self, purpose: str, text: str) -> str:
@@ -116,8 +133,12 @@ class PreparedCache:
         except FileNotFoundError:
             return None
         except ValidationError:
-            self.rebuilt += 1
+            self._count_rebuilt()
             return None
+
+    def _count_rebuilt(self) -> None:
+        with self._counting:
+            self.rebuilt += 1
 
     def _is_whole(self, key: str, entry: Entry) -> bool:
         try:
@@ -132,21 +153,26 @@ class PreparedCache:
 
 
 def _sources(case: Case, known: tuple[SourceFile, ...]) -> tuple[SourceFile, ...]:
-    """The files behind `case`; a digest of `known` is reused where size and time are unchanged."""
-    paths = list(_files(case.image)) + (list(_files(case.label.path)) if isinstance(case.label, LabelImage) else [])
-    by_stamp = {(one.size_bytes, one.mtime_ns): one for one in known}
-    found = []
-    for path in paths:
-        try:
-            stat = path.stat()
-            source = by_stamp.get((stat.st_size, stat.st_mtime_ns))
-            found.append(source or SourceFile(size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=_file_digest(path)))
-        except OSError as error:
-            raise UnreadableStudy("unreadable", f"a file cannot be opened ({error.strerror}): check its permissions") from None
-    return tuple(found)
+    """The files behind `case`, in order; a digest of `known` is reused where size and time of that file are unchanged."""
+    try:
+        paths = list(_files(case.image)) + (list(_files(case.label.path)) if isinstance(case.label, LabelImage) else [])
+        before = known if len(known) == len(paths) else [None] * len(paths)  # slices of a series often have equal size and time
+        return tuple(_source(path, one) for path, one in zip(paths, before, strict=True))
+    except OSError as error:
+        raise UnreadableStudy("unreadable", f"a file cannot be opened ({error.strerror}): check its permissions") from None
+
+
+def _source(path: Path, known: SourceFile | None) -> SourceFile:
+    stat = path.stat()
+    if known is not None and (known.size_bytes, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+        return known
+    return SourceFile(size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=_file_digest(path))
 
 
 def _files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from series_files(path)
+        return
     yield path
     if path.suffix.lower() == ".mhd":
         yield data_file(path)
@@ -166,14 +192,26 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _write(path: Path, fill: Callable[[BinaryIO], object]) -> str:
+def _npy(shape: tuple[int, ...], kind: type[np.generic], slabs: Iterable[NDArray[Any]]) -> Iterator[bytes | memoryview]:
+    """An array of `shape` in numpy's file format, slab by slab."""
+    head = BytesIO()
+    form = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, form)
+    yield head.getvalue()
+    for slab in slabs:
+        yield np.ascontiguousarray(slab, kind).data.cast("B")
+
+
+def _write(path: Path, blocks: Iterable[bytes | memoryview]) -> str:
     """Write aside, rename, return the SHA-256 of what was written."""
     aside = path.with_name(path.name + ".part")
+    digest = hashlib.sha256()
     with aside.open("wb") as stream:
-        fill(stream)
-    digest = _file_digest(aside)
+        for block in blocks:
+            stream.write(block)
+            digest.update(block)
     aside.replace(path)
-    return digest
+    return digest.hexdigest()
 
 
 def _secret(path: Path) -> bytes:

@@ -24,6 +24,7 @@ from hospital_node.metaimage import check_metaimage
 from hospital_node.nifti import check_nifti
 from hospital_node.nrrd import check_nrrd
 
+AXES, PAIRS = "LPS", ("LR", "PA", "SI")
 MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 50.0  # micro-CT to the thickest slices; outside, the header is wrong
 ORTHOGONAL_TOLERANCE = 1e-3  # of direction cosines; headers carry six digits
 Size = tuple[int, int, int]  # (x, y, z)
@@ -59,7 +60,12 @@ def read_oriented(path: Path) -> sitk.Image:
 
 def oriented(image: sitk.Image) -> sitk.Image:
     """The same voxels at the same places of the world, with axes in LPS order."""
-    return sitk.DICOMOrient(image, "LPS")  # 6
+    letters = orientation(image)
+    order = [next(axis for axis, letter in enumerate(letters) if letter in pair) for pair in PAIRS]
+    flips = [letters[axis] not in AXES for axis in order]
+    if order != [0, 1, 2]:
+        image = sitk.PermuteAxes(image, order)  # 6, in two steps: DICOMOrient would hold three copies at once
+    return sitk.Flip(image, flips) if any(flips) else image  # 6
 
 
 def read_stored(path: Path) -> sitk.Image:
@@ -82,13 +88,19 @@ def read_stored(path: Path) -> sitk.Image:
     return image
 
 
+def orientation(image: sitk.Image) -> str:
+    """Where the stored axes of an image point to, as three letters: LPS for left, back, head."""
+    return str(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()))
+
+
 def read_label(path: Path, image: sitk.Image, labels: int) -> sitk.Image:
     """Read a label image as uint8 on the grid of `image` (from `read_oriented`). Raises UnreadableStudy."""
     label = read_oriented(path)
     if not same_grid(image, label):
         raise UnreadableStudy("label-mismatch", "label and image differ in size, spacing, origin or axes: resample the label")
     values = sitk.GetArrayViewFromImage(label)
-    if values.min() < 0 or values.max() > labels or not np.array_equal(values, np.floor(values)):
+    whole = values.dtype.kind != "f" or all(np.array_equal(slab, np.floor(slab)) for slab in values)
+    if values.min() < 0 or values.max() > labels or not whole:
         raise UnreadableStudy("label-values", f"the label image holds other values than 0 to {labels}")
     return sitk.Cast(label, sitk.sitkUInt8)
 
@@ -147,5 +159,5 @@ def _check_geometry(image: sitk.Image) -> None:
 
 def _check_finite(image: sitk.Image) -> None:
     values = sitk.GetArrayViewFromImage(image)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+    if values.dtype.kind == "f" and not all(np.isfinite(slab).all() for slab in values):
         raise UnreadableStudy("nonfinite", "some voxels are not numbers or infinite: export the scan again")

@@ -48,12 +48,11 @@ def is_oblique(image: sitk.Image) -> bool:
     return bool(cosines.min() < math.cos(math.radians(OBLIQUE_TOLERANCE_DEG)))
 
 
-def resample_image(image: sitk.Image, grid: Grid, threads: int) -> NDArray[np.float32]:
-    """Linear interpolation onto `grid`, as a new float32 array (z, y, x)."""
-    if not _is_on(image, grid):
-        lowest = float(sitk.GetArrayViewFromImage(image).min())
-        image = _resample(image, grid, sitk.sitkLinear, lowest, threads)
-    return np.array(sitk.GetArrayViewFromImage(image), np.float32)  # a view dies with its image: only named images are viewed
+def resample_image(image: sitk.Image, grid: Grid, threads: int) -> sitk.Image:
+    """Linear interpolation onto `grid` as float32; the image itself, in its own type, where it lies there already."""
+    if _is_on(image, grid):
+        return image
+    return _resample(image, grid, sitk.sitkLinear, float(sitk.GetArrayViewFromImage(image).min()), threads)
 
 
 def resample_label(label: sitk.Image, grid: Grid, threads: int) -> NDArray[np.uint8]:
@@ -61,6 +60,15 @@ def resample_label(label: sitk.Image, grid: Grid, threads: int) -> NDArray[np.ui
     if not _is_on(label, grid):
         label = _resample(label, grid, sitk.sitkNearestNeighbor, 0.0, threads)
     return np.array(sitk.GetArrayViewFromImage(label), np.uint8)
+
+
+def smallest_mm(label: sitk.Image) -> float | None:
+    """Diameter of the ball that has the volume of the smallest label of an image; None where there is only background."""
+    counts = np.bincount(sitk.GetArrayViewFromImage(label).reshape(-1))[1:]
+    if not counts.any():
+        return None
+    volume_mm3 = float(counts[counts > 0].min()) * math.prod(label.GetSpacing())
+    return float(np.cbrt(6 * volume_mm3 / math.pi))
 
 
 def draw_nodules(spheres: Iterable[Nodule], grid: Grid) -> NDArray[np.uint8]:

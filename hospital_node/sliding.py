@@ -1,8 +1,8 @@
 """A network over a whole volume by overlapping windows, one slab of slices at a time.
 
 Windows lie as MONAI's do (its `dense_patch_slices`), weighted by its Gaussian, so that the result is that of
-`monai.inferers.sliding_window_inference` but for rounding. It differs in what is kept: sums for one window's depth of slices, not
-for the volume. A slab leaves as soon as no later window reaches it, so memory follows a slice, whatever the scan's length.
+`monai.inferers.sliding_window_inference` but for rounding. It differs in what is kept: sums for one window's depth of slices,
+not for the volume. A slab leaves as soon as no later window reaches it, so memory follows a slice, whatever the scan's length.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Windows:
         """Axes of a batch (K, C, z, y, x) to mirror, one after another."""
         if not self.flips:
             return ((),)
-        return tuple(tuple(axis for axis, on in zip((2, 3, 4), chosen, strict=True) if on) for chosen in product((0, 1), repeat=3))
+        return tuple(tuple(axis for axis in (2, 3, 4) if chosen[axis - 2]) for chosen in product((False, True), repeat=3))
 
 
 Forward = Callable[[torch.Tensor], torch.Tensor]  # (K, 1, z, y, x) to logits (K, C, z, y, x)
@@ -116,9 +116,7 @@ def _moved_on(sums: torch.Tensor, slices: int) -> torch.Tensor:
     return functional.pad(rest, (0, 0, 0, 0, 0, slices))
 
 
-def _logits(
-    forward: Forward, image: NDArray[np.float32], batch: Sequence[Sequence[slice]], windows: Windows
-) -> torch.Tensor:
+def _logits(forward: Forward, image: NDArray[np.float32], batch: Sequence[Sequence[slice]], windows: Windows) -> torch.Tensor:
     inputs = torch.from_numpy(np.stack([image[tuple(place)] for place in batch])[:, None])
     total: torch.Tensor | None = None
     mirrorings = windows.mirrorings()

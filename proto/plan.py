@@ -19,6 +19,7 @@ from proto.aggregation import Aggregation
 from proto.evaluation import Evaluation
 from proto.frozen import Frozen, Positive, explain, from_toml, parsed
 from proto.network import ARCHITECTURES, Network
+from proto.preparation import Preparation
 from proto.training import Training
 
 __all__ = [
@@ -76,6 +77,12 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("second_momentum", "aggregation"),
     ("adaptivity", "aggregation"),
     ("learning_rate_decay", "aggregation"),
+    ("hounsfield_check", "preparation"),
+    ("equalise_below", "preparation"),
+    ("fine_below_mm", "preparation"),
+    ("fine_spacing_xyz_mm", "preparation"),
+    ("augment_rotation_deg", "training"),
+    ("augment_scale", "training"),
 )
 SELECTION_LABEL = b"hospital-secagg participants v1\n"
 MIN_COHORT = 3  # with two members each learns the other's update from the sum
@@ -123,28 +130,6 @@ class Hospital(Frozen):
     declared_patients: int = Field(ge=1)
     weight: int = Field(default=1, ge=1, le=1 << 20)
     local_steps: int | None = Field(default=None, ge=1)  # None: training.local_steps
-
-
-class Preparation(Frozen):
-    """From a hospital's file to a tensor; looks at one patient at a time.
-
-    Modality "none" prepares nothing: the task of the network brings arrays of its own, of any shape.
-    """
-
-    modality: Literal["CT", "MR", "none"]
-    spacing_xyz_mm: tuple[Positive, Positive, Positive]
-    window_hu: tuple[float, float] | None = None  # CT: clipped to [low, high] and scaled to [-1, 1]; None: z-score per image
-    patch_zyx: tuple[int, int, int]
-    max_skipped_share: float = Field(default=0.1, ge=0, le=1)  # more unreadable studies than this: the node declines
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.window_hu is not None and self.window_hu[0] >= self.window_hu[1]:
-            raise ValueError("window_hu needs low < high")
-        least = 1 if self.modality == "none" else 8
-        if min(self.patch_zyx) < least:
-            raise ValueError(f"patch_zyx must be at least {least} voxels on every axis")
-        return self
 
 
 class Privacy(Frozen):

@@ -40,6 +40,8 @@ class Training(Frozen):
     patches_per_patient: int = Field(default=2, ge=1)
     foreground_share: float = Field(default=0.67, ge=0, le=1)  # patches centred on a labelled voxel
     augment: bool = True
+    augment_rotation_deg: float = Field(default=0.0, ge=0, le=45)  # each patch is turned by up to this about each axis
+    augment_scale: float = Field(default=0.0, ge=0, le=0.5)  # and enlarged or shrunk by up to this share
     loss: LossName = "dice_ce"
     weight_decay: float = Field(default=0.0, ge=0, le=1)  # of adamw
     nesterov: bool = False  # of sgd with momentum
@@ -54,6 +56,8 @@ class Training(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if (self.augment_rotation_deg or self.augment_scale) and not self.augment:
+            raise ValueError("augment_rotation_deg and augment_scale need augment = true: leave them out, or augment")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum is for sgd, {self.optimizer} keeps moments of its own: leave it out, or use sgd")
         if self.nesterov and not self.momentum:

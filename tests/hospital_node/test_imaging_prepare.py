@@ -16,7 +16,7 @@ from hospital_node import prepare as prepare_module
 from hospital_node.cases import discover
 from hospital_node.cohort import Case, Cohort, LabelImage, Nodule, Nodules, UnreadableStudy
 from hospital_node.intensity import robust_zscore, window
-from hospital_node.prepare import TooManySkipped, load_case, prepare
+from hospital_node.prepare import TooManySkipped, load_case, load_scan, prepare
 from hospital_node.prepared_cache import CacheError, PreparedCache
 from hospital_node.resample import Grid, draw_nodules, is_oblique, resample_image, target_grid
 from proto.plan import Preparation
@@ -168,7 +168,7 @@ def test_target_grid_covers_the_scan_and_stays_inside(size, old, new):
 def test_a_linear_ramp_survives_resampling():
     ramp = (np.arange(20.0)[:, None, None] + 0.5 * np.arange(30) + np.zeros((1, 4, 1))).astype(np.float32)
     image = sitk.GetImageFromArray(ramp)
-    found = resample_image(image, target_grid(image, (1.5, 1.0, 0.8)), 1)
+    found = sitk.GetArrayFromImage(resample_image(image, target_grid(image, (1.5, 1.0, 0.8)), 1))
     z = (np.arange(found.shape[0]) + 0.5) * 0.8 - 0.5
     x = (np.arange(found.shape[2]) + 0.5) * 1.5 - 0.5
     expected = z[:, None, None] + 0.5 * x + np.zeros((1, 4, 1))
@@ -300,9 +300,9 @@ def loads(monkeypatch):
 
     def counted(*arguments):
         calls.append(arguments[0])
-        return load_case(*arguments)
+        return load_scan(*arguments)
 
-    monkeypatch.setattr(prepare_module, "load_case", counted)
+    monkeypatch.setattr(prepare_module, "load_scan", counted)
     return calls
 
 

@@ -126,6 +126,24 @@ def test_a_later_field_at_its_default_leaves_the_digest_alone_and_counts_otherwi
     assert b'"participants":3' in Plan.model_validate(fields(participants=3)).canonical()
 
 
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("preparation", {"hounsfield_check": True}),
+        ("preparation", {"equalise_below": 0.2}),
+        ("preparation", {"fine_below_mm": 5.0, "fine_spacing_xyz_mm": [0.5, 0.5, 0.5]}),
+        ("training", {"augment_rotation_deg": 10.0}),
+        ("training", {"augment_scale": 0.1}),
+    ],
+)
+def test_rules_of_preparation_and_patches_are_in_the_digest_where_they_are_used(table, change):
+    plain = Plan.model_validate(fields())
+    used = Plan.model_validate(fields(**{table: fields()[table] | change}))
+    assert all(f'"{name}"'.encode() not in plain.canonical() for name in change)
+    assert all(f'"{name}"'.encode() in used.canonical() for name in change)
+    assert from_canonical(used.canonical()) == used
+
+
 def test_a_later_field_of_one_hospital_is_in_the_digest_and_of_none_in_no_digest():
     more = [HOSPITALS[0] | {"local_steps": 9}, *HOSPITALS[1:]]
     own, plain = Plan.model_validate(fields(hospitals=more)), Plan.model_validate(fields())
