@@ -23,11 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 from certs.party import CertificateError
-from hospital_node import data_cli, ledger_cli, officer
+from hospital_node import data_cli, ledger_cli, officer, predict_cli
 from hospital_node.checks import Check, all_checks
 from hospital_node.cohort import CohortError
 from hospital_node.config import ConfigError, NodeConfig, load_config
 from hospital_node.durable import write_whole
+from hospital_node.label_files import LabelFileError
 from hospital_node.ledger import LedgerError
 from hospital_node.ledger_export import ExportError
 from hospital_node.link import LinkLost, LinkRefused, dial
@@ -51,6 +52,7 @@ USER_ERRORS = (
     CohortError,
     ConfigError,
     ExportError,
+    LabelFileError,
     LedgerError,
     LinkLost,
     LinkRefused,
@@ -68,6 +70,7 @@ app = typer.Typer(
 )
 app.add_typer(data_cli.app, name="data")
 app.add_typer(officer.app)
+app.add_typer(predict_cli.app)
 app.add_typer(officer.cap_app, name="cap")
 app.add_typer(ledger_cli.app, name="ledger")
 

@@ -149,6 +149,11 @@ def read_plan(node: NodeConfig, path: Path | None) -> Plan:
         if offered is None:
             raise PlanError("no plan was received yet: name one with --plan, or get it with `secagg-node fetch-plan`")
         return offered
+    return read_plan_file(path)
+
+
+def read_plan_file(path: Path) -> Plan:
+    """A plan as people write it (.toml) or as it travels (canonical JSON). Raises PlanError."""
     if path.suffix == ".toml":
         return load_toml(path)
     try:

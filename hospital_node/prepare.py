@@ -106,6 +106,13 @@ def load_case(
 def load_scan(case: Case, preparation: Preparation, labels: int, threads: int = 1) -> LoadedScan:
     """One case on the plan's grid. A function of this case and the plan alone. Raises UnreadableStudy."""
     scan = read_oriented(case.image)
+    scaling = checked_scaling(scan, preparation)
+    grid, label = _label_on_grid(case, scan, preparation, labels, threads)
+    return LoadedScan(resample_image(scan, grid, threads), scaling, label)
+
+
+def checked_scaling(scan: sitk.Image, preparation: Preparation) -> Scaling:
+    """How the intensities of one scan become those that the network sees. Raises UnreadableStudy."""
     values = sitk.GetArrayViewFromImage(scan)
     if values.min() == values.max():
         raise UnreadableStudy("blank", "all voxels have the same value: export the scan again")
@@ -113,8 +120,7 @@ def load_scan(case: Case, preparation: Preparation, labels: int, threads: int = 
         raise UnreadableStudy(
             "not-hounsfield", "the values are no Hounsfield units: store the scan with its rescale applied once"
         )
-    grid, label = _label_on_grid(case, scan, preparation, labels, threads)
-    return LoadedScan(resample_image(scan, grid, threads), _scaling(values, preparation), label)
+    return _scaling(values, preparation)
 
 
 def _label_on_grid(
