@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+from hospital_node import ledger_decisions as decisions
 from hospital_node import ledger_rules as rules
 from hospital_node.budget import BudgetView, budget_view, unreadable_view
 from hospital_node.cap import Cap
@@ -125,7 +126,7 @@ class Ledger:
         """Start a second counter for a ledger that has none: from now on it opens with it only. Raises DecisionRefused."""
         if witness.exists():
             raise DecisionRefused(f"{witness} exists already: a counter is never started again, because it would forget.")
-        cls.open(path).note(by, f"started a second counter: {rules.said(reason)}", at)
+        cls.open(path).note(by, f"started a second counter: {decisions.said(reason)}", at)
         LedgerFiles.beside(path, witness, "rw").catch_up()
         return cls.open(path, witness=witness)
 
@@ -229,7 +230,7 @@ class Ledger:
         on which no study was ever approved as private.
         """
         self._append(
-            lambda events: rules.approve_entry(
+            lambda events: decisions.approve_entry(
                 events,
                 plan,
                 cap,
@@ -244,35 +245,35 @@ class Ledger:
 
     def withdraw(self, plan: Plan, by: str, reason: str, at: datetime) -> None:
         """Take an approval back, at once; what was charged stays charged."""
-        entry = Withdrawn(plan=plan.digest().hex(), by=rules.person(by), reason=rules.said(reason))
+        entry = Withdrawn(plan=plan.digest().hex(), by=decisions.person(by), reason=decisions.said(reason))
         self._append(lambda _: entry, at)
 
     def lower_cap(self, cap: Cap, by: str, reason: str, at: datetime) -> None:
         """Lower the cap, at once. Raises DecisionRefused where it would loosen either figure."""
-        self._append(lambda events: rules.lowered(events, cap, by, reason), at)
+        self._append(lambda events: decisions.lowered(events, cap, by, reason), at)
 
     def raise_cap(self, cap: Cap, by: str, confirmed_by: str, reason: str, at: datetime) -> None:
         """Set any cap; two different people. Raises DecisionRefused."""
-        self._append(lambda events: rules.raised(events, cap, by, confirmed_by, reason), at)
+        self._append(lambda events: decisions.raised(events, cap, by, confirmed_by, reason), at)
 
     def pause(self, by: str, reason: str, at: datetime) -> None:
         """Hold the node until `resume`."""
-        entry = Hold(by=rules.person(by), reason=rules.said(reason))
+        entry = Hold(by=decisions.person(by), reason=decisions.said(reason))
         self._append(lambda _: entry, at)
 
     def resume(self, by: str, reason: str, at: datetime) -> None:
         """Let the node go on, after a hold or after releases without a result."""
-        entry = Resume(by=rules.person(by), reason=rules.said(reason))
+        entry = Resume(by=decisions.person(by), reason=decisions.said(reason))
         self._append(lambda _: entry, at)
 
     def confirm_clock(self, by: str, reason: str, at: datetime) -> None:
         """Let people say that `at` is the right time, although the last entry is of a later or a long past one."""
-        entry = ClockConfirmed(by=rules.person(by), reason=rules.said(reason))
+        entry = ClockConfirmed(by=decisions.person(by), reason=decisions.said(reason))
         self._append(lambda _: entry, at)
 
     def note(self, by: str, text: str, at: datetime) -> None:
         """Keep a remark beside the figures."""
-        entry = Note(by=rules.person(by), text=rules.said(text))
+        entry = Note(by=decisions.person(by), text=decisions.said(text))
         self._append(lambda _: entry, at)
 
     def _record_verified(self, verified: Verified, study: str, at: datetime) -> None:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from hospital_node.accounting import Mechanism
-from hospital_node.cap import ORDERS, Cap, CapFilter, ReadingKind, best_order, plain, rounded_up
+from hospital_node.cap import ORDERS, Cap, CapFilter, ReadingKind, plain, rounded_up
 from hospital_node.ledger_errors import (
     AlreadyReleased,
     BudgetExhausted,
@@ -30,7 +30,6 @@ from hospital_node.ledger_schema import (
     Charge,
     Created,
     Evaluated,
-    EvaluationAgreed,
     Event,
     Hold,
     Resume,
@@ -38,8 +37,7 @@ from hospital_node.ledger_schema import (
     Withdrawn,
 )
 from hospital_node.releases import Evaluations, Program, Release, counted
-from proto.evaluation import sensitivity
-from proto.plan import Plan, role_of, short_name
+from proto.plan import Plan, short_name
 
 MAX_OPEN_RELEASES: Final = 2  # in a row without a verified result: more would let forced aborts drain the budget (protocol.md)
 CLOCK_TOLERANCE: Final = timedelta(minutes=10)  # time servers step a clock back by less
@@ -330,86 +328,6 @@ def planned(plan: Plan, hospital: str, rounds: int) -> tuple[Mechanism, ...]:
     return counted([program_of(plan, hospital).released(1, rounds)])
 
 
-def _evaluation_of(plan: Plan) -> EvaluationAgreed | None:
-    if plan.evaluation is None:
-        return None
-    each, bound = plan.evaluation, sensitivity(len(plan.network.labels))
-    return EvaluationAgreed(noise_multiplier=each.noise_multiplier, sensitivity=bound, every=each.every)
-
-
-def approve_entry(
-    events: Sequence[Event],
-    plan: Plan,
-    cap: Cap,
-    *,
-    by: str,
-    confirmed_by: str,
-    reason: str,
-    accept_no_guarantee: bool,
-    data_is_public: bool,
-) -> Approved:
-    """The approval to record. Raises DecisionRefused."""
-    name = hospital_of(events)
-    declared = _declared_patients(plan, name)
-    _check_guarantee(events, plan, accept_no_guarantee=accept_no_guarantee, data_is_public=data_is_public)
-    if not plan.privacy.no_guarantee:
-        check_delta(cap, declared)
-        present = current_cap(events)
-        if present is not None and not cap.at_most(present):
-            check_two_people(by, confirmed_by, f"raising the cap from {present} to {cap}")
-    program = program_of(plan, name)
-    one_round = program.training
-    return Approved(
-        plan=plan.digest().hex(),
-        study=plan.study,
-        by=person(by),
-        confirmed_by=confirmed_by.strip(),
-        reason=said(reason),
-        cap=cap,
-        noise_multiplier=one_round.noise_multiplier,
-        sampling_rate=one_round.sampling_rate,
-        steps_per_round=one_round.steps,
-        clip_norm=plan.privacy.clip_norm,
-        max_rounds=plan.rounds,
-        declared_patients=declared,
-        hospitals_per_patient=plan.privacy.hospitals_per_patient,
-        renyi_order=_order_for(events, plan, cap, program),
-        no_guarantee=plan.privacy.no_guarantee,
-        data_is_public=data_is_public,
-        evaluation=_evaluation_of(plan),
-    )
-
-
-def _order_for(events: Sequence[Event], plan: Plan, cap: Cap, program: Program) -> int:
-    if plan.privacy.no_guarantee:
-        return ORDERS[0]  # never used: such an approval fixes no order
-    return filter_order(events) or best_order(cap, program.ahead(1))
-
-
-def _declared_patients(plan: Plan, name: str) -> int:
-    for entry in plan.hospitals:
-        if role_of(entry.uri) == "hospital" and short_name(entry.uri) == name:
-            return entry.declared_patients
-    raise DecisionRefused(
-        f"{name} is not among the hospitals of study '{plan.study}': ask the coordinator to add it to the plan."
-    )
-
-
-def _check_guarantee(events: Sequence[Event], plan: Plan, *, accept_no_guarantee: bool, data_is_public: bool) -> None:
-    if not plan.privacy.no_guarantee:
-        return
-    if not accept_no_guarantee:
-        raise DecisionRefused(
-            f"Study '{plan.study}' adds no noise, so there is no guarantee for any patient: approve it only by saying so "
-            "(`--accept-no-guarantee`)."
-        )
-    if not data_is_public:
-        raise DecisionRefused(
-            f"Study '{plan.study}' adds no noise: it runs only on data declared public or synthetic (`--data-is-public`)."
-        )
-    refuse_private(events, plan.study)
-
-
 def refuse_private(events: Sequence[Event], study: str) -> None:
     """Raise DecisionRefused where any approval of the ledger's life says that these patients are not public."""
     private = next((e.entry for e in events if isinstance(e.entry, Approved) and not e.entry.data_is_public), None)
@@ -418,55 +336,3 @@ def refuse_private(events: Sequence[Event], study: str) -> None:
             f"{private.by} approved study '{private.study}' on these patients as private data, so study '{study}', which adds "
             "no noise, is refused: use public data with a ledger of their own."
         )
-
-
-def lowered(events: Sequence[Event], cap: Cap, by: str, reason: str) -> CapLowered:
-    """The entry for a lower cap. Raises DecisionRefused."""
-    present = current_cap(events)
-    if present is None:
-        raise DecisionRefused("There is no cap to lower yet: the first approval sets one.")
-    if not cap.at_most(present):
-        raise DecisionRefused(f"{cap} is not lower than {present} in both figures: raising needs two people.")
-    return CapLowered(cap=cap, by=person(by), reason=said(reason))
-
-
-def raised(events: Sequence[Event], cap: Cap, by: str, confirmed_by: str, reason: str) -> CapRaised:
-    """The entry for any other cap. Raises DecisionRefused."""
-    present = current_cap(events)
-    if present is None:
-        raise DecisionRefused("There is no cap to raise yet: the first approval sets one.")
-    check_two_people(by, confirmed_by, f"raising the cap from {present} to {cap}")
-    approved = [event.entry for event in events if isinstance(event.entry, Approved) and not event.entry.no_guarantee]
-    check_delta(cap, min(entry.declared_patients for entry in approved))
-    return CapRaised(cap=cap, by=person(by), confirmed_by=person(confirmed_by), reason=said(reason))
-
-
-def check_delta(cap: Cap, declared_patients: int) -> None:
-    """Raise DecisionRefused where delta would allow giving one patient away for free."""
-    if cap.delta >= 1 / declared_patients:
-        raise DecisionRefused(
-            f"A cap at delta {plain(cap.delta)} is refused: it must be below 1/{declared_patients}, one over the declared size."
-        )
-
-
-def check_two_people(by: str, confirmed_by: str, what: str) -> None:
-    """Raise DecisionRefused unless two different people are named."""
-    first, second = person(by), confirmed_by.strip()
-    if not second or first.casefold() == second.casefold():
-        raise DecisionRefused(
-            f"{what[:1].upper()}{what[1:]} needs two different people: name the second one (`--confirmed-by`)."
-        )
-
-
-def person(name: str) -> str:
-    """The name, trimmed; DecisionRefused where nobody is named."""
-    if not name.strip():
-        raise DecisionRefused("A decision needs the name of the person who takes it (`--by`).")
-    return name.strip()
-
-
-def said(reason: str) -> str:
-    """The reason, trimmed; DecisionRefused where there is none."""
-    if not reason.strip():
-        raise DecisionRefused("A decision needs a reason in a few words (`--reason`).")
-    return reason.strip()
