@@ -28,7 +28,7 @@ from secagg.params import SESSION_BYTES
 from secagg.policy import policy_of
 from secagg.upload import PackedUpload
 
-READ_BYTES = 1 << 18  # as coordinator/spool.py reads
+READ_BYTES = 1 << 19  # as coordinator/spool.py reads
 ARRIVAL = "arrival"  # reading and hashing uploads: done as they come, and as much as their transport costs
 RELAY = "relay"  # making the messages for members
 APART = frozenset({ARRIVAL, RELAY})  # the reference figures of other libraries leave transport and messages out

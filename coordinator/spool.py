@@ -17,7 +17,7 @@ from typing import Self
 
 from coordinator.models import sync
 
-READ_BYTES = 1 << 18  # whole words; a piece of every upload is added to one part of the sum while a core's cache holds it
+READ_BYTES = 1 << 19  # whole words; a piece of every upload is added to one part of the sum while the cache holds it
 FILES_AT_ONCE = 64  # open at a time: far below any limit, and the sum passes through memory once for so many uploads
 
 

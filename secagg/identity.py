@@ -6,19 +6,21 @@ The same key authenticates the member's TLS connections; the label keeps the two
 
 from __future__ import annotations
 
+import hashlib
 from enum import Enum
 from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 from secagg.encoding import encode
 from secagg.errors import LocalError, RemoteError
 
 SIGNATURE_LABEL = "hospital-secagg signature v1"
 SIGN = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
-VERIFY = ec.ECDSA(hashes.SHA256())
+VERIFY = ec.ECDSA(Prehashed(hashes.SHA256()))  # of `_hashed`
 
 
 class Purpose(Enum):
@@ -39,10 +41,16 @@ def verify(key_der: bytes, purpose: Purpose, context: bytes, statement: bytes, s
     """RemoteError (bad-signature) naming `blame` unless the holder of the key signed exactly this."""
     key = load_public_key(key_der)
     try:
-        key.verify(signature, encode(SIGNATURE_LABEL, purpose.value, context, statement), VERIFY)
+        key.verify(signature, _hashed(purpose, context, statement), VERIFY)
     except InvalidSignature as error:
         text = f"a signature ({purpose.value}) does not fit its statement in this session"
         raise RemoteError(blame, "bad-signature", text) from error
+
+
+@lru_cache(maxsize=1)
+def _hashed(purpose: Purpose, context: bytes, statement: bytes) -> bytes:
+    """SHA-256 of what is signed. Remembered: all confirmations of a round are over one statement, as long as the roster."""
+    return hashlib.sha256(encode(SIGNATURE_LABEL, purpose.value, context, statement)).digest()
 
 
 def public_der(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from secagg.errors import UNKNOWN, LocalError, RemoteError
 from secagg.keystream import BLOCK_BYTES, CHUNK_WORDS, SEGMENT_WORDS, Door, Stream, whole_blocks
-from secagg.params import NO_WORDS, WORD_BITS, RoundParams, Vector, Words
+from secagg.params import NO_WORDS, RoundParams, Vector, Words
 
 ROUNDING_BITS = 16  # random bits a value; the rounding keystream spends two bytes whatever is used of them
 ROUNDING_BYTES = ROUNDING_BITS // 8
 NARROW_BITS = 31  # int32 without its sign
-SCAN_VALUES = 1 << 15  # 128 KiB of float32: the finiteness scan stays in cache
+SCAN_VALUES = 1 << 17  # 512 KiB of float32: larger runs leave the cache, smaller ones cost more calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ class RunEncoder:
 class Decoder:
     """From packed sums of the survivors' integers to their weighted mean; buffers of one thread."""
 
-    __slots__ = ("_factor", "_floats", "_integers", "_offset", "_params", "_shifted")
+    __slots__ = ("_factor", "_floats", "_integers", "_lane_bits", "_lane_max", "_offset", "_params", "_zero")
 
     def __init__(self, params: RoundParams, survivors: Sequence[str], scratch: Words | None = None) -> None:
         """`scratch`, CHUNK_WORDS words, is overwritten by every run."""
@@ -202,37 +202,38 @@ class Decoder:
         self._factor = params.quantizer.clip * (params.total_weight / (params.half_steps * arrived))
         narrow = params.quantizer.lane_max <= np.iinfo(np.int32).max
         self._integers: NDArray[np.signedinteger[Any]] = np.empty(CHUNK_WORDS, dtype=np.int32 if narrow else np.int64)
-        # `shifted` and `floats` share their memory: the first is done with when the second is written
-        self._shifted: Words = np.empty(CHUNK_WORDS, dtype="<u8") if scratch is None else scratch
-        self._floats = self._shifted.view(np.float64)
+        self._floats = (np.empty(CHUNK_WORDS, dtype="<u8") if scratch is None else scratch).view(np.float64)
+        self._zero = np.array(self._offset, dtype=self._integers.dtype)  # constants without dimensions, as in `RunEncoder`
+        self._lane_max = np.array(params.quantizer.lane_max, dtype=self._integers.dtype)
+        self._lane_bits = np.array(params.quantizer.lane_bits, dtype=np.uint64)
 
     def decode_into(self, mean: Vector, words: Words, first_word: int) -> None:
         """Write the values of at most CHUNK_WORDS words of the vector into `mean`, which holds coded values.
 
-        RemoteError (bad-sum) where a lane exceeds what survivors can send, or padding or a spare bit is not zero.
+        `words` are used up. RemoteError (bad-sum) where a lane exceeds what survivors can send, or padding or a spare bit
+        is not zero.
         """
-        for lane in range(self._params.quantizer.lanes):
-            sums = self._lane(words, lane)
+        quantizer = self._params.quantizer
+        for lane in range(quantizer.lanes):
+            if lane:
+                np.right_shift(words, self._lane_bits, out=words)
+            sums = self._lowest_lane(words, top=lane + 1 == quantizer.lanes)
             start = lane * self._params.vector_words + first_word
             kept = max(0, min(len(words), self._params.coded_length - start))
-            if int(sums.max()) > 2 * self._offset or (sums[kept:] != self._offset).any():
+            if int(sums.max()) > 2 * self._offset or (kept < len(sums) and (sums[kept:] != self._offset).any()):
                 raise _bad_sum()
             floats = self._floats[:kept]
-            np.subtract(sums, self._offset, out=sums)
+            np.subtract(sums, self._zero, out=sums)
             floats[...] = sums[:kept]
             np.multiply(floats, self._factor, out=floats)
             mean[start : start + kept] = floats
-        used_bits = self._params.quantizer.lanes * self._params.quantizer.lane_bits
-        if used_bits < WORD_BITS and int(words.max()) >> used_bits:
-            raise _bad_sum()
 
-    def _lane(self, words: Words, lane: int) -> NDArray[np.signedinteger[Any]]:
-        """The integers of one lane."""
-        quantizer, integers, shifted = self._params.quantizer, self._integers[: len(words)], words
-        if lane:
-            shifted = np.right_shift(words, lane * quantizer.lane_bits, out=self._shifted[: len(words)])
-        np.copyto(integers, shifted, casting="unsafe")  # keeps the lowest bits
-        np.bitwise_and(integers, quantizer.lane_max, out=integers)
+    def _lowest_lane(self, words: Words, *, top: bool) -> NDArray[np.signedinteger[Any]]:
+        """The integers of the lowest lane. Spare bits above the top one stay in it: if one is set, the sum is too large."""
+        integers = self._integers[: len(words)]
+        np.copyto(integers, words, casting="unsafe")  # keeps the lowest bits
+        if not top:
+            np.bitwise_and(integers, self._lane_max, out=integers)
         return integers
 
 

@@ -178,8 +178,8 @@ class Revealed:
 def digests_of(boxes: Iterable[Box]) -> BoxDigests:
     """SHA-256 of each box, in the same order."""
     boxes = tuple(boxes)
-    joined = b"".join([hashlib.sha256(box.sealed).digest() for box in boxes])
-    return BoxDigests(tuple([box.receiver for box in boxes]), joined)
+    hashes = map(hashlib.sha256, [box.sealed for box in boxes])
+    return BoxDigests(tuple([box.receiver for box in boxes]), b"".join([each.digest() for each in hashes]))
 
 
 def summary_of(digests: BoxDigests) -> bytes:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from secagg import keys, shamir
 from secagg.coding import decode
@@ -26,6 +28,8 @@ from secagg.upload import SignedMask
 from secagg.view import SessionView
 
 SUM_LABEL = "hospital-secagg sum v1"
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +68,15 @@ def _masks_in_sum(view: SessionView, recovery: _Recovery) -> Iterator[SignedMask
     """What is left in the total, with the sign that removes it (step 6.2): self masks, and pairs with dropped members."""
     params = view.params
 
-    def fits_seed(seed: bytes, advert: Advert) -> bool:
-        return keys.seed_commitment(params, seed, advert.party) == advert.seed_commitment
+    def seed_of(advert: Advert, seed: bytes) -> bytes | None:
+        return seed if keys.seed_commitment(params, seed, advert.party) == advert.seed_commitment else None
 
     for party in view.survivors:
-        seed = recovery.secret(party, fits_seed)
+        seed = recovery.secret(party, seed_of)
         yield SignedMask(keys.self_key(params, seed, party), subtract=True)
     peers = {party: keys.peer(params, view.adverts[party]) for party in view.sharers}
     for party in view.dropped:
-        private = keys.private_key(recovery.secret(party, _fits_mask_key))
+        private = recovery.secret(party, _mask_key_of)
         others = [other for other in view.graph.masked_with(party) if view.is_survivor(other)]
         pairs = keys.pair_keys(params, private, peers[party], (peers[other] for other in others))
         for other, key in zip(others, pairs, strict=True):
@@ -80,8 +84,9 @@ def _masks_in_sum(view: SessionView, recovery: _Recovery) -> Iterator[SignedMask
             yield SignedMask(key, subtract=party > other)
 
 
-def _fits_mask_key(private: bytes, advert: Advert) -> bool:
-    return keys.public_of(keys.private_key(private)) == advert.mask_key
+def _mask_key_of(advert: Advert, secret: bytes) -> X25519PrivateKey | None:
+    private = keys.private_key(secret)
+    return private if keys.public_of(private) == advert.mask_key else None
 
 
 class _Recovery:
@@ -103,15 +108,21 @@ class _Recovery:
         """Members found to have revealed wrong shares."""
         return tuple(sorted(self._points[point] for point in self._wrong))
 
-    def secret(self, peer: str, fits: Callable[[bytes, Advert], bool]) -> bytes:
-        """The secret of `peer` that fits its advert; RemoteError (unrecoverable) if the shares do not give it."""
+    def secret(self, peer: str, check: Callable[[Advert, bytes], S | None]) -> S:
+        """What `check` makes of the 32 bytes that fit the advert of `peer`, None where they do not.
+
+        RemoteError (unrecoverable) if the shares do not give such bytes.
+        """
         advert, shares = self._view.adverts[peer], self._shares[peer]
-        secret = self._combine(self._trusted(peer), shares)
-        if secret is not None and fits(secret, advert):
+
+        def at(points: tuple[int, ...]) -> S | None:
+            combined = self._combine(points, shares)
+            return None if combined is None else check(advert, combined)
+
+        if (secret := at(self._trusted(peer))) is not None:
             return secret
         for good in shamir.likely_good(shares, self._need):
-            secret = self._combine(good, shares)
-            if secret is not None and fits(secret, advert):
+            if (secret := at(good)) is not None:
                 self._wrong.update(shamir.off_polynomial(good, shares))
                 return secret
         text = f"the revealed shares do not give the secret that {peer} advertised: it or too many members gave wrong shares"

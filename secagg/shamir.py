@@ -20,6 +20,7 @@ from secagg.errors import LocalError
 P = 2**256 + 297
 SECRET_BYTES = 32
 SHARE_BYTES = 33
+P_BYTES = P.to_bytes(SHARE_BYTES, "big")
 DRAW_BYTES = 48  # 384 bits modulo a 257-bit prime: bias below 2**-127
 MAX_SUBSETS = 500  # try every subset up to this many; one try costs microseconds
 MAX_POINT = 1 << 31
@@ -52,6 +53,11 @@ def split(secret: bytes, threshold: int, points: Sequence[int], rand: Rand) -> d
 def is_share(share: bytes) -> bool:
     """Whether these bytes are a field element in canonical form."""
     return len(share) == SHARE_BYTES and (share[0] == 0 or int.from_bytes(share, "big") < P)  # 2**256 is below P
+
+
+def are_shares(shares: Collection[bytes]) -> bool:
+    """`is_share` of all of them: strings of one length compare as the numbers that they spell."""
+    return set(map(len, shares)) <= {SHARE_BYTES} and max(shares, default=b"") < P_BYTES
 
 
 def evaluate(coefficients: Sequence[int], point: int) -> int:

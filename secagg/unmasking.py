@@ -7,19 +7,23 @@ and generator and arithmetic release the interpreter lock, so threads share the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
 from secagg.keystream import CHUNK_WORDS, Door, buffer_of
 from secagg.lanes import Decoder
-from secagg.params import RoundParams, Vector, Words
+from secagg.params import WORD_BYTES, RoundParams, Vector, Words
 from secagg.upload import Masks, SignedMask
 
 DIGEST_WORDS = 1 << 12  # one digest each (README, step 6.5); runs are whole multiples
+DIGEST_BYTES = DIGEST_WORDS * WORD_BYTES
 SHORT_WORDS = 2 * CHUNK_WORDS  # up to here threads share masks, not runs: each would spend too much on setting keys up
 MASKS_AT_ONCE = 64  # their contexts fit a core's cache
+
+T = TypeVar("T")
 
 
 def unmask(
@@ -41,11 +45,9 @@ def unmask(
         bank = Masks(masks, door)
         opener = _Opener(total, bank, Decoder(params, survivors, bank.scratch), mean, extra)
         for start in left:
-            digests[start] = list(opener.open(start, min(start + starts.step, params.words)))
+            digests[start] = opener.open(start, min(start + starts.step, params.words))
 
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work) for _ in range(min(threads, len(starts)))]:
-            done.result()
+    _on_threads(min(threads, len(starts)), work)
     return mean, extra, [part for start in starts for part in digests[start]]
 
 
@@ -63,9 +65,15 @@ def _without(total: Words, masks: Sequence[SignedMask], threads: int, door: Door
                 bank.apply(part[start : start + CHUNK_WORDS], start)
         return part
 
-    with ThreadPoolExecutor(threads) as pool:
-        parts = [pool.submit(work) for _ in range(min(threads, len(starts)))]
-        return sum((part.result() for part in parts), start=total)
+    return sum(_on_threads(min(threads, len(starts)), work), start=total)
+
+
+def _on_threads(count: int, work: Callable[[], T]) -> list[T]:
+    """What `work` returns on each of `count` threads; one is the caller's own."""
+    if count < 2:
+        return [work() for _ in range(count)]
+    with ThreadPoolExecutor(count) as pool:
+        return [done.result() for done in [pool.submit(work) for _ in range(count)]]
 
 
 def _run_words(words: int, threads: int) -> int:
@@ -86,16 +94,17 @@ class _Opener:
         self._extra = extra
         self._words = buffer_of(CHUNK_WORDS, 0)
 
-    def open(self, start: int, stop: int) -> Iterator[bytes]:
+    def open(self, start: int, stop: int) -> list[bytes]:
         """Write the mean of words start ... stop, at most CHUNK_WORDS; the digests of what they opened to."""
         words = self._words[: stop - start]
         words[...] = self._total[start:stop]
         self._masks.apply(words, start)
+        opened = words.data.cast("B")
+        digests = [hashlib.sha256(opened[at : at + DIGEST_BYTES]).digest() for at in range(0, len(opened), DIGEST_BYTES)]
         of_vector = len(self._total) - len(self._extra)
         if start < of_vector:
             self._decoder.decode_into(self._mean, words[: of_vector - start], start)
         if stop > of_vector:
             first = max(start, of_vector)
             self._extra[first - of_vector : stop - of_vector] = words[first - start :]
-        for first in range(0, len(words), DIGEST_WORDS):
-            yield hashlib.sha256(words[first : first + DIGEST_WORDS].data.cast("B")).digest()
+        return digests

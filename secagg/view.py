@@ -256,11 +256,10 @@ def verify_revealed(view: SessionView, party: str, revealed: Revealed) -> None:
     if not view.is_survivor(party):
         raise RemoteError(party, "unknown-party", f"{party} reveals shares without being on the list")
     held = {party, *view.graph.senders(party)} & view.share_sets.keys()
-    survived, dropped = held & view.listed, held - view.listed
-    expected = dict.fromkeys(survived, ShareKind.SELF_MASK_SEED) | dict.fromkeys(dropped, ShareKind.MASK_KEY)
+    expected = dict.fromkeys(held, ShareKind.MASK_KEY) | dict.fromkeys(held & view.listed, ShareKind.SELF_MASK_SEED)
     if {item.peer: item.kind for item in revealed.shares} != expected:
         raise RemoteError(
             party, "wrong-shares", f"the shares of {party} are not one of the right kind for each member whose shares it holds"
         )
-    if not all(map(shamir.is_share, [item.share for item in revealed.shares])):
+    if not shamir.are_shares([item.share for item in revealed.shares]):
         raise RemoteError(party, "malformed", f"{party} reveals something that is no share")

@@ -179,10 +179,23 @@ def test_any_run_of_words_gives_the_same_words(lanes, door):
     assert parts.tolist() == whole.tolist()
 
 
+@pytest.mark.parametrize("lanes", [3, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15])
+def test_every_spare_bit_is_refused(lanes):
+    """Those above the top lane, in a word whose lanes are all in range."""
+    params = params_of(3, lanes, 2 * lanes)
+    good = encode(params, "h01", np.zeros(params.length))
+    decode(params, good.copy(), ("h01",))
+    for bit in range(lanes * params.quantizer.lane_bits, 64):
+        bad = good.copy()
+        bad[1] |= np.uint64(1 << bit)
+        with pytest.raises(RemoteError, match="cannot have sent"):
+            decode(params, bad, ("h01",))
+
+
 def test_runs_of_a_sum_are_decoded_like_the_whole():
     params = params_of(3, 3, 1001)
     total = encode(params, "h01", np.random.default_rng(1).uniform(-1, 1, 1001))
-    whole, parts = decode(params, total, ("h01",)), np.empty(1001, np.float32)
+    whole, parts = decode(params, total.copy(), ("h01",)), np.empty(1001, np.float32)
     decoder = Decoder(params, ("h01",))
     for start, stop in ((100, 334), (0, 99), (99, 100)):
         decoder.decode_into(parts, total[start:stop], start)

@@ -107,6 +107,9 @@ def test_shares_are_canonical_field_elements():
     assert shamir.is_share((P - 1).to_bytes(33, "big"))
     for bad in (P.to_bytes(33, "big"), bytes(32), bytes(34), b""):
         assert not shamir.is_share(bad)
+        assert not shamir.are_shares([bytes(33), bad, bytes(33)])
+    assert shamir.are_shares([bytes(33), (P - 1).to_bytes(33, "big"), *shares_of(2, 3).values()])
+    assert shamir.are_shares([])
 
 
 @pytest.mark.parametrize("wrong", [(1,), (2, 5), (7, 8), (4,), ()])
