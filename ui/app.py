@@ -26,6 +26,8 @@ def main() -> None:
         pages.append(st.Page(PAGES / "accuracy.py", title="Accuracy", url_path="accuracy"))
         pages.append(st.Page(PAGES / "bandwidth.py", title="Bandwidth", url_path="bandwidth"))
         pages.append(st.Page(PAGES / "rounds.py", title="Rounds", url_path="rounds"))
+    if settings.studies:
+        pages.append(st.Page(PAGES / "study.py", title="Study", url_path="study"))
     chosen = st.navigation(pages)
     with st.sidebar:
         screen.watch()

@@ -21,7 +21,7 @@ from ui.settings import DEFAULT_PORT, LOOPBACK, Settings, SettingsError, checked
 APP = Path(__file__).parent / "app.py"
 MAX_UPLOAD_MB = 1  # the app takes no files
 
-command = typer.Typer(add_completion=False, help="Show privacy budget, accuracy, bandwidth and rounds in a browser.")
+command = typer.Typer(add_completion=False, help="Show privacy budget, accuracy, bandwidth, rounds and studies in a browser.")
 
 
 def server_options(settings: Settings) -> dict[str, str]:
@@ -66,11 +66,17 @@ def check_address(address: str, port: int) -> None:
 
 
 def resolve(
-    config: Path | None, coordinator: Path | None, hospitals: list[Path], address: str | None, port: int | None
+    config: Path | None,
+    coordinator: Path | None,
+    hospitals: list[Path],
+    studies: list[Path],
+    address: str | None,
+    port: int | None,
 ) -> Settings:
     """Settings from the file, with command-line options in front. SettingsError in one sentence."""
     base = Settings() if config is None else load(config)
-    given = {"coordinator": coordinator, "hospitals": tuple(hospitals), "address": address, "port": port}
+    folders = {"coordinator": coordinator, "hospitals": tuple(hospitals), "studies": tuple(studies)}
+    given = {**folders, "address": address, "port": port}
     return checked(Settings.model_validate(base.model_dump() | {name: value for name, value in given.items() if value}))
 
 
@@ -79,12 +85,13 @@ def start(
     config: Annotated[Path | None, typer.Option(help="TOML file with coordinator, hospitals, address and port.")] = None,
     coordinator: Annotated[Path | None, typer.Option(help="State folder of the coordinator.")] = None,
     hospital: Annotated[list[Path] | None, typer.Option(help="State folder of a hospital node; repeat for more.")] = None,
+    study: Annotated[list[Path] | None, typer.Option(help="Folder of `secagg-study run`; repeat for more.")] = None,
     address: Annotated[str | None, typer.Option(help=f"Address to listen on.  [default: {LOOPBACK}]")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help=f"Port to listen on.  [default: {DEFAULT_PORT}]")] = None,
 ) -> None:
     """Start the app and print its address. The folders may still be empty: the pages then wait for them."""
     try:
-        settings = resolve(config, coordinator, hospital or [], address, port)
+        settings = resolve(config, coordinator, hospital or [], study or [], address, port)
         check_address(settings.address, settings.port)
     except SettingsError as error:
         print(f"secagg-ui: {error}", file=sys.stderr)

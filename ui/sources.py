@@ -26,6 +26,8 @@ from hospital_node.ledger import BudgetView, CannotRecord, Event, Ledger, Ledger
 from hospital_node.progress import LEAVES_FILE, PROGRESS_FILE, Leaves, LocalProgress, read_leaves, read_progress
 from hospital_node.reports import Statement, statement
 from proto.plan import Plan, PlanError, from_canonical
+from study.results import FILE as RESULTS_FILE
+from study.results import CellRow, Results, ResultsError, StudyRow, open_results
 from ui.settings import Settings
 from ui.words import party
 
@@ -76,6 +78,16 @@ class Hospital:
     leaves: Leaves | None = None
     problem: str = ""
     busy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StudyReading:
+    """One reading of a study's results."""
+
+    folder: Path
+    revision: int
+    study: StudyRow
+    rows: tuple[CellRow, ...]
 
 
 def stamp(path: Path) -> Stamp | None:
@@ -168,6 +180,34 @@ def statement_of(folder: Path, head: str) -> Statement:
     return statement(found.events, found.plan)
 
 
+def study(folder: Path) -> StudyReading | None:
+    """A study's results; None before its first run. Raises ResultsError where they cannot be read."""
+    if (found := stamp(folder / RESULTS_FILE)) is None:
+        return None
+    reader = _results(folder, found[0])
+    return _study(reader, reader.revision())
+
+
+@lru_cache(maxsize=4)
+def _results(folder: Path, inode: int) -> Results:
+    del inode
+    return open_results(folder)
+
+
+@lru_cache(maxsize=4)
+def _study(reader: Results, revision: int) -> StudyReading:
+    return StudyReading(reader.path.parent, revision, reader.study(), tuple(reader.cells()))
+
+
+def _study_revision(folder: Path) -> int | str | None:
+    """What grows when anything of a study has changed."""
+    try:
+        found = stamp(folder / RESULTS_FILE)
+        return None if found is None else _results(folder, found[0]).revision()
+    except ResultsError as error:
+        return str(error)
+
+
 def _plan(path: Path) -> Plan | None:
     try:
         return from_canonical(path.read_bytes())
@@ -201,7 +241,7 @@ def signature(settings: Settings) -> tuple[object, ...]:
         return (str(error),)
     shown = () if seen is None else _visible(seen)
     stamps = (stamp(folder / name) for folder in settings.hospitals for name in (LEDGER_FILE, LEAVES_FILE, PLAN_FILE))
-    return (*shown, *stamps)
+    return (*shown, *stamps, *map(_study_revision, settings.studies))
 
 
 def _visible(seen: Federation) -> tuple[object, ...]:

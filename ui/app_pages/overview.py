@@ -9,6 +9,7 @@ import streamlit as st
 from ui import budget, charts, overview, screen, sources
 from ui.palette import styles
 from ui.sources import Federation, Hospital
+from ui.study_state import study_state
 from ui.words import moment, party, percent
 
 
@@ -26,6 +27,20 @@ def page() -> None:
     if seen is not None:
         parties()
         happened(seen)
+    studies()
+
+
+def studies() -> None:
+    """Where each study of this deployment stands."""
+    begun = [found for found in map(sources.study, screen.settings().studies) if found is not None]
+    if not screen.settings().studies:
+        return
+    st.markdown("#### Studies")
+    if not begun:
+        screen.waiting("Nothing yet: no run of a study was begun.")
+        return
+    rows = [{"study": found.study.name, "task": found.study.task, "state": study_state(found.rows).title} for found in begun]
+    screen.reading(rows, "Studies")
 
 
 def now_card() -> None:
