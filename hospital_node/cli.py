@@ -33,6 +33,7 @@ from hospital_node.link import LinkLost, LinkRefused, dial
 from hospital_node.logs import configure
 from hospital_node.officer import ConfigFile, read_plan
 from hospital_node.reach import reason_of_loss
+from hospital_node.scans import ScansError
 from hospital_node.state import StateError, StateFolder
 from hospital_node.study import plan_offered
 from hospital_node.terminal import counted
@@ -55,6 +56,7 @@ USER_ERRORS = (
     LinkRefused,
     ModelFileError,
     PlanError,
+    ScansError,
     StateError,
     WorkFailed,
 )
@@ -202,6 +204,28 @@ def check_data(
     typer.echo(f"{cohort.cases} studies of {len(cohort.patients)} patients are ready for study '{chosen.study}'.")
     for code, number in sorted(cohort.skipped.items()):
         typer.echo(f"{number} left out ({code}): {SKIP_CODES[code]}")
+
+
+@data_app.command("predict")
+def predict_data(
+    config: ConfigFile,
+    model: Annotated[Path, typer.Option("--model", help="A model file of this study (safetensors).")],
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="The plan; the one that the coordinator offered last if left out.")
+    ] = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="Draw on at most so many scans.")] = 20,
+) -> None:
+    """Let a model draw on this node's own scans, for the page Scans of this hospital's own app. Nothing is sent."""
+    node = load_config(config).require_folders()
+    chosen = read_plan(node, plan)
+    from hospital_node.predict import predict_scans
+
+    StateFolder(node.state).create()
+    with counted("drawing on scans") as count:
+        index = predict_scans(node, chosen, read_model(model), most, count, datetime.now(UTC))
+    means = [scan.mean_dice for scan in index.scans if scan.mean_dice is not None]
+    mean = f", mean Dice {sum(means) / len(means):.3f}" if means else ""
+    typer.echo(f"{len(index.scans)} scans are ready for the app of this hospital{mean}. Nothing was sent.")
 
 
 def _fetch_plan(node: NodeConfig) -> Plan:

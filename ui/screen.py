@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
+from ipaddress import ip_address
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import altair as alt
@@ -62,6 +63,19 @@ def paused() -> bool:
     return bool(st.session_state.get(PAUSE, False))
 
 
+def is_loopback() -> bool:
+    """Whether this server can be reached from this machine only."""
+    address = str(st.get_option("server.address") or "")
+    return address == "localhost" or (bool(address) and _loopback(address))
+
+
+def _loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
 def run_every() -> float | None:
     """Interval of a live fragment."""
     return None if paused() else POLL_S
@@ -108,6 +122,11 @@ def doing(who: str, found: LocalProgress) -> None:
         st.markdown(f"**{who}** · {text}")
     else:
         st.progress(share, text=f"**{who}** · {text}")
+
+
+def refused(sentence: str) -> None:
+    """Something that is not shown, and why, in one sentence."""
+    st.warning(f"{sentence[:1].upper()}{sentence[1:].rstrip('.')}.")
 
 
 def waiting(sentence: str) -> None:

@@ -25,6 +25,7 @@ from coordinator.store import (
 from hospital_node.ledger import BudgetView, CannotRecord, Event, Ledger, LedgerError, LedgerMissing
 from hospital_node.progress import LEAVES_FILE, PROGRESS_FILE, Leaves, LocalProgress, read_leaves, read_progress
 from hospital_node.reports import Statement, statement
+from hospital_node.scans import INDEX_FILE, SCANS_FOLDER, Scan, read_scan
 from proto.plan import Plan, PlanError, from_canonical
 from study.results import FILE as RESULTS_FILE
 from study.results import CellRow, Results, ResultsError, StudyRow, open_results
@@ -35,6 +36,7 @@ STORE_FILE = "store.db"
 LEDGER_FILE = "ledger.db"
 PLAN_FILE = "plan.json"
 NODE_FILE = "node.json"
+WATCHED = (LEDGER_FILE, LEAVES_FILE, PLAN_FILE, f"{SCANS_FOLDER}/{INDEX_FILE}")  # of a hospital; progress has its own fragments
 KEPT = 64  # readings in memory: one for each hospital and a few older ones
 
 Stamp = tuple[int, int, int]  # inode, size, time of the last change in ns
@@ -215,6 +217,12 @@ def _plan(path: Path) -> Plan | None:
         return None
 
 
+@lru_cache(maxsize=2)  # a prepared volume can take a hundred megabytes
+def scan(folder: Path, name: str, number: int) -> Scan:
+    """One scan of a hospital's own set in folder `name`. Raises ScansError."""
+    return read_scan(folder, name, number)
+
+
 def name_of(folder: Path) -> str:
     """A hospital's name: as its node wrote it, or from the folder before the node ran."""
     try:
@@ -240,7 +248,7 @@ def signature(settings: Settings) -> tuple[object, ...]:
     except StoreError as error:
         return (str(error),)
     shown = () if seen is None else _visible(seen)
-    stamps = (stamp(folder / name) for folder in settings.hospitals for name in (LEDGER_FILE, LEAVES_FILE, PLAN_FILE))
+    stamps = (stamp(folder / name) for folder in settings.hospitals for name in WATCHED)
     return (*shown, *stamps, *map(_study_revision, settings.studies))
 
 
