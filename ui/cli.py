@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from ui.palette import theme_options
 from ui.settings import DEFAULT_PORT, LOOPBACK, Settings, SettingsError, checked, load
 
 APP = Path(__file__).parent / "app.py"
+SERVER = Path(__file__).parent / "server.py"
 MAX_UPLOAD_MB = 1  # the app takes no files
 
 command = typer.Typer(add_completion=False, help="Show privacy budget, accuracy, bandwidth, rounds and studies in a browser.")
@@ -47,7 +49,20 @@ def server_options(settings: Settings) -> dict[str, str]:
 def command_line(settings: Settings) -> list[str]:
     """The server's command with the app's own arguments after `--`."""
     options = [f"--{name}={value}" for name, value in server_options(settings).items()]
-    return [sys.executable, "-m", "streamlit", "run", str(APP), *options, "--", *settings.arguments()]
+    options += [f"--server.allowedHosts={name}" for name in host_names(settings.address)]
+    return [sys.executable, "-m", "streamlit", "run", str(SERVER), *options, "--", *settings.arguments()]
+
+
+def host_names(address: str) -> tuple[str, ...]:
+    """Names under which browsers may open the live connection; none where a proxy with a name of its own may stand before it.
+
+    On loopback this stops a web page elsewhere from reaching the app by rebinding its own name to this machine.
+    """
+    try:
+        local = ip_address(address).is_loopback
+    except ValueError:
+        local = address == "localhost"
+    return (address, "localhost") if local else ()
 
 
 def check_address(address: str, port: int) -> None:
