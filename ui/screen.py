@@ -15,16 +15,17 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import altair as alt
 import streamlit as st
 
-from coordinator.store import StoreError
+from coordinator.store import EventRow, StoreError, TrafficRow
 from hospital_node.progress import LocalProgress
 from ui import overview, sources
 from ui.figures import Figure, Headline
 from ui.palette import Ink, ink
 from ui.settings import Settings, from_arguments
-from ui.sources import Federation
+from ui.store_reading import Federation, Totals
 from ui.words import clock
 
 POLL_S = 2.0
+FRESH_S = 1.0  # what one tab has just read, another one need not read again
 PAUSE = "pause"
 SEEN = "signature"
 
@@ -36,12 +37,42 @@ def settings() -> Settings:
     return from_arguments(sys.argv[1:])
 
 
-def federation() -> Federation | None:
+def federation(age_s: float = 0.0) -> Federation | None:
     """The coordinator's store; None before it exists. A store that cannot be read now is said, and the page stops."""
     try:
-        return sources.federation(settings().coordinator)
+        return sources.federation(settings().coordinator, age_s)
     except StoreError as error:
         st.warning(f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        st.stop()
+
+
+def events_of(number: int) -> tuple[EventRow, ...]:
+    """What happened in one round. A store that cannot be read now is said, and the page stops."""
+    folder = settings().coordinator
+    try:
+        return () if folder is None else sources.events_of(folder, number)
+    except StoreError as error:
+        refused(str(error))
+        st.stop()
+
+
+def totals() -> Totals:
+    """Bytes by party and direction over all rounds, with the same rule."""
+    folder = settings().coordinator
+    try:
+        return {} if folder is None else sources.totals(folder)
+    except StoreError as error:
+        refused(str(error))
+        st.stop()
+
+
+def traffic_of(first: int, last: int) -> tuple[TrafficRow, ...]:
+    """Bytes of older rounds, with the same rule."""
+    folder = settings().coordinator
+    try:
+        return () if folder is None else sources.traffic_of(folder, first, last)
+    except StoreError as error:
+        refused(str(error))
         st.stop()
 
 
@@ -155,7 +186,7 @@ def watch() -> None:
 
     @st.fragment(run_every=run_every())
     def watcher() -> None:
-        if not paused() and sources.signature(settings()) != st.session_state.get(SEEN):
+        if not paused() and sources.signature(settings(), FRESH_S) != st.session_state.get(SEEN):
             st.rerun(scope="app")
         st.caption("Paused" if paused() else f"Live · looked at {clock(datetime.now(UTC), zone())}")
         st.caption(f"Times: {zone()}")

@@ -8,7 +8,8 @@ import streamlit as st
 
 from ui import budget, charts, overview, screen, sources
 from ui.palette import styles
-from ui.sources import Federation, Hospital
+from ui.sources import Hospital
+from ui.store_reading import Federation
 from ui.study_state import study_state
 from ui.words import moment, party, percent
 
@@ -48,7 +49,7 @@ def now_card() -> None:
 
     @st.fragment(run_every=screen.run_every())
     def draw() -> None:
-        screen.banner(overview.headline(screen.federation(), datetime.now(UTC)))
+        screen.banner(overview.headline(screen.federation(screen.FRESH_S), datetime.now(UTC)))
 
     draw()
 
@@ -103,7 +104,7 @@ def parties() -> None:
 
     @st.fragment(run_every=screen.run_every())
     def draw() -> None:
-        seen = screen.federation()
+        seen = screen.federation(screen.FRESH_S)
         if seen is not None:
             screen.reading(overview.member_rows(seen, datetime.now(UTC)), "Who is here")
 
