@@ -7,7 +7,7 @@ URIs. Writing lives in coordinator/store_write.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -174,13 +174,14 @@ class StoreReader:
         with self._reading() as connection:
             return int(connection.scalar(select(table.c.number).where(table.c.name == "revision")) or 0)
 
-    def rounds(self) -> list[RoundRow]:
-        """All rounds begun so far, in order."""
+    def rounds(self, after: int = 0) -> list[RoundRow]:
+        """Rounds begun so far, in order; those with a number above `after`."""
         times: dict[int, dict[str, float]] = {}
         with self._reading() as connection:
-            for row in connection.execute(select(tables.phase_times)):
+            for row in connection.execute(select(tables.phase_times).where(tables.phase_times.c.round > after)):
                 times.setdefault(row.round, {})[row.phase] = row.seconds
-            rows = connection.execute(select(tables.rounds).order_by(tables.rounds.c.number)).all()
+            chosen = select(tables.rounds).where(tables.rounds.c.number > after)
+            rows = connection.execute(chosen.order_by(tables.rounds.c.number)).all()
         return [_round_row(row, times.get(row.number, {})) for row in rows]
 
     def traffic(self, number: int | None = None) -> list[TrafficRow]:
@@ -189,6 +190,29 @@ class StoreReader:
         query = select(table).where(*_of_round(table, number))
         query = query.order_by(table.c.round, table.c.party, table.c.direction, table.c.phase)
         return [TrafficRow(row.round, row.party, row.direction, row.phase, row.bytes) for row in self._all(query)]
+
+    def traffic_between(self, first: int, last: int) -> list[TrafficRow]:
+        """As `traffic`, of rounds `first` to `last`, both included."""
+        table = tables.traffic
+        query = select(table).where(table.c.round >= first, table.c.round <= last)
+        query = query.order_by(table.c.round, table.c.party, table.c.direction, table.c.phase)
+        return [TrafficRow(row.round, row.party, row.direction, row.phase, row.bytes) for row in self._all(query)]
+
+    def traffic_totals(self, after: int = -1, last: int | None = None) -> dict[tuple[str, str], int]:
+        """(party, direction) -> bytes of all phases, of rounds above `after` up to `last`."""
+        table = tables.traffic
+        query = select(table.c.party, table.c.direction, func.sum(table.c.bytes).label("bytes")).where(table.c.round > after)
+        if last is not None:
+            query = query.where(table.c.round <= last)
+        rows = self._all(query.group_by(table.c.party, table.c.direction))
+        return {(row.party, row.direction): int(row.bytes) for row in rows}
+
+    def scores_seen(self) -> tuple[int, int]:
+        """How many measurements there are, and the newest round measured: what changes when one arrives."""
+        table = tables.scores
+        with self._reading() as connection:
+            count, newest = connection.execute(select(func.count(), func.max(table.c.round)).select_from(table)).one()
+        return int(count), -1 if newest is None else int(newest)
 
     def scores(self, number: int | None = None) -> list[ScoreRow]:
         """Dice per case, by round, evaluator and label; of one round where it is named."""
@@ -208,13 +232,19 @@ class StoreReader:
             for row in self._all(select(table).order_by(table.c.round, table.c.position))
         ]
 
-    def events(self, after_seq: int = 0) -> list[EventRow]:
-        """What happened after event `after_seq`, oldest first."""
+    def events(self, after_seq: int = 0, *, number: int | None = None, kinds: Sequence[str] = ()) -> list[EventRow]:
+        """What happened after event `after_seq`, oldest first; of one round or of some kinds where they are named."""
         table = tables.events
-        query = select(table).where(table.c.seq > after_seq).order_by(table.c.seq)
-        return [
-            EventRow(row.seq, _time(row.at), row.round, row.party, row.kind, row.phase, row.text) for row in self._all(query)
-        ]
+        query = select(table).where(table.c.seq > after_seq, *_of_round(table, number))
+        if kinds:
+            query = query.where(table.c.kind.in_(kinds))
+        return [_event(row) for row in self._all(query.order_by(table.c.seq))]
+
+    def newest_events(self, most: int) -> list[EventRow]:
+        """The last `most` events, oldest first."""
+        table = tables.events
+        rows = self._all(select(table).order_by(table.c.seq.desc()).limit(most))
+        return [_event(row) for row in reversed(rows)]
 
     def members(self) -> list[MemberRow]:
         """Every party that the plan admits, by URI."""
@@ -293,6 +323,10 @@ def _round_row(row: Any, seconds: dict[str, float]) -> RoundRow:
         phase_seconds={phase: seconds[phase] for phase in PHASES if phase in seconds},
         reason=row.reason,
     )
+
+
+def _event(row: Any) -> EventRow:
+    return EventRow(row.seq, _time(row.at), row.round, row.party, row.kind, row.phase, row.text)
 
 
 def _time(seconds: float) -> datetime:

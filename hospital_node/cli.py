@@ -35,6 +35,7 @@ from hospital_node.link import LinkLost, LinkRefused, dial
 from hospital_node.logs import configure
 from hospital_node.officer import ConfigFile
 from hospital_node.reach import reason_of_loss
+from hospital_node.scans import ScansError
 from hospital_node.state import StateError, StateFolder
 from hospital_node.study import plan_offered
 from hospital_node.traffic import ByteMeter
@@ -58,6 +59,7 @@ USER_ERRORS = (
     LinkRefused,
     ModelFileError,
     PlanError,
+    ScansError,
     StateError,
     WorkFailed,
 )

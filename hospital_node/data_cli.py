@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from hospital_node.durable import write_whole
 from hospital_node.officer import ConfigFile, read_plan
 from hospital_node.state import StateFolder
 from hospital_node.terminal import counted
+from proto.modelfile import read_model
 
 EXIT_UNUSABLE = 1
 
@@ -81,6 +83,26 @@ def prepare(config: ConfigFile, plan: PlanOption = None, *, as_json: AsJson = Fa
         return
     typer.echo(f"{cohort.cases} studies of {len(cohort.patients)} patients are ready for study '{chosen.study}'.")
     _echo_left_out(dict(cohort.skipped))
+
+
+@app.command()
+def draw(
+    config: ConfigFile,
+    model: Annotated[Path, typer.Option("--model", help="A model file of this study (safetensors).")],
+    plan: PlanOption = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="Draw on at most so many scans.")] = 20,
+) -> None:
+    """Let a model draw on this node's own scans, for the page Scans of this hospital's own app. Nothing is sent."""
+    node = load_config(config).require_folders()
+    chosen = read_plan(node, plan)
+    from hospital_node.drawing import draw_on_scans
+
+    StateFolder(node.state).create()
+    with counted("drawing on scans") as count:
+        index = draw_on_scans(node, chosen, read_model(model), most, count, datetime.now(UTC))
+    means = [scan.mean_dice for scan in index.scans if scan.mean_dice is not None]
+    mean = f", mean Dice {sum(means) / len(means):.3f}" if means else ""
+    typer.echo(f"{len(index.scans)} scans are ready for the app of this hospital{mean}. Nothing was sent.")
 
 
 def _cache_bytes(node: NodeConfig) -> int:

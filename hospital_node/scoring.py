@@ -58,9 +58,7 @@ def _scored(label: str, found: NDArray[np.bool_], wanted: NDArray[np.bool_], spa
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 calls its own deprecated argument
             mean = float(compute_average_surface_distance(*pair, include_background=True, symmetric=True, spacing=spacing))
-            farthest = float(
-                compute_hausdorff_distance(*pair, include_background=True, percentile=PERCENTILE, spacing=spacing)
-            )
+            farthest = float(compute_hausdorff_distance(*pair, include_background=True, percentile=PERCENTILE, spacing=spacing))
     voxel_ml = float(np.prod(spacing_zyx_mm)) / 1000
     return LabelScore(label, overlap, mean, farthest, voxel_ml * int(wanted.sum()), voxel_ml * int(found.sum()))
 

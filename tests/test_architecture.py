@@ -32,6 +32,8 @@ ARROWS: dict[str, frozenset[str]] = {
             "proto.plan",
             "proto.frozen",
             "coordinator.store",
+            "study.results",
+            *(f"study.bench.{side}" for side in ("cells", "groups", "naming")),
             *(f"hospital_node.{side}" for side in ("ledger", "accounting", "reports", "scans", "progress")),
         }
     ),
@@ -303,7 +305,8 @@ def test_the_app_reads_a_node_without_torch() -> None:
 
 
 def test_results_of_a_study_are_read_without_torch() -> None:
-    done = import_without(TORCH | {"dp_accounting", "matplotlib", "ray"}, ["study.results", "study.results_write"], [])
+    modules = ["study.results", "study.results_write", "study.bench.groups"]
+    done = import_without(TORCH | {"dp_accounting", "matplotlib", "ray"}, modules, [])
     assert done.returncode == 0, done.stderr
 
 

@@ -16,6 +16,7 @@ from coordinator.store import ScoreRow
 from ui.figures import Figure
 from ui.words import counted, listing
 
+MOST_ROUNDS = 150  # of one chart: more cannot be told apart, and each has an interval to be computed
 RESAMPLES = 2000  # the end points move by less than 0.002 between runs at this count
 INTERVAL = (2.5, 97.5)  # percent
 SEED = 20261121  # a fixed seed: the same data always give the same picture
@@ -57,6 +58,26 @@ def curve(scores: Iterable[ScoreRow]) -> tuple[Point, ...]:
             low, high = interval(values) or (None, None)
             points.append(Point(row.round, row.label, float(np.mean(values)), low, high, len(values)))
     return tuple(sorted(points, key=lambda point: (point.round, point.label)))
+
+
+def means(scores: Iterable[ScoreRow]) -> dict[int, float]:
+    """Round -> mean over labels of the mean over cases; without intervals, which cost more than all else together."""
+    by_round: dict[int, list[float]] = {}
+    for row in scores:
+        if row.per_case:
+            by_round.setdefault(row.round, []).append(float(np.mean(row.per_case)))
+    return {number: float(np.mean(found)) for number, found in sorted(by_round.items())}
+
+
+def shown(scores: Sequence[ScoreRow], most: int = MOST_ROUNDS) -> tuple[ScoreRow, ...]:
+    """Measurements of at most about `most` rounds: every second, fifth, tenth ... one, the first and the newest.
+
+    A round once chosen stays as long as the step does, so that a new round costs one interval and not all of them.
+    """
+    numbers = sorted({row.round for row in scores})
+    step = next(one * ten for ten in (10**power for power in range(9)) for one in (1, 2, 5) if len(numbers) <= most * one * ten)
+    kept = {number for number in numbers if number % step == 0} | set(numbers[:1] + numbers[-1:])
+    return tuple(row for row in scores if row.round in kept)
 
 
 def labels(points: Iterable[Point]) -> tuple[str, ...]:

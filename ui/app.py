@@ -22,10 +22,13 @@ def main() -> None:
     pages = [st.Page(PAGES / "overview.py", title="Overview", default=True)]
     if settings.hospitals:
         pages.append(st.Page(PAGES / "privacy.py", title="Privacy budget", url_path="privacy"))
+        pages.append(st.Page(PAGES / "scans.py", title="Scans", url_path="scans"))
     if settings.coordinator is not None:
         pages.append(st.Page(PAGES / "accuracy.py", title="Accuracy", url_path="accuracy"))
         pages.append(st.Page(PAGES / "bandwidth.py", title="Bandwidth", url_path="bandwidth"))
         pages.append(st.Page(PAGES / "rounds.py", title="Rounds", url_path="rounds"))
+    if settings.studies:
+        pages.append(st.Page(PAGES / "study.py", title="Study", url_path="study"))
     chosen = st.navigation(pages)
     with st.sidebar:
         screen.watch()

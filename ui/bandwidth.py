@@ -13,9 +13,13 @@ from typing import Literal
 
 from coordinator.store import TrafficRow
 from ui.figures import Figure
+from ui.store_reading import RECENT_ROUNDS
 from ui.words import counted, listing, party, phase, size
 
 Direction = Literal["up", "down"]
+NEWEST = "the newest"
+BLOCK = RECENT_ROUNDS
+MAX_NAMED = 8  # parties of one sentence
 GROUPS: dict[str, tuple[str, ...]] = {  # what a reader can tell apart; the table keeps the single phases
     "masked update": ("mask",),
     "model": ("broadcast",),
@@ -76,12 +80,20 @@ def saving(shown: Sequence[Bar], float32_bytes: int) -> Saving | None:
     return Saving(total / len(rounds), float32_bytes) if total and float32_bytes else None
 
 
-def totals(traffic: Iterable[TrafficRow]) -> dict[str, int]:
-    """All bytes of the study by direction."""
-    sums: dict[str, int] = {"up": 0, "down": 0}
-    for row in traffic:
-        sums[row.direction] += row.bytes
-    return sums
+def totals(every: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    """All bytes of the study by direction, from those by party and direction."""
+    return {way: sum(count for (_, direction), count in every.items() if direction == way) for way in ("up", "down")}
+
+
+def blocks(rounds: Sequence[int]) -> dict[str, tuple[int, int]]:
+    """What one chart can show of many rounds: the newest, then older ones, by name as (first, last)."""
+    if not rounds:
+        return {}
+    last = rounds[-1]
+    found = {NEWEST: (max(last - BLOCK + 1, 0), last)}
+    while (last := last - BLOCK) >= rounds[0]:
+        found[f"{max(last - BLOCK + 1, rounds[0])} to {last}"] = (max(last - BLOCK + 1, 0), last)
+    return found
 
 
 def sentence(shown: Sequence[Bar], float32_bytes: int, direction: Direction) -> str:
@@ -105,15 +117,18 @@ def compared(found: Saving) -> str:
     return f"{1 / found.times:.1f} times larger than {reference}"
 
 
-def figures(uploads: Sequence[Bar], traffic: Iterable[TrafficRow], float32_bytes: int) -> tuple[Figure, ...]:
+def figures(uploads: Sequence[Bar], every: Mapping[tuple[str, str], int], float32_bytes: int) -> tuple[Figure, ...]:
     """Upload of one hospital, against float32, and the totals by direction."""
     found = saving(uploads, float32_bytes)
     assert found is not None  # the page shows figures only where a round was completed
-    both = totals(traffic)
+    both = totals(every)
     whole = "All rounds, hospitals and phases, dropped hospitals and evaluators included."
     return (
         Figure(
-            "Upload per round", size(found.upload_bytes), "one hospital, all phases", "Mean over opened rounds and survivors."
+            "Upload per round",
+            size(found.upload_bytes),
+            "one hospital, all phases",
+            f"Mean over survivors, newest {BLOCK} rounds.",
         ),
         _times(found),
         Figure("Sent in all", size(both["up"]), "by all parties, all rounds", whole),
@@ -136,10 +151,10 @@ def rows(traffic: Iterable[TrafficRow], direction: Direction, only: str | None) 
     )
 
 
-def by_hospital(traffic: Iterable[TrafficRow], direction: Direction) -> str:
-    """Totals of every party in one sentence."""
-    sums: dict[str, int] = defaultdict(int)
-    for row in traffic:
-        if row.direction == direction:
-            sums[row.party] += row.bytes
-    return f"Totals: {listing([f'{party(uri)} {size(amount)}' for uri, amount in sorted(sums.items())])}."
+def by_hospital(every: Mapping[tuple[str, str], int], direction: Direction) -> str:
+    """Totals of every party over all rounds in one sentence; of many parties the smallest and the largest."""
+    sums = sorted((party(uri), count) for (uri, way), count in every.items() if way == direction)
+    if len(sums) > MAX_NAMED:
+        low, high = min(sums, key=lambda one: one[1]), max(sums, key=lambda one: one[1])
+        return f"Totals of {len(sums)} parties lie between {size(low[1])} ({low[0]}) and {size(high[1])} ({high[0]})."
+    return f"Totals: {listing([f'{name} {size(amount)}' for name, amount in sums])}."

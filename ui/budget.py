@@ -227,6 +227,9 @@ def shares_sentence(rows: Sequence[Share]) -> str:
     unlimited = [row.name for row in rows if row.text == NO_GUARANTEE]
     if unlimited:
         return f"{listing(unlimited)}: updates leave without noise, so no share can be stated."
+    unread = [row.name for row in rows if row.text in {DAMAGED, BUSY}]
+    if rows[0].share == 0:
+        return "No share can be told." if len(unread) == len(rows) else "No hospital has spent anything of its cap yet."
     first = f"{rows[0].name} has spent the largest share of its own cap, {percent(rows[0].share)}"
     if stopped == [rows[0].name]:
         return f"{first}, and stopped itself."

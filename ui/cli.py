@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -19,9 +20,10 @@ from ui.palette import theme_options
 from ui.settings import DEFAULT_PORT, LOOPBACK, Settings, SettingsError, checked, load
 
 APP = Path(__file__).parent / "app.py"
+SERVER = Path(__file__).parent / "server.py"
 MAX_UPLOAD_MB = 1  # the app takes no files
 
-command = typer.Typer(add_completion=False, help="Show privacy budget, accuracy, bandwidth and rounds in a browser.")
+command = typer.Typer(add_completion=False, help="Show privacy budget, accuracy, bandwidth, rounds and studies in a browser.")
 
 
 def server_options(settings: Settings) -> dict[str, str]:
@@ -47,7 +49,20 @@ def server_options(settings: Settings) -> dict[str, str]:
 def command_line(settings: Settings) -> list[str]:
     """The server's command with the app's own arguments after `--`."""
     options = [f"--{name}={value}" for name, value in server_options(settings).items()]
-    return [sys.executable, "-m", "streamlit", "run", str(APP), *options, "--", *settings.arguments()]
+    options += [f"--server.allowedHosts={name}" for name in host_names(settings.address)]
+    return [sys.executable, "-m", "streamlit", "run", str(SERVER), *options, "--", *settings.arguments()]
+
+
+def host_names(address: str) -> tuple[str, ...]:
+    """Names under which browsers may open the live connection; none where a proxy with a name of its own may stand before it.
+
+    On loopback this stops a web page elsewhere from reaching the app by rebinding its own name to this machine.
+    """
+    try:
+        local = ip_address(address).is_loopback
+    except ValueError:
+        local = address == "localhost"
+    return (address, "localhost") if local else ()
 
 
 def check_address(address: str, port: int) -> None:
@@ -66,11 +81,17 @@ def check_address(address: str, port: int) -> None:
 
 
 def resolve(
-    config: Path | None, coordinator: Path | None, hospitals: list[Path], address: str | None, port: int | None
+    config: Path | None,
+    coordinator: Path | None,
+    hospitals: list[Path],
+    studies: list[Path],
+    address: str | None,
+    port: int | None,
 ) -> Settings:
     """Settings from the file, with command-line options in front. SettingsError in one sentence."""
     base = Settings() if config is None else load(config)
-    given = {"coordinator": coordinator, "hospitals": tuple(hospitals), "address": address, "port": port}
+    folders = {"coordinator": coordinator, "hospitals": tuple(hospitals), "studies": tuple(studies)}
+    given = {**folders, "address": address, "port": port}
     return checked(Settings.model_validate(base.model_dump() | {name: value for name, value in given.items() if value}))
 
 
@@ -79,12 +100,13 @@ def start(
     config: Annotated[Path | None, typer.Option(help="TOML file with coordinator, hospitals, address and port.")] = None,
     coordinator: Annotated[Path | None, typer.Option(help="State folder of the coordinator.")] = None,
     hospital: Annotated[list[Path] | None, typer.Option(help="State folder of a hospital node; repeat for more.")] = None,
+    study: Annotated[list[Path] | None, typer.Option(help="Folder of `secagg-study run`; repeat for more.")] = None,
     address: Annotated[str | None, typer.Option(help=f"Address to listen on.  [default: {LOOPBACK}]")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help=f"Port to listen on.  [default: {DEFAULT_PORT}]")] = None,
 ) -> None:
     """Start the app and print its address. The folders may still be empty: the pages then wait for them."""
     try:
-        settings = resolve(config, coordinator, hospital or [], address, port)
+        settings = resolve(config, coordinator, hospital or [], study or [], address, port)
         check_address(settings.address, settings.port)
     except SettingsError as error:
         print(f"secagg-ui: {error}", file=sys.stderr)

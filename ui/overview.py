@@ -10,7 +10,8 @@ from hospital_node.progress import LocalProgress
 from proto.plan import role_of
 from ui import accuracy, bandwidth, budget, rounds
 from ui.figures import Figure, Headline
-from ui.sources import Federation, Hospital
+from ui.sources import Hospital
+from ui.store_reading import Federation
 from ui.words import age, counted, decline, party, percent, phase, size
 
 EVENTS_SHOWN = 12
@@ -91,11 +92,11 @@ def _rounds(seen: Federation | None) -> Figure:
 
 def _dice(seen: Federation | None) -> Figure:
     explained = "Overlap of prediction and truth, 1 is perfect; mean over labels and the evaluator's public cases."
-    points = accuracy.curve(seen.scores) if seen else ()
-    ends = accuracy.first_and_last(points)
-    if ends is None:
+    measured = accuracy.means(seen.scores) if seen else {}
+    if not measured:
         return Figure("Mean Dice", "none yet", "waiting for an evaluation", explained)
-    first, last = (accuracy.overall(points, number) or 0.0 for number in ends)
+    ends = min(measured), max(measured)
+    first, last = (measured[number] for number in ends)
     note = f"after round {ends[1]}, start {first:.2f}" if ends[1] else "of the start, before round 1"
     return Figure("Mean Dice", f"{last:.2f}", note, explained)
 

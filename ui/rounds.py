@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 
 from coordinator.store import EventRow, RoundRow
+from ui.store_reading import DONE, OUT
 from ui.words import PHASES, counted, duration, listing, moment, party, phase
 
 MASKING_PHASES = ("advertise", "share", "mask", "confirm", "reveal")
@@ -20,8 +21,6 @@ STATES = {
     "opened": "sum opened",
     "aborted": "aborted",
 }
-DONE = ("opened", "aborted")
-OUT = ("declined", "failed", "excluded")  # kinds of events after which a hospital is not in the round
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +87,14 @@ class Timeline:
             {"hospital": part.party, "phase": phase(part.phase), "took": duration(part.end_s - part.start_s)}
             for part in self.segments
         ]
+
+
+def lines(rows: Sequence[RoundRow], out: Sequence[EventRow]) -> list[Line]:
+    """Rounds in words, the newest first. `out`: events of hospitals that sat a round out."""
+    by_round: dict[int, list[EventRow]] = {}
+    for event in out:
+        by_round.setdefault(event.round, []).append(event)
+    return [line(row, by_round.get(row.number, ())) for row in reversed(rows)]
 
 
 def line(row: RoundRow, events: Sequence[EventRow]) -> Line:
@@ -173,8 +180,3 @@ def worth_showing(rounds: Sequence[RoundRow]) -> str:
 def opened(rounds: Sequence[RoundRow]) -> tuple[RoundRow, ...]:
     """Rounds whose sum was opened."""
     return tuple(row for row in rounds if row.state == "opened")
-
-
-def of_round(events: Sequence[EventRow], number: int) -> tuple[EventRow, ...]:
-    """Events of one round in order."""
-    return tuple(event for event in events if event.round == number)

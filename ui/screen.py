@@ -9,21 +9,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
+from ipaddress import ip_address
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import altair as alt
 import streamlit as st
 
-from coordinator.store import StoreError
+from coordinator.store import EventRow, StoreError, TrafficRow
 from hospital_node.progress import LocalProgress
 from ui import overview, sources
 from ui.figures import Figure, Headline
 from ui.palette import Ink, ink
 from ui.settings import Settings, from_arguments
-from ui.sources import Federation
+from ui.store_reading import Federation, Totals
 from ui.words import clock
 
 POLL_S = 2.0
+FRESH_S = 1.0  # what one tab has just read, another one need not read again
 PAUSE = "pause"
 SEEN = "signature"
 
@@ -35,12 +37,42 @@ def settings() -> Settings:
     return from_arguments(sys.argv[1:])
 
 
-def federation() -> Federation | None:
+def federation(age_s: float = 0.0) -> Federation | None:
     """The coordinator's store; None before it exists. A store that cannot be read now is said, and the page stops."""
     try:
-        return sources.federation(settings().coordinator)
+        return sources.federation(settings().coordinator, age_s)
     except StoreError as error:
         st.warning(f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        st.stop()
+
+
+def events_of(number: int) -> tuple[EventRow, ...]:
+    """What happened in one round. A store that cannot be read now is said, and the page stops."""
+    folder = settings().coordinator
+    try:
+        return () if folder is None else sources.events_of(folder, number)
+    except StoreError as error:
+        refused(str(error))
+        st.stop()
+
+
+def totals() -> Totals:
+    """Bytes by party and direction over all rounds, with the same rule."""
+    folder = settings().coordinator
+    try:
+        return {} if folder is None else sources.totals(folder)
+    except StoreError as error:
+        refused(str(error))
+        st.stop()
+
+
+def traffic_of(first: int, last: int) -> tuple[TrafficRow, ...]:
+    """Bytes of older rounds, with the same rule."""
+    folder = settings().coordinator
+    try:
+        return () if folder is None else sources.traffic_of(folder, first, last)
+    except StoreError as error:
+        refused(str(error))
         st.stop()
 
 
@@ -60,6 +92,19 @@ def zone() -> tzinfo:
 def paused() -> bool:
     """Whether the reader holds the page."""
     return bool(st.session_state.get(PAUSE, False))
+
+
+def is_loopback() -> bool:
+    """Whether this server can be reached from this machine only."""
+    address = str(st.get_option("server.address") or "")
+    return address == "localhost" or (bool(address) and _loopback(address))
+
+
+def _loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def run_every() -> float | None:
@@ -110,6 +155,11 @@ def doing(who: str, found: LocalProgress) -> None:
         st.progress(share, text=f"**{who}** · {text}")
 
 
+def refused(sentence: str) -> None:
+    """Something that is not shown, and why, in one sentence."""
+    st.warning(f"{sentence[:1].upper()}{sentence[1:].rstrip('.')}.")
+
+
 def waiting(sentence: str) -> None:
     """There is nothing to show yet, and why; the page fills by itself."""
     st.info(f"**{sentence}**  \nThis page fills by itself as soon as there is something to show.")
@@ -136,7 +186,7 @@ def watch() -> None:
 
     @st.fragment(run_every=run_every())
     def watcher() -> None:
-        if not paused() and sources.signature(settings()) != st.session_state.get(SEEN):
+        if not paused() and sources.signature(settings(), FRESH_S) != st.session_state.get(SEEN):
             st.rerun(scope="app")
         st.caption("Paused" if paused() else f"Live · looked at {clock(datetime.now(UTC), zone())}")
         st.caption(f"Times: {zone()}")

@@ -25,13 +25,15 @@ class Settings(Frozen):
 
     coordinator: Path | None = None  # state folder of the coordinator, holds store.db
     hospitals: tuple[Path, ...] = ()  # state folders of hospital nodes, each holds ledger.db
+    studies: tuple[Path, ...] = ()  # folders of `secagg-study run`, each holds results.db
     address: str = LOOPBACK
     port: int = Field(default=DEFAULT_PORT, ge=1, le=65535)
 
     def arguments(self) -> list[str]:
         """The arguments from which `from_arguments` builds the same folders again, for the app's own process."""
         coordinator = [] if self.coordinator is None else ["--coordinator", str(self.coordinator.absolute())]
-        return coordinator + [part for folder in self.hospitals for part in ("--hospital", str(folder.absolute()))]
+        several = [("--hospital", folder) for folder in self.hospitals] + [("--study", folder) for folder in self.studies]
+        return coordinator + [part for option, folder in several for part in (option, str(folder.absolute()))]
 
 
 def load(path: Path) -> Settings:
@@ -43,6 +45,7 @@ def load(path: Path) -> Settings:
             update={
                 "coordinator": None if settings.coordinator is None else base / settings.coordinator,
                 "hospitals": tuple(base / folder for folder in settings.hospitals),
+                "studies": tuple(base / folder for folder in settings.studies),
             }
         )
     )
@@ -50,18 +53,18 @@ def load(path: Path) -> Settings:
 
 def checked(settings: Settings) -> Settings:
     """`settings`, or SettingsError where there is nothing to show."""
-    if settings.coordinator is None and not settings.hospitals:
-        raise SettingsError("nothing to show: name the coordinator's state folder, a hospital's state folder, or both")
+    if settings.coordinator is None and not settings.hospitals and not settings.studies:
+        raise SettingsError(
+            "nothing to show: name the coordinator's state folder, a hospital's state folder, a study, or several"
+        )
     return settings
 
 
 def from_arguments(arguments: Sequence[str]) -> Settings:
-    """Settings from `--coordinator FOLDER` and `--hospital FOLDER` pairs, as `Settings.arguments` writes them."""
-    coordinator: Path | None = None
-    hospitals: list[Path] = []
+    """Settings from pairs of an option and a folder, as `Settings.arguments` writes them."""
+    found: dict[str, list[Path]] = {"--coordinator": [], "--hospital": [], "--study": []}
     for option, value in zip(arguments[::2], arguments[1::2], strict=False):
-        if option == "--coordinator":
-            coordinator = Path(value)
-        elif option == "--hospital":
-            hospitals.append(Path(value))
-    return Settings(coordinator=coordinator, hospitals=tuple(hospitals))
+        if option in found:
+            found[option].append(Path(value))
+    coordinator = found["--coordinator"][-1] if found["--coordinator"] else None
+    return Settings(coordinator=coordinator, hospitals=tuple(found["--hospital"]), studies=tuple(found["--study"]))

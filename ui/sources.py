@@ -11,53 +11,26 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from coordinator.store import (
-    EventRow,
-    MemberRow,
-    RoundRow,
-    ScoreRow,
-    StoreError,
-    StoreReader,
-    TrafficRow,
-    ValidationRow,
-    open_store,
-)
+from coordinator.store import EventRow, StoreError, TrafficRow, open_store
 from hospital_node.ledger import BudgetView, CannotRecord, Event, Ledger, LedgerError, LedgerMissing
 from hospital_node.progress import LEAVES_FILE, PROGRESS_FILE, Leaves, LocalProgress, read_leaves, read_progress
 from hospital_node.reports import Statement, statement
+from hospital_node.scans import INDEX_FILE, SCANS_FOLDER, Scan, read_scan
 from proto.plan import Plan, PlanError, from_canonical
+from study.results import FILE as RESULTS_FILE
+from study.results import CellRow, Results, ResultsError, StudyRow, open_results
 from ui.settings import Settings
+from ui.store_reading import Federation, Keeper, Totals
 from ui.words import party
 
 STORE_FILE = "store.db"
 LEDGER_FILE = "ledger.db"
 PLAN_FILE = "plan.json"
 NODE_FILE = "node.json"
+WATCHED = (LEDGER_FILE, LEAVES_FILE, PLAN_FILE, f"{SCANS_FOLDER}/{INDEX_FILE}")  # of a hospital; progress has its own fragments
 KEPT = 64  # readings in memory: one for each hospital and a few older ones
 
 Stamp = tuple[int, int, int]  # inode, size, time of the last change in ns
-
-
-@dataclass(frozen=True, slots=True)
-class Federation:
-    """One reading of the coordinator's store."""
-
-    revision: int
-    plan: Plan
-    rounds: tuple[RoundRow, ...]
-    traffic: tuple[TrafficRow, ...]
-    scores: tuple[ScoreRow, ...]
-    validations: tuple[ValidationRow, ...]
-    events: tuple[EventRow, ...]
-    members: tuple[MemberRow, ...]
-    float32_bytes: int
-    waiting: str
-    finished: str
-
-    @property
-    def hospitals(self) -> tuple[str, ...]:
-        """URIs in the order of the plan."""
-        return tuple(hospital.uri for hospital in self.plan.hospitals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +51,16 @@ class Hospital:
     busy: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class StudyReading:
+    """One reading of a study's results."""
+
+    folder: Path
+    revision: int
+    study: StudyRow
+    rows: tuple[CellRow, ...]
+
+
 def stamp(path: Path) -> Stamp | None:
     """What changes when the file does; None where there is none."""
     try:
@@ -87,36 +70,36 @@ def stamp(path: Path) -> Stamp | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def federation(folder: Path | None) -> Federation | None:
-    """The coordinator's store; None before it exists. Raises StoreError where it cannot be read."""
+def federation(folder: Path | None, age_s: float = 0.0) -> Federation | None:
+    """The coordinator's store, as it was up to `age_s` ago; None before it exists. Raises StoreError."""
     if folder is None or (found := stamp(folder / STORE_FILE)) is None:
         return None
-    reader = _reader(folder / STORE_FILE, found[0])
-    return _federation(reader, reader.revision())
+    return _keeper(folder / STORE_FILE, found[0]).read(age_s)
+
+
+def totals(folder: Path) -> Totals:
+    """Bytes by party and direction over all rounds. Raises StoreError."""
+    found = stamp(folder / STORE_FILE)
+    return {} if found is None else _keeper(folder / STORE_FILE, found[0]).totals()
+
+
+def events_of(folder: Path, number: int) -> tuple[EventRow, ...]:
+    """What happened in one round, in order. Raises StoreError."""
+    found = stamp(folder / STORE_FILE)
+    return () if found is None else tuple(_keeper(folder / STORE_FILE, found[0]).reader.events(number=number))
+
+
+def traffic_of(folder: Path, first: int, last: int) -> tuple[TrafficRow, ...]:
+    """Bytes of older rounds, row by row. Raises StoreError."""
+    found = stamp(folder / STORE_FILE)
+    return () if found is None else tuple(_keeper(folder / STORE_FILE, found[0]).reader.traffic_between(first, last))
 
 
 @lru_cache(maxsize=4)
-def _reader(path: Path, inode: int) -> StoreReader:
-    """One reader for each file; the inode notices a store that was deleted and made again."""
+def _keeper(path: Path, inode: int) -> Keeper:
+    """One for each file; the inode notices a store that was deleted and made again."""
     del inode
-    return open_store(path)
-
-
-@lru_cache(maxsize=4)
-def _federation(reader: StoreReader, revision: int) -> Federation:
-    return Federation(
-        revision=revision,
-        plan=reader.plan(),
-        rounds=tuple(reader.rounds()),
-        traffic=tuple(reader.traffic()),
-        scores=tuple(reader.scores()),
-        validations=tuple(reader.validations()),
-        events=tuple(reader.events()),
-        members=tuple(reader.members()),
-        float32_bytes=reader.float32_bytes(),
-        waiting=reader.waiting(),
-        finished=reader.finished(),
-    )
+    return Keeper(open_store(path))
 
 
 def hospital(folder: Path) -> Hospital:
@@ -168,11 +151,45 @@ def statement_of(folder: Path, head: str) -> Statement:
     return statement(found.events, found.plan)
 
 
+def study(folder: Path) -> StudyReading | None:
+    """A study's results; None before its first run. Raises ResultsError where they cannot be read."""
+    if (found := stamp(folder / RESULTS_FILE)) is None:
+        return None
+    reader = _results(folder, found[0])
+    return _study(reader, reader.revision())
+
+
+@lru_cache(maxsize=4)
+def _results(folder: Path, inode: int) -> Results:
+    del inode
+    return open_results(folder)
+
+
+@lru_cache(maxsize=4)
+def _study(reader: Results, revision: int) -> StudyReading:
+    return StudyReading(reader.path.parent, revision, reader.study(), tuple(reader.cells()))
+
+
+def _study_revision(folder: Path) -> int | str | None:
+    """What grows when anything of a study has changed."""
+    try:
+        found = stamp(folder / RESULTS_FILE)
+        return None if found is None else _results(folder, found[0]).revision()
+    except ResultsError as error:
+        return str(error)
+
+
 def _plan(path: Path) -> Plan | None:
     try:
         return from_canonical(path.read_bytes())
     except (OSError, PlanError):
         return None
+
+
+@lru_cache(maxsize=2)  # a prepared volume can take a hundred megabytes
+def scan(folder: Path, name: str, number: int) -> Scan:
+    """One scan of a hospital's own set in folder `name`. Raises ScansError."""
+    return read_scan(folder, name, number)
 
 
 def name_of(folder: Path) -> str:
@@ -193,15 +210,15 @@ def progress(folder: Path) -> LocalProgress | None:
     return read_progress(folder / PROGRESS_FILE)
 
 
-def signature(settings: Settings) -> tuple[object, ...]:
+def signature(settings: Settings, age_s: float = 0.0) -> tuple[object, ...]:
     """What a page shows, in a value that is cheap to compare: it differs only where something visible changed."""
     try:
-        seen = federation(settings.coordinator)
+        seen = federation(settings.coordinator, age_s)
     except StoreError as error:
         return (str(error),)
     shown = () if seen is None else _visible(seen)
-    stamps = (stamp(folder / name) for folder in settings.hospitals for name in (LEDGER_FILE, LEAVES_FILE, PLAN_FILE))
-    return (*shown, *stamps)
+    stamps = (stamp(folder / name) for folder in settings.hospitals for name in WATCHED)
+    return (*shown, *stamps, *map(_study_revision, settings.studies))
 
 
 def _visible(seen: Federation) -> tuple[object, ...]:

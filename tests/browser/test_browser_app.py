@@ -14,6 +14,8 @@ from pathlib import Path
 from urllib.error import URLError
 
 import pytest
+from study_world import cells_of, write
+from test_ui_scans import written as draw_scans
 from worlds import World, make_plan
 
 pytest.importorskip("playwright", reason="playwright is absent: install the extra 'test'")
@@ -36,7 +38,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     for name in ("lakeside", "st-anna"):
         found.approve(name)
         found.charge(name, 1)
+    draw_scans(found.state("lakeside"))
     found.round(1, charge=False)
+    write(found.folder, cells_of(found.folder, 2))
     return found
 
 
@@ -47,7 +51,15 @@ def address(world: World) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     base = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-c", "from ui.cli import main; main()", *world.arguments(), "--port", str(port)]
+    command = [
+        sys.executable,
+        "-c",
+        "from ui.cli import main; main()",
+        *world.arguments(),
+        "--study",
+        str(world.folder / "study"),
+    ]
+    command += ["--port", str(port)]
     root = Path(__file__).resolve().parent.parent.parent
     process = subprocess.Popen(command, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
     try:
@@ -106,6 +118,8 @@ def test_nothing_outside_the_origin_is_asked_for_and_nothing_goes_wrong(address,
         ("/accuracy", "Accuracy"),
         ("/bandwidth", "Bandwidth"),
         ("/rounds", "Rounds"),
+        ("/scans?hospital=lakeside", "Scans"),
+        ("/study", "Study"),
     ):
         page.goto(address + path)
         expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible()
@@ -113,6 +127,59 @@ def test_nothing_outside_the_origin_is_asked_for_and_nothing_goes_wrong(address,
     assert outside == set()
     assert [url for url in missing if not url.endswith(PROBES)] == []
     assert len(messages) == len(missing), messages  # each of those answers is one line of the console; there is no other
+
+
+def test_a_page_can_neither_run_nor_ask_for_anything_of_somebody_else(address, page):
+    answer = page.goto(address)
+    rules = dict(rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; "))
+    assert rules["default-src"] == "'self'"
+    assert "unsafe" not in rules["script-src"]
+    assert rules["frame-ancestors"] == "'none'"
+    assert answer.headers["cache-control"] == "no-store"
+    expect(page.get_by_role("heading", name="Study chest", exact=True)).to_be_visible()
+    page.evaluate(
+        "() => { const s = document.createElement('script'); s.textContent = 'window.ran = true'; document.body.append(s) }"
+    )
+    assert page.evaluate("() => window.ran") is None
+    # the policy refuses before the network is asked: no address outside this machine is contacted by this test
+    refused = (
+        "url => new Promise(done => { document.addEventListener('securitypolicyviolation', e => done(e.effectiveDirective),"
+    )
+    refused += " { once: true }); fetch(url).catch(() => 0); setTimeout(() => done('allowed'), 2000) })"
+    assert page.evaluate(refused, "http://127.0.0.1:9/elsewhere") == "connect-src"
+
+
+def test_scans_are_kept_by_no_browser_and_move_by_keyboard(address, page):
+    kept: dict[str, str] = {}
+    page.on(
+        "response",
+        lambda r: (
+            kept.update({r.url: r.headers.get("cache-control", "")}) if "/media/" in r.url.removeprefix(address)[:8] else None
+        ),
+    )
+    page.goto(address + "/scans?hospital=lakeside&z=2")
+    expect(page.get_by_text("axial slice 2 of 6")).to_be_visible()
+    slider = page.get_by_role("slider").first
+    slider.focus()
+    slider.press("ArrowRight")
+    expect(page.get_by_text("axial slice 3 of 6")).to_be_visible()
+    page.wait_for_url("**/*z=3*")
+    assert kept
+    assert set(kept.values()) == {"no-store"}
+
+
+def test_a_link_to_a_run_opens_it(address, page):
+    page.goto(address + "/study")
+    runs = page.get_by_role("combobox", name="Run", exact=True)
+    first = runs.input_value()
+    runs.focus()
+    for key in ("ArrowDown", "ArrowDown", "Enter"):
+        runs.press(key)
+    page.wait_for_url("**/study?*run=*")
+    chosen = runs.input_value()
+    assert chosen != first
+    page.goto(page.url)
+    expect(page.get_by_role("combobox", name="Run")).to_have_value(chosen)
 
 
 def test_a_link_opens_the_right_hospital(address, page):

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ui import cli
+from ui.server import INDEX, policy, script_digests
 from ui.settings import Settings, SettingsError, from_arguments, load
 
 
@@ -80,6 +81,11 @@ def test_the_server_is_private_quiet_and_local(executed, tmp_path):
         "--client.showErrorLinks=false",
     ):
         assert option in call
+    assert call[5] == str(cli.SERVER)
+    assert [option for option in call if "allowedHosts" in option] == [
+        "--server.allowedHosts=127.0.0.1",
+        "--server.allowedHosts=localhost",
+    ]
     assert call[call.index("--") + 1 :] == ["--coordinator", str(tmp_path)]
 
 
@@ -120,3 +126,29 @@ def test_nothing_to_show_is_one_sentence(executed):
     assert done.exit_code == 2
     assert "nothing to show" in done.output
     assert executed == []
+
+
+def test_behind_another_address_the_names_are_the_proxys():
+    assert cli.host_names("0.0.0.0") == ()
+    assert cli.host_names("ui.clinic.example") == ()
+    assert cli.host_names("::1") == ("::1", "localhost")
+
+
+def test_the_policy_allows_the_pages_own_inline_script_and_no_other():
+    # the digest of an empty script is a known answer
+    empty = "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='"
+    page = "<script></script><script src='a.js'></script>"
+    assert script_digests(page) == (empty,)
+    rules = policy(page, ("ws://127.0.0.1:8501",)).split("; ")
+    assert f"script-src 'self' {empty}" in rules
+    assert "connect-src 'self' ws://127.0.0.1:8501" in rules
+
+
+def test_the_installed_streamlit_has_exactly_one_inline_script():
+    assert len(script_digests(INDEX.read_text(encoding="utf-8"))) == 1
+
+
+def test_the_command_line_gives_back_studies(tmp_path):
+    given = Settings(studies=(tmp_path / "s", tmp_path / "t"))
+    assert from_arguments(given.arguments()) == given
+    assert load(write(tmp_path, 'studies = ["studies/a"]\n')).studies == (tmp_path / "studies" / "a",)

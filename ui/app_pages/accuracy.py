@@ -7,7 +7,7 @@ import streamlit as st
 from ui import accuracy, charts, own_patients, screen
 from ui.accuracy import Point
 from ui.own_patients import OwnMean
-from ui.sources import Federation
+from ui.store_reading import Federation
 
 TITLE = "On the hospitals' own patients, noised"
 
@@ -16,7 +16,7 @@ def page() -> None:
     """Arrange the page."""
     st.title("Accuracy")
     seen = screen.federation()
-    points = accuracy.curve(seen.scores) if seen else ()
+    points = accuracy.curve(accuracy.shown(seen.scores)) if seen else ()
     if seen is None or not (points or seen.validations):
         screen.waiting("Nothing yet: no model was evaluated so far.")
         return
@@ -36,6 +36,9 @@ def public(seen: Federation, points: tuple[Point, ...], own: tuple[OwnMean, ...]
     ]
     drawn = charts.accuracy(points, screen.paper(), own)
     screen.chart(drawn, accuracy.sentence(points), rows, "dice", "Mean Dice by round")
+    drawn_rounds, rounds = (len({row.round for row in one}) for one in (points, seen.scores))
+    if drawn_rounds < rounds:
+        st.caption(f"{drawn_rounds} of {rounds:,} measured rounds are drawn, evenly spread, the newest among them.")
     st.caption(explained(seen) + (" Diamonds are noised means over the hospitals' own patients." if own else ""))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
+from coordinator.store import TrafficRow
 from ui import bandwidth, charts, overview, screen
 from ui.bandwidth import Direction
-from ui.sources import Federation
+from ui.store_reading import Federation
 from ui.words import party
 
 EVERYONE = "mean of all"
@@ -20,30 +21,34 @@ def page() -> None:
     if seen is None or not overview.uploads(seen):
         screen.waiting("Nothing yet: no round was completed so far.")
         return
-    screen.figures(bandwidth.figures(overview.uploads(seen), seen.traffic, seen.float32_bytes))
-    left, right = st.columns(2)
+    screen.figures(bandwidth.figures(overview.uploads(seen), screen.totals(), seen.float32_bytes))
+    left, middle, right = st.columns(3)
     with left:
         direction = DIRECTIONS[screen.choose("Direction", list(DIRECTIONS), "direction")]
     names = {party(uri): uri for uri in seen.hospitals}
-    with right:
+    with middle:
         only = names.get(screen.choose("Hospital", [EVERYONE, *names], "of"))
-    draw(seen, direction, only)
+    blocks = bandwidth.blocks([row.number for row in seen.rounds])
+    with right:
+        block = screen.choose("Rounds", list(blocks), "rounds")
+    draw(seen, direction, only, () if block == bandwidth.NEWEST else screen.traffic_of(*blocks[block]))
 
 
-def draw(seen: Federation, direction: Direction, only: str | None) -> None:
+def draw(seen: Federation, direction: Direction, only: str | None, older: tuple[TrafficRow, ...]) -> None:
     """The stacked bars and the table of single phases."""
-    shown = bandwidth.bars(seen.traffic, direction, overview.survivors(seen), only)
+    traffic = older or seen.traffic
+    shown = bandwidth.bars(traffic, direction, overview.survivors(seen), only)
     if not shown:
         st.markdown("This hospital was in no opened round.")
         return
     sentence = bandwidth.sentence(shown, seen.float32_bytes, direction)
-    rows = bandwidth.rows(seen.traffic, direction, only)
+    rows = bandwidth.rows(traffic, direction, only)
     drawn = charts.bandwidth(shown, seen.float32_bytes, screen.paper())
     screen.chart(drawn, sentence, rows, "bytes", "Bytes of one hospital by round")
     st.caption(
         "Counted on the connection with all framing. The bars are hospitals in the sum of a round; the dashed line is one "
         "float32 vector, what plain federated averaging would move in this direction. "
-        f"{bandwidth.by_hospital(seen.traffic, direction)}"
+        f"{bandwidth.by_hospital(screen.totals(), direction)}"
     )
 
 

@@ -8,7 +8,9 @@ import streamlit as st
 
 from ui import budget, charts, overview, screen, sources
 from ui.palette import styles
-from ui.sources import Federation, Hospital
+from ui.sources import Hospital
+from ui.store_reading import Federation
+from ui.study_state import study_state
 from ui.words import moment, party, percent
 
 
@@ -26,6 +28,20 @@ def page() -> None:
     if seen is not None:
         parties()
         happened(seen)
+    studies()
+
+
+def studies() -> None:
+    """Where each study of this deployment stands."""
+    begun = [found for found in map(sources.study, screen.settings().studies) if found is not None]
+    if not screen.settings().studies:
+        return
+    st.markdown("#### Studies")
+    if not begun:
+        screen.waiting("Nothing yet: no run of a study was begun.")
+        return
+    rows = [{"study": found.study.name, "task": found.study.task, "state": study_state(found.rows).title} for found in begun]
+    screen.reading(rows, "Studies")
 
 
 def now_card() -> None:
@@ -33,7 +49,7 @@ def now_card() -> None:
 
     @st.fragment(run_every=screen.run_every())
     def draw() -> None:
-        screen.banner(overview.headline(screen.federation(), datetime.now(UTC)))
+        screen.banner(overview.headline(screen.federation(screen.FRESH_S), datetime.now(UTC)))
 
     draw()
 
@@ -88,7 +104,7 @@ def parties() -> None:
 
     @st.fragment(run_every=screen.run_every())
     def draw() -> None:
-        seen = screen.federation()
+        seen = screen.federation(screen.FRESH_S)
         if seen is not None:
             screen.reading(overview.member_rows(seen, datetime.now(UTC)), "Who is here")
 

@@ -6,7 +6,6 @@ import streamlit as st
 
 from coordinator.store import RoundRow
 from ui import charts, rounds, screen
-from ui.sources import Federation
 from ui.words import clock
 
 
@@ -17,10 +16,9 @@ def page() -> None:
     if seen is None or not seen.rounds:
         screen.waiting("Nothing yet: the coordinator has not started round 1.")
         return
-    lines = [rounds.line(row, seen.events) for row in reversed(seen.rounds)]
     zone = screen.zone()
     columns = {"lost": st.column_config.TextColumn(width="medium")}
-    cells = [line.cells(zone) for line in lines]
+    cells = [line.cells(zone) for line in rounds.lines(seen.rounds, seen.out)]
     st.dataframe(cells, hide_index=True, column_config=columns, alt="All rounds, the newest first")
     numbers = [str(row.number) for row in seen.rounds]
     number = int(screen.choose("Round", numbers[::-1], "round", fallback=rounds.worth_showing(seen.rounds)))
@@ -29,7 +27,7 @@ def page() -> None:
     st.markdown(rounds.sentence(row))
     if row.phase_seconds:
         timelines(row)
-    happened(seen, number)
+    happened(number)
 
 
 def timelines(row: RoundRow) -> None:
@@ -46,11 +44,11 @@ def timelines(row: RoundRow) -> None:
     st.caption("Phases as the coordinator timed them, on its clock.")
 
 
-def happened(seen: Federation, number: int) -> None:
+def happened(number: int) -> None:
     """Events of this round in words."""
     st.markdown("#### What happened")
     zone = screen.zone()
-    rows = [{"when": clock(event.at, zone), "what": event.text} for event in rounds.of_round(seen.events, number)]
+    rows = [{"when": clock(event.at, zone), "what": event.text} for event in screen.events_of(number)]
     if rows:
         screen.reading(rows, f"Events of round {number}")
 

@@ -1,0 +1,157 @@
+"""The study page: what shares a line, where a setting stands on its axis, what is said of seeds, and every run by address."""
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+from study_world import HEAD, cells_of, result, row, write, written
+
+from study.bench.groups import grouped
+from study.results import StudyRow
+from study.results_write import ResultsWriter
+from ui import findings, sources, study_charts
+from ui.palette import LIGHT
+from ui.settings import from_arguments
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    return write(folder, cells_of(folder, 5))
+
+
+@pytest.fixture
+def views(out):
+    groups = grouped(sources.study(out).rows)
+    (same,) = findings.panels(groups).values()
+    return {view.axis: view for view in findings.views(same, groups, "Dice")}
+
+
+def said(app: AppTest) -> str:
+    return "\n".join(part.value for part in (*app.markdown, *app.caption, *app.info, *app.success, *app.warning))
+
+
+def alternatives(app: AppTest) -> list[str]:
+    return [chart.proto.alt for chart in app.get("vega_lite_chart")]
+
+
+def test_epsilon_has_a_place_for_no_guarantee_that_is_no_number(views):
+    line = [spot for spot in views["epsilon"].spots if spot.line == views["epsilon"].lines[0]]
+    assert [spot.x_text for spot in line] == ["2.00", "8.00", "no guarantee"]
+    assert line[-1].x > line[-2].x
+    assert "without noise (no guarantee)" in findings.sentence(views["epsilon"])
+    assert "inf" not in findings.sentence(views["epsilon"])
+
+
+def test_settings_that_differ_in_more_than_the_axis_share_no_line(views):
+    lines = {spot.line for spot in views["epsilon"].spots}
+    assert len(lines) == 3  # the plan's lanes, 4 and 8
+    assert all(len([spot for spot in views["epsilon"].spots if spot.line == line]) in {1, 3} for line in lines)
+
+
+def test_bits_are_those_that_were_measured(views):
+    # 2,000 bytes of a survivor for 1,000 values are 16 bits, a quarter of them 4; lanes of equal size stand in one place
+    assert {spot.x for spot in views["bits"].spots} == {16.0, 4.0}
+
+
+def test_levels_are_no_part_of_a_line(views):
+    assert {level.name for level in views["epsilon"].levels} == {"pooled", "each hospital alone", "federated, no masks"}
+
+
+def test_an_interval_is_drawn_from_five_seeds_on(views, tmp_path):
+    assert all(spot.bar is not None for spot in views["epsilon"].spots)
+    three = grouped(sources.study(write(tmp_path, cells_of(tmp_path, 3))).rows)
+    (same,) = findings.panels(three).values()
+    view = findings.views(same, three, "Dice")[0]
+    assert all(spot.bar is None and spot.half is not None for spot in view.spots)
+    assert "fewer than five seeds" in findings.explained(view, three)
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    groups = grouped(sources.study(write(tmp_path, cells_of(tmp_path, 1))).rows)
+    (same,) = findings.panels(groups).values()
+    view = findings.views(same, groups, "Dice")[0]
+    assert {spot.interval for spot in view.spots} == {"one seed"}
+    assert "One seed" in findings.explained(view, groups)
+
+
+def test_hospitals_are_an_axis_where_they_were_varied(tmp_path):
+    text = HEAD + '[partition]\nkind = "iid"\n[[grid]]\nmethod = "masked"\nhospitals = [3, 6]\n'
+    cells = list(written(tmp_path, text).cells())
+    out = tmp_path / "study"
+    with ResultsWriter.create(out) as writer:
+        writer.begin(StudyRow("small", "fake", "Dice", "Nobody is charged.", "text"), cells)
+        for cell in cells:
+            rounds = [row(cell, number) for number in range(4)]
+            writer.started(cell.id, 1.0)
+            names = {f"h{number}": 10 for number in range(cell.partition.hospitals)}
+            writer.finished(result(cell, rounds).model_copy(update={"hospitals": names}), 2.0)
+    groups = grouped(sources.study(out).rows)
+    (view,) = findings.views((), groups, "Dice")
+    assert (view.axis, [spot.x_text for spot in view.spots]) == ("hospitals", ["3", "6"])
+
+
+def test_names_at_line_ends_stay_inside_the_chart(views):
+    for view in views.values():
+        spec = study_charts.against(view, LIGHT).to_dict()
+        domains = [layer["encoding"]["y"]["scale"]["domain"] for layer in spec["layer"] if "scale" in layer["encoding"]["y"]]
+        low, high = domains[0]
+        named = [layer["data"] for layer in spec["layer"] if layer["mark"]["type"] == "text"]
+        texts = [row["y"] for data in named for row in data.get("values") or spec["datasets"][data["name"]]]
+        assert texts
+        assert all(low <= y <= high for y in texts)
+        assert len(set(texts)) * 2 - len(view.levels) == len(texts)  # a square and a name share a place, and nothing else does
+
+
+def test_the_page_shows_charts_tables_and_every_run(open_page, out):
+    app = open_page(["--study", str(out)], "study")
+    assert app.success[0].value.startswith("**40 of 40 runs done**")
+    assert [one.split(".")[0] for one in alternatives(app)][:2] == ["Accuracy against epsilon", "Accuracy against bits"]
+    assert "Nobody is charged." in said(app)
+    runs = next(frame.value for frame in app.dataframe if "link" in frame.value)
+    assert len(runs) == 40
+    assert runs["link"].str.startswith("study?study=study&run=").all()
+
+
+def test_a_run_can_be_linked_to(open_page, out):
+    named = findings.runs(sources.study(out).rows)
+    name = next(name for name, one in named.items() if one.cell.epsilon == 2.0)
+    app = open_page(["--study", str(out)], "study", run=name)
+    assert app.selectbox(key="run").value == name
+    assert "One run by round" in alternatives(app)[-1]
+    assert "2.00" in app.table[-1].value.to_csv()
+
+
+def test_a_study_that_was_not_begun_waits(open_page, tmp_path):
+    for page in ("overview", "study"):
+        assert "Nothing yet" in said(open_page(["--study", str(tmp_path / "none")], page))
+
+
+def test_a_study_that_runs_says_how_far_it_is(open_page, tmp_path):
+    out = write(tmp_path, cells_of(tmp_path, 1), done=2)
+    app = open_page(["--study", str(out)], "study")
+    assert "2 of 8 runs done" in app.info[0].value
+    assert "2 of 8 runs done" in open_page(["--study", str(out)]).table[0].value.to_csv()
+
+
+def test_a_failed_run_is_named_with_its_reason(open_page, tmp_path):
+    cells = cells_of(tmp_path, 1)
+    out = write(tmp_path, cells, done=len(cells) - 1, failed="there is no folder: name one")
+    app = open_page(["--study", str(out)], "study")
+    assert "1 failed" in app.warning[0].value
+    assert "there is no folder: name one" in app.warning[0].value
+
+
+def test_results_that_cannot_be_read_are_one_sentence(open_page, tmp_path):
+    (tmp_path / "results.db").write_bytes(b"this is not a database, only text of some length\n" * 40)
+    assert "results" in open_page(["--study", str(tmp_path)], "study").warning[0].value
+
+
+def test_a_new_run_changes_what_the_watcher_compares(tmp_path):
+    cells = cells_of(tmp_path, 1)
+    settings = from_arguments(["--study", str(write(tmp_path, cells, done=1))])
+    before = sources.signature(settings)
+    assert sources.signature(settings) == before
+    with ResultsWriter.create(settings.studies[0]) as writer:
+        writer.started(cells[1].id, 3.0)
+    assert sources.signature(settings) != before
