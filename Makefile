@@ -50,7 +50,8 @@ stubs: $(TEST)  ## make the gRPC stubs from proto/federation.proto again
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. proto/federation.proto
 
 bench: $(TEST)  ## measure what the README claims about speed and bytes
-	$(BIN)/python -m benchmarks.masking; masking=$$?; $(BIN)/python -m benchmarks.dp_training && exit $$masking
+	$(BIN)/python -m benchmarks.masking; masking=$$?; $(BIN)/python -m benchmarks.dp_training; training=$$?; \
+	$(BIN)/python -m benchmarks.imaging && exit $$((masking | training))
 
 clean: clean-demo  ## remove .venv and all caches too
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

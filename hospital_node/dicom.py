@@ -10,7 +10,7 @@ stored values times slope plus intercept, applied once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ OFF_LINE_MM = 0.1  # a slice may lie this far, or this share of a voxel, beside 
 OFF_GRID = 0.1  # of a gap: how far a slice may lie from its even place
 SAME_PLACE = 0.01  # of a gap: closer slices are the same slice twice
 GEOMETRY_TOLERANCE = 1e-3  # mm, and direction cosines
+
+Numbers = Sequence[float] | NDArray[np.float64]
 
 
 def series_files(place: Path) -> list[Path]:
@@ -96,10 +98,15 @@ def _check_alike(slices: Sequence[SliceHeader]) -> None:
         raise UnreadableStudy("several-series", "the folder holds several DICOM series: put each into a folder of its own")
     for one in slices[1:]:
         same = all(one.number(name) == first.number(name) for name in ALIKE) and _rescale(one) == _rescale(first)
-        if not same or not _near(_orientation(one), _orientation(first)) or not _near(_spacing(one), _spacing(first)):
+        if not same or not (_same(one, first, "orientation", _orientation) and _same(one, first, "pixel_spacing", _spacing)):
             raise UnreadableStudy(
                 "mixed-slices", "the slices of a series differ in size, spacing, axes, voxel type or rescale: export one scan"
             )
+
+
+def _same(one: SliceHeader, other: SliceHeader, name: str, read: Callable[[SliceHeader], Numbers]) -> bool:
+    """Whether a field is the same, as it is written or to rounding."""
+    return one.text(name) == other.text(name) or _near(read(one), read(other))
 
 
 def _stacked(slices: Sequence[SliceHeader]) -> tuple[list[SliceHeader], float]:
@@ -162,7 +169,7 @@ def _place(image: sitk.Image, ordered: Sequence[SliceHeader], gap_mm: float) -> 
     image.SetDirection(tuple(float(value) for value in direction))
 
 
-def _near(one: Sequence[float] | NDArray[np.float64], other: Sequence[float] | NDArray[np.float64], atol: float = 1e-3) -> bool:
+def _near(one: Numbers, other: Numbers, atol: float = 1e-3) -> bool:
     return bool(np.allclose(one, other, rtol=1e-4, atol=atol))
 
 

@@ -22,6 +22,10 @@ MAGIC = b"DICM"
 UNDEFINED = 0xFFFFFFFF
 MAX_DEPTH = 16  # of sequences in sequences; real files have 4
 LONG_VR = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+SHORT_VR = frozenset(
+    {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT"}
+    | {b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
+)
 ITEM, ITEM_END, SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 TRANSFER_SYNTAX = (0x0002, 0x0010)
 PIXEL_DATA = (0x7FE0, 0x0010)
@@ -134,8 +138,11 @@ class _Reader:
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
-        self._order = "<"
-        self._explicit = True
+        self._written("<", explicit=True)
+
+    def _written(self, order: str, *, explicit: bool) -> None:
+        self._order, self._explicit = order, explicit
+        self._head, self._long = struct.Struct(order + "2H2sH"), struct.Struct(order + "I")
 
     def header(self, path: Path) -> SliceHeader:
         syntax, start = self._meta()
@@ -144,7 +151,7 @@ class _Reader:
                 "unsupported-format",
                 "a DICOM file is compressed with losses, deflated or of no known encoding: export it as stored",
             )
-        self._order, self._explicit = (">" if syntax == EXPLICIT_BIG else "<"), syntax != IMPLICIT_LITTLE
+        self._written(">" if syntax == EXPLICIT_BIG else "<", explicit=syntax != IMPLICIT_LITTLE)
         texts: dict[str, str] = {}
         numbers: dict[str, int] = {}
         for tag, at, length in self._elements(start, len(self._data)):
@@ -185,15 +192,14 @@ class _Reader:
             raise UnreadableStudy("truncated", "an element of a DICOM file reaches beyond its end: copy the file again")
 
     def _element(self, at: int) -> tuple[Tag, int, int]:
-        tag = struct.unpack_from(self._order + "2H", self._data, at)
-        if not self._explicit or tag[0] == ITEM[0]:
-            return tag, struct.unpack_from(self._order + "I", self._data, at + 4)[0], at + 8
-        kind = self._data[at + 4 : at + 6]
-        if not kind.isalpha() or not kind.isupper():
-            raise UnreadableStudy("bad-header", "an element of a DICOM file has no known type: export it again")
+        group, number, kind, length = self._head.unpack_from(self._data, at)
+        if not self._explicit or group == ITEM[0]:
+            return (group, number), self._long.unpack_from(self._data, at + 4)[0], at + 8
         if kind in LONG_VR:
-            return tag, struct.unpack_from(self._order + "I", self._data, at + 8)[0], at + 12
-        return tag, struct.unpack_from(self._order + "H", self._data, at + 6)[0], at + 8
+            return (group, number), self._long.unpack_from(self._data, at + 8)[0], at + 12
+        if kind not in SHORT_VR:
+            raise UnreadableStudy("bad-header", "an element of a DICOM file has no known type: export it again")
+        return (group, number), length, at + 8
 
     def _after_sequence(self, at: int, depth: int) -> int:
         """Where a sequence of undefined length ends."""

@@ -112,9 +112,10 @@ def histogram(values: Values, low: float, high: float) -> NDArray[np.int64]:
 
 def looks_like_hounsfield(values: Values) -> bool:
     """Whether a CT has air and tissue where Hounsfield units have them: not raw detector values, not shifted twice."""
-    air = _mean(values, lambda slab: slab < AIR_BELOW_HU)
-    tissue = _mean(values, lambda slab: (slab >= TISSUE_HU[0]) & (slab <= TISSUE_HU[1]))
-    return air >= LEAST_AIR and tissue >= LEAST_TISSUE
+    seen = np.ascontiguousarray(values[::2, ::2, ::2])  # an eighth of the voxels says it as well
+    air = np.count_nonzero(seen < AIR_BELOW_HU)
+    tissue = np.count_nonzero((seen >= TISSUE_HU[0]) & (seen <= TISSUE_HU[1]))
+    return bool(air >= LEAST_AIR * seen.size and tissue >= LEAST_TISSUE * seen.size)
 
 
 def _mean(values: Values, part: Callable[[Values], NDArray[Any]]) -> float:

@@ -14,9 +14,12 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from numpy.typing import NDArray
 
 from hospital_node.cohort import UnreadableStudy
+from hospital_node.wholeness import Promise, checked_by_length, has_adler, refuse_small
 
 HEADER_LIMIT_BYTES = 1 << 16  # LUNA16 headers have about 400 bytes
 MAX_VOXELS = 1 << 30  # 1024 x 1024 x 1024; the largest LUNA16 volume has 2 % of this
@@ -67,7 +70,18 @@ class MetaHeader:
 
 
 def check_metaimage(path: Path) -> MetaHeader:
-    """Check header and voxel data of a .mhd or .mha without loading it. Raises UnreadableStudy."""
+    """Check header and voxel data of a .mhd or .mha to the last byte without loading it. Raises UnreadableStudy."""
+    header, promise = _promised(path)
+    promise.inflate()
+    return header
+
+
+def promised_metaimage(path: Path) -> Promise:
+    """Check header and lengths of a .mhd or .mha; what is compressed is not inflated yet. Raises UnreadableStudy."""
+    return _promised(path)[1]
+
+
+def _promised(path: Path) -> tuple[MetaHeader, Promise]:
     with path.open("rb") as stream:
         fields, offset = _fields(stream.read(HEADER_LIMIT_BYTES))
     size = _size(fields)
@@ -76,9 +90,7 @@ def check_metaimage(path: Path) -> MetaHeader:
         header = MetaHeader(size, path, offset)
     else:
         header = MetaHeader(size, _data_path(path, fields["ElementDataFile"]), 0)
-    expected_bytes = math.prod(size) * _element_bytes(fields)
-    _check_data(header, expected_bytes, fields)
-    return header
+    return header, _check_lengths(header, math.prod(size) * _element_bytes(fields), fields)
 
 
 def data_file(path: Path) -> Path:
@@ -180,19 +192,27 @@ def _data_path(header: Path, name: str) -> Path:
     return path
 
 
-def _check_data(header: MetaHeader, expected_bytes: int, fields: dict[str, str]) -> None:
+def _check_lengths(header: MetaHeader, expected_bytes: int, fields: dict[str, str]) -> Promise:
     stored_bytes = header.data_path.stat().st_size - header.data_offset
     if not _is_true(fields.get("CompressedData", "False")):
         if stored_bytes != expected_bytes:
             raise UnreadableStudy(
                 "truncated", f"the header asks for {expected_bytes} bytes of voxels, stored are {stored_bytes}"
             )
-        return
+        return checked_by_length(header.size_xyz)
     if fields.get("CompressedDataSize", str(stored_bytes)) != str(stored_bytes):
         raise UnreadableStudy("truncated", f"CompressedDataSize is not the {stored_bytes} bytes that are stored")
-    with header.data_path.open("rb") as stream:
-        stream.seek(header.data_offset)
-        _check_zlib(stream, expected_bytes)
+    refuse_small(stored_bytes, expected_bytes)
+
+    def inflate() -> None:
+        with header.data_path.open("rb") as stream:
+            stream.seek(header.data_offset)
+            _check_zlib(stream, expected_bytes)
+
+    def holds(values: NDArray[Any]) -> bool:
+        return values.nbytes == expected_bytes and has_adler(header.data_path, values)
+
+    return Promise(header.size_xyz, inflate, holds)
 
 
 def _check_zlib(stream: BinaryIO, expected_bytes: int) -> None:

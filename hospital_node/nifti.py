@@ -10,11 +10,16 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
+
+from numpy.typing import NDArray
 
 from hospital_node.cohort import UnreadableStudy
-from hospital_node.metaimage import BLOCK_BYTES, MAX_VOXELS
+from hospital_node.metaimage import BLOCK_BYTES, HEADER_LIMIT_BYTES, MAX_VOXELS
+from hospital_node.wholeness import Promise, checked_by_length, has_crc, refuse_small
 
 HEADER_BYTES = 348
 NIFTI2_HEADER_BYTES = 540
@@ -23,21 +28,51 @@ SCALAR_BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 256: 8, 512: 16, 768: 32, 102
 
 def check_nifti(path: Path) -> tuple[int, int, int]:
     """Check a .nii or .nii.gz to its last byte and return its size (x, y, z). Raises UnreadableStudy."""
+    promise = promised_nifti(path)
+    promise.inflate()
+    return promise.size_xyz
+
+
+def promised_nifti(path: Path) -> Promise:
+    """Check the header of a .nii or .nii.gz, and the length of what is not compressed. Raises UnreadableStudy."""
+    with _opened(path) as (stream, compressed):
+        header = stream.read(HEADER_BYTES)
+        size, start, expected_bytes = _expected(header)
+        before = header + stream.read(start - len(header))
+    if not compressed:
+        _inflate(path, expected_bytes)  # nothing is: only the length is compared
+        return checked_by_length(size)
+    refuse_small(path.stat().st_size, expected_bytes)
+
+    def holds(values: NDArray[Any]) -> bool:
+        return len(before) + values.nbytes == expected_bytes and has_crc(path, before, values)
+
+    return Promise(size, lambda: _inflate(path, expected_bytes), holds)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
+    """The file as it is when inflated, and whether it is compressed."""
     try:
         with path.open("rb") as raw:
             compressed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            stream = cast("BinaryIO", gzip.GzipFile(fileobj=raw)) if compressed else raw
-            header = stream.read(HEADER_BYTES)
-            size, expected_bytes = _expected(header)
-            _check_length(stream, len(header), expected_bytes)
+            yield (cast("BinaryIO", gzip.GzipFile(fileobj=raw)) if compressed else raw), compressed
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise UnreadableStudy("truncated", "the compressed file is cut or damaged: copy it again from its source") from None
-    return size
 
 
-def _expected(header: bytes) -> tuple[tuple[int, int, int], int]:
-    """Size in voxels, and bytes that the whole file must have when inflated."""
+def _inflate(path: Path, expected_bytes: int) -> None:
+    if path.stat().st_size == expected_bytes:
+        with path.open("rb") as raw:
+            if raw.read(2) != b"\x1f\x8b":
+                return
+    with _opened(path) as (stream, _):
+        _check_length(stream, 0, expected_bytes)
+
+
+def _expected(header: bytes) -> tuple[tuple[int, int, int], int, int]:
+    """Size in voxels, where they begin, and bytes that the whole file must have when inflated."""
     order = _byte_order(header)
     dim = struct.unpack_from(order + "8h", header, 40)
     datatype, bits = struct.unpack_from(order + "2h", header, 70)
@@ -53,7 +88,10 @@ def _expected(header: bytes) -> tuple[tuple[int, int, int], int]:
     voxels = math.prod(dim[1:4])
     if voxels > MAX_VOXELS:
         raise UnreadableStudy("implausible-size", f"the header asks for more than {MAX_VOXELS} voxels")
-    return (dim[1], dim[2], dim[3]), max(int(voxel_offset), HEADER_BYTES) + voxels * bits // 8
+    start = max(int(voxel_offset), HEADER_BYTES)
+    if start > HEADER_LIMIT_BYTES:
+        raise UnreadableStudy("bad-header", f"the voxels begin more than {HEADER_LIMIT_BYTES} bytes into the file")
+    return (dim[1], dim[2], dim[3]), start, start + voxels * bits // 8
 
 
 def _byte_order(header: bytes) -> str:

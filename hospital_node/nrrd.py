@@ -11,10 +11,13 @@ import math
 import re
 import zlib
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
+
+from numpy.typing import NDArray
 
 from hospital_node.cohort import UnreadableStudy
 from hospital_node.metaimage import BLOCK_BYTES, HEADER_LIMIT_BYTES, MAX_VOXELS
+from hospital_node.wholeness import Promise, checked_by_length, has_crc, refuse_small
 
 MAGIC = re.compile(rb"NRRD000[1-5]\r?\n")
 SPACES = frozenset({"left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las"})
@@ -29,20 +32,39 @@ BYTES_OF = {name: width for width, names in ELEMENT_BYTES.items() for name in na
 
 def check_nrrd(path: Path) -> tuple[int, int, int]:
     """Check a .nrrd to its last byte and return its size (x, y, z). Raises UnreadableStudy."""
+    promise = promised_nrrd(path)
+    promise.inflate()
+    return promise.size_xyz
+
+
+def promised_nrrd(path: Path) -> Promise:
+    """Check the header of a .nrrd, and the length of what is not compressed. Raises UnreadableStudy."""
     with path.open("rb") as stream:
         fields, start = _fields(stream.read(HEADER_LIMIT_BYTES))
-        size = _size(fields)
-        _refuse_unsupported(fields)
-        width = BYTES_OF.get(fields.get("type", "").lower())
-        if width is None:
-            raise UnreadableStudy(
-                "unsupported-header", "the type of the voxels is not one that is read: export the volume again"
-            )
-        if width > 1 and fields.get("endian", "").lower() not in {"little", "big"}:
-            raise UnreadableStudy("bad-header", "the header does not say little or big endian: write the volume again")
-        stream.seek(start)
-        _check_voxels(stream, fields.get("encoding", "").lower(), math.prod(size) * width)
-    return size
+    size = _size(fields)
+    _refuse_unsupported(fields)
+    width = BYTES_OF.get(fields.get("type", "").lower())
+    if width is None:
+        raise UnreadableStudy("unsupported-header", "the type of the voxels is not one that is read: export the volume again")
+    if width > 1 and fields.get("endian", "").lower() not in {"little", "big"}:
+        raise UnreadableStudy("bad-header", "the header does not say little or big endian: write the volume again")
+    encoding, expected_bytes = fields.get("encoding", "").lower(), math.prod(size) * width
+    if encoding not in {"raw", "gzip", "gz"}:
+        raise UnreadableStudy("unsupported-header", "the encoding is neither raw nor gzip: write the volume again")
+
+    def inflate() -> None:
+        with path.open("rb") as stream:
+            stream.seek(start)
+            _check_voxels(stream, encoding, expected_bytes)
+
+    def holds(values: NDArray[Any]) -> bool:
+        return values.nbytes == expected_bytes and has_crc(path, b"", values)
+
+    if encoding == "raw":
+        inflate()
+        return checked_by_length(size)
+    refuse_small(path.stat().st_size - start, expected_bytes)
+    return Promise(size, inflate, holds)
 
 
 def _fields(head: bytes) -> tuple[dict[str, str], int]:
@@ -97,8 +119,6 @@ def _refuse_unsupported(fields: dict[str, str]) -> None:
 
 def _check_voxels(stream: BinaryIO, encoding: str, expected_bytes: int) -> None:
     """From here to the end of the file there must be exactly the voxels; gzip checks its own sum there."""
-    if encoding not in {"raw", "gzip", "gz"}:
-        raise UnreadableStudy("unsupported-header", "the encoding is neither raw nor gzip: write the volume again")
     voxels = stream if encoding == "raw" else cast("BinaryIO", gzip.GzipFile(fileobj=stream))
     found_bytes = 0
     try:

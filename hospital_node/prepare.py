@@ -129,7 +129,7 @@ def _label_on_grid(
     """The grid of this scan, which its own structures may make finer, and the label there."""
     if isinstance(case.label, LabelImage):
         label = read_label(case.label.path, scan, labels)
-        grid = target_grid(scan, _spacing(preparation, smallest_mm(label)))
+        grid = target_grid(scan, _spacing(preparation, smallest_mm(label) if preparation.fine_below_mm else None))
         return grid, resample_label(label, grid, threads)
     spheres = case.label.spheres
     smallest = min((sphere.diameter_mm for sphere in spheres), default=None)

@@ -1,9 +1,9 @@
 """Read one volume, or refuse it by name: right voxels or an UnreadableStudy, never something in between.
 
-Order of the checks (the numbers label the code): 1 the format is known; 2 the header is sane and the file whole, before
-anything is allocated; 3 SimpleITK loads what the header said; 4 spacing and axes are usable; 5 all values are finite; 6 axes
-are brought to LPS, by permuting and flipping with the origin moved along, so that every voxel keeps its place in the world and
-left stays left. Arrays are (z, y, x) with x to the patient's left, y to the back, z to the head.
+Order of the checks (the numbers label the code): 1 the format is known; 2 the header is sane and the file long enough, before
+anything is allocated; 3 SimpleITK loads what the header said, and the file's own checksum holds; 4 spacing and axes are usable;
+5 all values are finite; 6 axes are brought to LPS, by permuting and flipping with the origin moved along, so that every voxel
+keeps its place in the world and left stays left. Arrays are (z, y, x): x to the patient's left, y to the back, z to the head.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 
 from hospital_node.cohort import UnreadableStudy
 from hospital_node.dicom import SUFFIXES, read_series
-from hospital_node.metaimage import check_metaimage
-from hospital_node.nifti import check_nifti
-from hospital_node.nrrd import check_nrrd
+from hospital_node.metaimage import promised_metaimage
+from hospital_node.nifti import promised_nifti
+from hospital_node.nrrd import promised_nrrd
+from hospital_node.wholeness import Promise, Size
 
 AXES, PAIRS = "LPS", ("LR", "PA", "SI")
 MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 50.0  # micro-CT to the thickest slices; outside, the header is wrong
 ORTHOGONAL_TOLERANCE = 1e-3  # of direction cosines; headers carry six digits
-Size = tuple[int, int, int]  # (x, y, z)
-FORMATS: tuple[tuple[tuple[str, ...], Callable[[Path], Size], str], ...] = (
-    ((".mhd", ".mha"), lambda header: check_metaimage(header).size_xyz, "MetaImageIO"),
-    ((".nii", ".nii.gz"), check_nifti, "NiftiImageIO"),
-    ((".nrrd",), check_nrrd, "NrrdImageIO"),
+FORMATS: tuple[tuple[tuple[str, ...], Callable[[Path], Promise], str], ...] = (
+    ((".mhd", ".mha"), promised_metaimage, "MetaImageIO"),
+    ((".nii", ".nii.gz"), promised_nifti, "NiftiImageIO"),
+    ((".nrrd",), promised_nrrd, "NrrdImageIO"),
 )
 GRID_TOLERANCE = 0.05  # voxels: how far a label's grid may lie from its image's
 
@@ -122,18 +122,24 @@ def _loader(path: Path) -> Callable[[Path], tuple[sitk.Image, Size]]:
     name = path.name.lower()
     if path.is_dir() or name.endswith(SUFFIXES):
         return read_series
-    for endings, check, image_io in FORMATS:
+    for endings, promised, image_io in FORMATS:
         if name.endswith(endings):
-            return partial(_checked, check, image_io)
+            return partial(_checked, promised, image_io)
     raise UnreadableStudy(
         "unsupported-format",
         "the file is neither MetaImage, NIfTI, NRRD nor a folder of DICOM slices: export it as one of these",
     )
 
 
-def _checked(check: Callable[[Path], Size], image_io: str, path: Path) -> tuple[sitk.Image, Size]:
-    size = check(path)  # 2
-    return sitk.ReadImage(str(path), imageIO=image_io), size  # 3
+def _checked(promised: Callable[[Path], Promise], image_io: str, path: Path) -> tuple[sitk.Image, Size]:
+    promise = promised(path)  # 2
+    try:
+        image = sitk.ReadImage(str(path), imageIO=image_io)  # 3
+    except RuntimeError:
+        promise.inflate()  # it may say better why
+        raise
+    promise.keep(sitk.GetArrayViewFromImage(image))  # 3
+    return image, promise.size_xyz
 
 
 def _check_loaded(image: sitk.Image, size: Size) -> None:

@@ -110,7 +110,10 @@ def _own_grid(image: sitk.Image, spacing_xyz_mm: Triple) -> Grid:
         return Grid(image.GetSize(), old, image.GetOrigin(), image.GetDirection())
     # rounding a half down keeps the last centre inside the scan
     size = _three(max(1, math.ceil(n * a / b - 0.5)) for n, a, b in zip(image.GetSize(), old, spacing_xyz_mm, strict=True))
-    first = [(b / a - 1) / 2 for a, b in zip(old, spacing_xyz_mm, strict=True)]  # centre of the first voxel, in old voxels
+    first = [  # centre of the first voxel, in old voxels; of a scan thinner than a target voxel its middle, which is inside
+        (n - 1) / 2 if extent == 1 else (b / a - 1) / 2
+        for n, extent, a, b in zip(image.GetSize(), size, old, spacing_xyz_mm, strict=True)
+    ]
     return Grid(size, spacing_xyz_mm, image.TransformContinuousIndexToPhysicalPoint(first), image.GetDirection())
 
 

@@ -159,9 +159,8 @@ def test_target_grid_covers_the_scan_and_stays_inside(size, old, new):
     grid = target_grid(image, new)
     for extent, step, n, a, first in zip(grid.size_xyz, grid.spacing_xyz_mm, size, old, grid.origin_xyz_mm, strict=True):
         last = first + (extent - 1) * step
-        if extent > 1:
-            assert -a / 2 - 1e-6 <= first
-            assert last <= (n - 0.5) * a + 1e-6
+        assert -a / 2 - 1e-6 <= first
+        assert last <= (n - 0.5) * a + 1e-6
         assert abs(extent * step - n * a) <= max(step, step / 2 + 1e-6)
 
 
