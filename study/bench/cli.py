@@ -1,4 +1,4 @@
-"""The commands of studies: run, cells, report and pretrain of `secagg-study`. Heavy modules load when a command needs them."""
+"""The study commands of `secagg-study`, from run to processes. Heavy modules load when a command needs them."""
 
 from __future__ import annotations
 
@@ -90,9 +90,28 @@ def pretrain(
         pretrain_to_file(plan, out, seed, steps, volumes, print)
 
 
+def processes(
+    study: StudyFile,
+    out: Out = None,
+    count: Annotated[int, typer.Option("--processes", min=2, help="Processes of the hospital, one core each.")] = 2,
+) -> None:
+    """Compare ways in which several processes of one hospital can train without privacy: the largest one of each cell.
+
+    Prints a row for each cell and way. Nothing is kept but prepared patients and the start.
+    """
+    from study.bench.asynchrony import compare
+    from study.bench.grid import load_study
+
+    print("| way | seed | score | wall s | CPU s |\n|---|--:|--:|--:|--:|")
+    with sentences():
+        loaded = load_study(study)
+        for done, score in compare(loaded.cells(), (out or STUDIES / loaded.name) / "work" / "cache", count):
+            print(f"| {done.way} | {done.seed} | {score:.3f} | {done.wall_s:.0f} | {done.cpu_s:.0f} |", flush=True)
+
+
 def register(app: typer.Typer) -> None:
     """Make these functions commands of `app`."""
-    for command in (run, cells, report, pretrain):
+    for command in (run, cells, report, pretrain, processes):
         app.command()(command)
 
 
