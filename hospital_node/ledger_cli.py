@@ -10,13 +10,13 @@ import typer
 
 from hospital_node.config import ConfigError, load_config
 from hospital_node.ledger import Ledger
-from hospital_node.ledger_export import check_continues, read_export, write_export
+from hospital_node.ledger_export import check_continues, read_export, read_rows, write_export
 from hospital_node.officer import By, ConfigFile, Reason
 from hospital_node.state import StateFolder
 from hospital_node.statement import statement
 
 app = typer.Typer(
-    help="Export and verify the privacy ledger; confirm its clock; start its second counter.", no_args_is_help=True
+    help="Export, verify and restore the privacy ledger; confirm its clock; start its second counter.", no_args_is_help=True
 )
 
 Exported = Annotated[Path, typer.Argument(help="A file that `secagg-node ledger export` wrote.")]
@@ -48,6 +48,17 @@ def verify(
     if continues is not None:
         typer.echo(f"It goes on from {continues}: nothing was changed or removed since.")
     typer.echo(statement(events).paragraph)
+
+
+@app.command()
+def restore(exported: Exported, config: ConfigFile, by: By, reason: Reason) -> None:
+    """Bring a lost or older ledger back from an export, where the counters say that nothing newer was ever written."""
+    node = load_config(config)
+    folder = StateFolder(node.state, node.ledger_counter)
+    folder.share_ledger(node.ledger)
+    read_export(exported)
+    ledger = Ledger.restore(folder.ledger, read_rows(exported), by, reason, datetime.now(UTC), witness=folder.witness)
+    typer.echo(f"Restored by {by}: {len(ledger.events())} entries, head {ledger.head.hex()}")
 
 
 @app.command()
