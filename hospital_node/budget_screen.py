@@ -40,9 +40,10 @@ def budget_screen(view: BudgetView, made: Statement, events: Sequence[Event]) ->
     releases = history(events)
     if releases:
         parts.append(_history(releases))
-    decided = list(_decisions(events))[-DECISIONS:]
+    decided = list(_decisions(events))
     if decided:
-        parts.append(_lines("Decisions", ("when", "who", "what", "why"), decided))
+        title = _title("Decisions", DECISIONS, len(decided))
+        parts.append(_lines(title, ("when", "who", "what", "why"), decided[-DECISIONS:]))
     return Group(*parts)
 
 
@@ -123,7 +124,11 @@ def _history(releases: Sequence[History]) -> Table:
         for one in releases
     ]
     names = ("", "charged (UTC)", "study", "round", "noise", "rate", "steps", "epsilon after it", "result")
-    return _lines("Releases", names, rows)
+    return _lines(_title("Releases", len(releases), releases[-1].place), names, rows)
+
+
+def _title(what: str, shown: int, of: int) -> str:
+    return what if of <= shown else f"{what}: the newest {shown} of {of}"
 
 
 def _decisions(events: Sequence[Event]) -> Iterator[tuple[str, str, str, str]]:

@@ -15,7 +15,7 @@ from hospital_node.cohort import CohortError
 from hospital_node.config import ConfigError, NodeConfig
 from hospital_node.ledger import Ledger, LedgerError
 from hospital_node.reach import find_obstacle
-from hospital_node.state import StateFolder
+from hospital_node.state import StateFolder, ledger_to_read
 from hospital_node.study import policy_obstacle
 from proto.plan import Plan, PlanError, role_of
 
@@ -99,7 +99,7 @@ def check_peers(config: NodeConfig, plan: Plan | None) -> Check:
 
 def check_ledger(config: NodeConfig) -> Check:
     """The chain verifies and nobody holds the node."""
-    path = StateFolder(config.state).ledger
+    path = ledger_to_read(config.state, config.ledger)
     if not path.exists():
         return Check("ledger", ok=False, sentence="there is no ledger yet: `secagg-node approve` makes it")
     try:
@@ -113,7 +113,7 @@ def check_ledger(config: NodeConfig) -> Check:
 
 def check_approval(config: NodeConfig, plan: Plan | None) -> Check:
     """People at this hospital approved exactly the plan that the coordinator offers, and its next round fits."""
-    path = StateFolder(config.state).ledger
+    path = ledger_to_read(config.state, config.ledger)
     if plan is None or not path.exists():
         return _unchecked("approval", "plan and ledger come first")
     try:

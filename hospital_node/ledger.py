@@ -122,6 +122,20 @@ class Ledger:
         return ledger
 
     @classmethod
+    def restore(
+        cls, path: Path, rows: Sequence[Row], by: str, reason: str, at: datetime, *, witness: Path | None = None
+    ) -> Self:
+        """Bring a lost or older ledger to the history of an export that the counters know as the newest; it is noted.
+
+        Raises LedgerRolledBack where the export is older than the counters, LedgerDamaged where the ledger holds anything else.
+        """
+        by, reason = decisions.person(by), decisions.said(reason)
+        count = LedgerFiles.beside(path, witness, "rw").restore(rows)
+        ledger = cls.open(path, witness=witness)
+        ledger.note(by, f"restored {count} entries from an export: {reason}", at)
+        return ledger
+
+    @classmethod
     def start_witness(cls, path: Path, witness: Path, by: str, reason: str, at: datetime) -> Self:
         """Start a second counter for a ledger that has none: from now on it opens with it only. Raises DecisionRefused."""
         if witness.exists():

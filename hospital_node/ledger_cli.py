@@ -10,13 +10,13 @@ import typer
 
 from hospital_node.config import ConfigError, load_config
 from hospital_node.ledger import Ledger
-from hospital_node.ledger_export import check_continues, read_export, write_export
+from hospital_node.ledger_export import check_continues, read_export, read_rows, write_export
 from hospital_node.officer import By, ConfigFile, Reason
-from hospital_node.state import StateFolder
+from hospital_node.state import StateFolder, ledger_to_read
 from hospital_node.statement import statement
 
 app = typer.Typer(
-    help="Export and verify the privacy ledger; confirm its clock; start its second counter.", no_args_is_help=True
+    help="Export, verify and restore the privacy ledger; confirm its clock; start its second counter.", no_args_is_help=True
 )
 
 Exported = Annotated[Path, typer.Argument(help="A file that `secagg-node ledger export` wrote.")]
@@ -26,8 +26,7 @@ Exported = Annotated[Path, typer.Argument(help="A file that `secagg-node ledger 
 def export(config: ConfigFile, out: Annotated[Path, typer.Option("--out", help="The file to write (JSON).")]) -> None:
     """Write every entry into one file that others can verify. It names who decided what: give it to people you trust."""
     node = load_config(config)
-    folder = StateFolder(node.state, node.ledger_counter)
-    ledger = Ledger.open_readonly(folder.ledger, witness=folder.witness)
+    ledger = Ledger.open_readonly(ledger_to_read(node.state, node.ledger), witness=node.ledger_counter)
     rows = ledger.rows()
     write_export(rows, out)
     typer.echo(f"{out}: {len(rows)} entries, head {rows[-1].digest.hex()}")
@@ -51,11 +50,22 @@ def verify(
 
 
 @app.command()
+def restore(exported: Exported, config: ConfigFile, by: By, reason: Reason) -> None:
+    """Bring a lost or older ledger back from an export, where the counters say that nothing newer was ever written."""
+    node = load_config(config)
+    folder = StateFolder(node.state, node.ledger_counter)
+    folder.share_ledger(node.ledger)
+    read_export(exported)
+    ledger = Ledger.restore(folder.ledger, read_rows(exported), by, reason, datetime.now(UTC), witness=folder.witness)
+    typer.echo(f"Restored by {by}: {len(ledger.events())} entries, head {ledger.head.hex()}")
+
+
+@app.command()
 def clock(config: ConfigFile, by: By, reason: Reason) -> None:
     """Say that this machine's clock is right, although the last entry is of a later or a long past time."""
     node = load_config(config)
-    folder, now = StateFolder(node.state, node.ledger_counter), datetime.now(UTC)
-    Ledger.open(folder.ledger, witness=folder.witness).confirm_clock(by, reason, now)
+    path, now = ledger_to_read(node.state, node.ledger), datetime.now(UTC)
+    Ledger.open(path, witness=node.ledger_counter).confirm_clock(by, reason, now)
     typer.echo(f"Recorded by {by}: it is {now:%Y-%m-%d %H:%M} UTC.")
 
 
@@ -65,6 +75,6 @@ def counter(config: ConfigFile, by: By, reason: Reason) -> None:
     node = load_config(config)
     if node.ledger_counter is None:
         raise ConfigError("the configuration has no key 'ledger_counter': name a file where no backup of the ledger reaches")
-    folder = StateFolder(node.state)
-    Ledger.start_witness(folder.ledger, node.ledger_counter, by, reason, datetime.now(UTC))
+    path = ledger_to_read(node.state, node.ledger)
+    Ledger.start_witness(path, node.ledger_counter, by, reason, datetime.now(UTC))
     typer.echo(f"Started by {by}: from now on this node opens its ledger with {node.ledger_counter} only.")

@@ -59,19 +59,23 @@ def write_export(rows: Sequence[Row], path: Path) -> None:
 def read_export(path: Path) -> tuple[Event, ...]:
     """Every entry of an export, its chain verified from the first. Raises ExportError."""
     try:
+        return read_chain(read_rows(path))
+    except ChainError as error:
+        raise ExportError(f"{path} does not verify: {error}") from error
+
+
+def read_rows(path: Path) -> tuple[Row, ...]:
+    """The rows of an export as they stand there; `read_chain` verifies them. Raises ExportError."""
+    try:
         export = Export.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ExportError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
         raise ExportError(f"{path} is no export of a ledger: make one with `secagg-node ledger export`") from error
-    rows = (
+    return tuple(
         Row(one.seq, one.at, one.kind, one.body, bytes.fromhex(one.previous), bytes.fromhex(one.digest))
         for one in export.entries
     )
-    try:
-        return read_chain(rows)
-    except ChainError as error:
-        raise ExportError(f"{path} does not verify: {error}") from error
 
 
 def check_continues(older: Sequence[Event], newer: Sequence[Event]) -> None:

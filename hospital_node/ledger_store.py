@@ -116,7 +116,7 @@ class LedgerFiles:
             self._write_counters(Counter(entries=1, head=first.digest.hex()))
             self._create_database(first)
 
-    def _create_database(self, first: Row) -> None:
+    def _create_database(self, *rows: Row) -> None:
         # built under another name and linked when whole, so that a crash leaves no half-made ledger
         with tempfile.TemporaryDirectory(dir=self.database.parent, prefix=".ledger-") as folder:
             unfinished = Path(folder) / "ledger.db"
@@ -126,10 +126,50 @@ class LedgerFiles:
                 connection.execute("BEGIN IMMEDIATE")
                 for statement in DDL:
                     connection.execute(statement)
-                _insert(connection, first)
+                for row in rows:
+                    _insert(connection, row)
                 connection.execute("COMMIT")
             os.link(unfinished, self.database)
         sync_folder(self.database.parent)
+
+    def restore(self, rows: Sequence[Row]) -> int:
+        """Put back what is missing at the end of the database, or all of it; how many rows that were.
+
+        Every counter must know `rows` as the newest history: LedgerRolledBack where it saw more or another one. So no release
+        is forgotten, because none leaves before the counters are written. LedgerDamaged where the database holds anything else.
+        """
+        events = read_chain(rows)
+        for counter in self._read_counters():
+            if len(events) < counter.entries or events[counter.entries - 1].digest.hex() != counter.head:
+                raise LedgerRolledBack(
+                    f"The export ends with entry {len(events)} and the counter saw entry {counter.entries} of another or a "
+                    "longer history: find a newer export of this ledger. This node trains no more until then."
+                )
+        with _disk_errors(self.database), _folder_locked(self.database.parent):
+            if not self.key.exists():
+                write_secret(self.key, os.urandom(KEY_BYTES))
+            if not self.database.exists():
+                self._create_database(*rows)
+                return len(rows)
+        return self._append_missing(rows)
+
+    def _append_missing(self, rows: Sequence[Row]) -> int:
+        self.check()
+        with self._connected("rw") as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                present = tuple(_rows(connection))
+                if present != tuple(rows[: len(present)]):
+                    raise LedgerDamaged(
+                        f"{self.database} holds entries that are not in the export: put it aside, then restore again."
+                    )
+                for row in rows[len(present) :]:
+                    _insert(connection, row)
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+        return len(rows) - len(present)
 
     def check(self) -> None:
         """Once on opening: SQLite's own check of the pages, and the exact schema with its triggers. Raises LedgerDamaged."""

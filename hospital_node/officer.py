@@ -24,7 +24,7 @@ from hospital_node.cap import plain, stated
 from hospital_node.config import CapSetting, ConfigError, NodeConfig, load_config
 from hospital_node.ledger import Cap, Ledger
 from hospital_node.ledger_rules import mechanism_of, planned
-from hospital_node.state import StateFolder
+from hospital_node.state import StateFolder, ledger_to_read
 from hospital_node.statement import statement
 from proto.plan import Plan, PlanError, from_canonical, load_toml, short_name
 
@@ -92,9 +92,8 @@ def budget(
 ) -> None:
     """Show what was spent, what is left and what comes next, from this hospital's own ledger."""
     node = load_config(config)
-    folder = StateFolder(node.state, node.ledger_counter)
-    events = Ledger.open_readonly(folder.ledger, witness=folder.witness).events()
-    plan = folder.read_plan()
+    events = Ledger.open_readonly(ledger_to_read(node.state, node.ledger), witness=node.ledger_counter).events()
+    plan = StateFolder(node.state).read_plan()
     view = budget_view(events, plan)
     if as_json:
         figures = {**dataclasses.asdict(view), "profile": statement(events, plan).profile}

@@ -33,6 +33,11 @@ class NodeFile(Frozen):
     name: str
 
 
+def ledger_to_read(state: Path, shared: Path | None) -> Path:
+    """The ledger of a node: the one that its studies share, also before this study's folder is linked to it."""
+    return shared or StateFolder(state).ledger
+
+
 @dataclass(frozen=True, slots=True)
 class StateFolder:
     """Paths and small files of one node. Construct cheaply; call `create` before writing."""

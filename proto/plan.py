@@ -96,7 +96,7 @@ DECLINE_CODES = {
     "ledger-damaged": "the ledger of this node does not verify",
     "ledger-rolled-back": "the ledger of this node is older than its own counter",
     "ledger-unwritable": "the ledger of this node cannot be written now",
-    "clock-behind": "the clock of this node is behind its ledger",
+    "clock-behind": "the clock of this node does not fit its ledger",
     "policy": "the plan does not meet the policy of this node",
     "wrong-model": "the model is not the announced one, or not the one that this node trained on",
     "data-unusable": "the studies of this node cannot be read or prepared",

@@ -97,6 +97,18 @@ def test_a_paused_node_says_what_resuming_would_not_change(ledger: Ledger) -> No
     assert "withdrew the approval of 'lidc'" in rows["all"]
 
 
+def test_what_is_left_out_of_a_table_is_said(tmp_path: Path) -> None:
+    public = make_plan(study="public", sigma=0)
+    ledger = new_ledger(tmp_path)
+    for _ in range(6):
+        ledger.approve(public, "Dr Keller", "x", CAP, at(1), accept_no_guarantee=True, data_is_public=True)
+    for number in range(1, 12):
+        release(ledger, public, number)
+    rows = screen(ledger)
+    assert "Releases: the newest 10 of 11" in rows["all"]
+    assert "Decisions: the newest 5 of 6" in rows["all"]
+
+
 def test_a_release_whose_result_never_came_is_shown(ledger: Ledger) -> None:
     release(ledger, PLAN, 1)
     release(ledger, PLAN, 2, verified=False)

@@ -185,6 +185,10 @@ def test_the_commands_use_the_shared_ledger_and_its_second_counter(
     assert call(folders, "approve", "--plan", plan, *DECISION) == 0
     assert (folders.root / "shared" / "ledger.db").is_file()
     assert (folders.root / "safe" / "ledger.counter").is_file()
+    (folders.state.ledger).unlink()  # as in the new folder of a second study, before anything was approved there
+    capsys.readouterr()
+    assert call(folders, "budget") == 0
+    assert "approved 5 rounds of 'lidc'" in capsys.readouterr().out.replace("\n", "")
     assert call(folders, "ledger", "clock", "--by", "Dr Keller", "--reason", "looked at it") == 0
     assert call(folders, "budget") == 0
     capsys.readouterr()
