@@ -66,12 +66,9 @@ def _patch(patient: Patient, preparation: Preparation, training: Training, rng: 
     if training.augment_rotation_deg or training.augment_scale:
         image, label = _turned(case, start, preparation, training, rng)
     else:
-        image, label = _piece(case, start, preparation.patch_zyx)
+        patch = preparation.patch_zyx
+        image, label = cut(case.image, start, patch), cut(case.label, start, patch, outside=0)
     return augmented(image, label, rng) if training.augment else (image, label)
-
-
-def _piece(case: Case, start: tuple[int, int, int], sides: tuple[int, int, int]) -> tuple[Image, Label]:
-    return cut(case.image, start, sides), cut(case.label, start, sides, outside=0)
 
 
 def _turned(
@@ -82,7 +79,9 @@ def _turned(
     matrix = drawn_transform(training.augment_rotation_deg, training.augment_scale, spacing, rng)
     sides = sides_needed(matrix, patch)
     z, y, x = (first - (wide - side) // 2 for first, wide, side in zip(start, sides, patch, strict=True))
-    return seen_through(matrix, *_piece(case, (z, y, x), sides), patch)
+    lowest = float(cut(case.image, start, patch).min())  # of the whole scan it would read all of it for every patch
+    image, label = cut(case.image, (z, y, x), sides, outside=lowest), cut(case.label, (z, y, x), sides, outside=0)
+    return seen_through(matrix, image, label, patch)
 
 
 def _corner(case: Case, patch_zyx: tuple[int, int, int], training: Training, rng: np.random.Generator) -> tuple[int, int, int]:
