@@ -71,9 +71,11 @@ def _check_slice(one: SliceHeader) -> None:
         raise UnreadableStudy(
             "not-a-scan", "a DICOM file is no slice of a CT or MR scan (a scout, a secondary capture, a segmentation, a dose)"
         )
-    if one.text("frames") not in {"", "1"} or one.number("samples") != 1 or one.text("photometric") != "MONOCHROME2":
+    if one.number("samples") != 1:
+        raise UnreadableStudy("not-scalar", "a DICOM file holds colours: only one value per voxel is used")
+    if one.text("frames") not in {"", "1"} or one.text("photometric") != "MONOCHROME2":
         raise UnreadableStudy(
-            "not-scalar", "a DICOM file holds several frames, colours or inverted values: export single slices"
+            "unsupported-header", "a DICOM file holds several frames or inverted values: export single slices"
         )
     allocated, stored = one.number("bits_allocated"), one.number("bits_stored")
     if allocated not in {8, 16} or not 0 < stored <= allocated or one.number("high_bit") != stored - 1:

@@ -69,8 +69,8 @@ def _selected(folder: Path, site: str | None, fold: str | None) -> list[str]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Volumes of a folder by case name."""
-    found = {}
+    """Volumes of a folder by case name: files, or folders of DICOM slices."""
+    found = {path.name: path for path in folder.iterdir() if path.is_dir()}
     for path in sorted(folder.iterdir()):
         suffix = next((ending for ending in SUFFIXES if path.name.lower().endswith(ending)), None)
         if suffix is not None and not path.name.startswith("."):

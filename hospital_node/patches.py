@@ -62,16 +62,13 @@ def draw(
 
 def _patch(patient: Patient, preparation: Preparation, training: Training, rng: np.random.Generator) -> tuple[Image, Label]:
     case = patient.cases[int(rng.integers(len(patient.cases)))]
-    start = _corner(case, preparation.patch_zyx, training.foreground_share, rng)
+    start = _corner(case, preparation.patch_zyx, training, rng)
     if training.augment_rotation_deg or training.augment_scale:
         image, label = _turned(case, start, preparation, training, rng)
     else:
-        image, label = _piece(case, start, preparation.patch_zyx)
+        patch = preparation.patch_zyx
+        image, label = cut(case.image, start, patch), cut(case.label, start, patch, outside=0)
     return augmented(image, label, rng) if training.augment else (image, label)
-
-
-def _piece(case: Case, start: tuple[int, int, int], sides: tuple[int, int, int]) -> tuple[Image, Label]:
-    return cut(case.image, start, sides), cut(case.label, start, sides, outside=0)
 
 
 def _turned(
@@ -82,21 +79,30 @@ def _turned(
     matrix = drawn_transform(training.augment_rotation_deg, training.augment_scale, spacing, rng)
     sides = sides_needed(matrix, patch)
     z, y, x = (first - (wide - side) // 2 for first, wide, side in zip(start, sides, patch, strict=True))
-    return seen_through(matrix, *_piece(case, (z, y, x), sides), patch)
+    lowest = float(cut(case.image, start, patch).min())  # of the whole scan it would read all of it for every patch
+    image, label = cut(case.image, (z, y, x), sides, outside=lowest), cut(case.label, (z, y, x), sides, outside=0)
+    return seen_through(matrix, image, label, patch)
 
 
-def _corner(
-    case: Case, patch_zyx: tuple[int, int, int], foreground_share: float, rng: np.random.Generator
-) -> tuple[int, int, int]:
+def _corner(case: Case, patch_zyx: tuple[int, int, int], training: Training, rng: np.random.Generator) -> tuple[int, int, int]:
     """First voxel of the patch: around a labelled voxel with probability `foreground_share`, else anywhere."""
-    wanted = rng.random() < foreground_share
+    wanted = rng.random() < training.foreground_share
     labelled = np.flatnonzero(case.label) if wanted else np.empty(0, dtype=np.intp)
     if not len(labelled):
         z, y, x = (_anywhere(size, side, rng) for size, side in zip(case.image.shape, patch_zyx, strict=True))
         return z, y, x
+    if training.balance_labels:
+        labelled = _of_one_label(case.label, labelled, rng)
     voxel = np.unravel_index(labelled[int(rng.integers(len(labelled)))], case.label.shape)
     z, y, x = (_around(int(at), size, side, rng) for at, size, side in zip(voxel, case.image.shape, patch_zyx, strict=True))
     return z, y, x
+
+
+def _of_one_label(label: Label, labelled: NDArray, rng: np.random.Generator) -> NDArray:
+    """The voxels of one of the labels that the scan has, each as likely: a small structure is seen as often as a large one."""
+    values = label.reshape(-1)[labelled]
+    present = np.unique(values)
+    return labelled[values == present[int(rng.integers(len(present)))]]
 
 
 def _anywhere(size: int, side: int, rng: np.random.Generator) -> int:

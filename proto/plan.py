@@ -81,6 +81,7 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("equalise_below", "preparation"),
     ("fine_below_mm", "preparation"),
     ("fine_spacing_xyz_mm", "preparation"),
+    ("balance_labels", "training"),
     ("augment_rotation_deg", "training"),
     ("augment_scale", "training"),
 )

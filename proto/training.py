@@ -39,6 +39,7 @@ class Training(Frozen):
     local_steps: int = Field(ge=1)
     patches_per_patient: int = Field(default=2, ge=1)
     foreground_share: float = Field(default=0.67, ge=0, le=1)  # patches centred on a labelled voxel
+    balance_labels: bool = False  # of these, each label of the scan as often as another, however large it is
     augment: bool = True
     augment_rotation_deg: float = Field(default=0.0, ge=0, le=45)  # each patch is turned by up to this about each axis
     augment_scale: float = Field(default=0.0, ge=0, le=0.5)  # and enlarged or shrunk by up to this share

@@ -191,6 +191,15 @@ def test_the_size_of_a_candidate_is_the_median_of_luna16s_annotations(shared_dat
     assert statistics.median(diameters) == pytest.approx(CANDIDATE_DIAMETER_MM, abs=0.05)
 
 
+def test_images_of_pairs_may_be_folders_of_slices(tmp_path):
+    put(tmp_path / "cases.csv", "case,subject_guess\na,p\n")
+    put(tmp_path / "labels/a.nrrd", "")
+    (tmp_path / "images").mkdir()
+    series(tmp_path / "images/a")
+    (case,) = discover(tmp_path).cases
+    assert (case.image, case.label) == (tmp_path / "images/a", LabelImage(tmp_path / "labels/a.nrrd"))
+
+
 # --- manifest
 
 

@@ -75,9 +75,10 @@ def test_rounded_positions_are_even_enough(tmp_path):
     [
         ({"sop_class": "1.2.840.10008.5.1.4.1.1.7"}, "not-a-scan"),
         ({"image_type": "ORIGINAL\\PRIMARY\\LOCALIZER"}, "not-a-scan"),
-        ({"frames": "3"}, "not-scalar"),
-        ({"photometric": "MONOCHROME1"}, "not-scalar"),
-        ({"photometric": "RGB"}, "not-scalar"),
+        ({"frames": "3"}, "unsupported-header"),
+        ({"samples": 3}, "not-scalar"),
+        ({"photometric": "MONOCHROME1"}, "unsupported-header"),
+        ({"photometric": "RGB"}, "unsupported-header"),
         ({"bits": 32, "stored": 32, "high_bit": 31}, "unsupported-header"),
         ({"bits": 32, "stored": 32, "high_bit": 31, "syntax": EXPLICIT_BIG}, "unsupported-header"),
         ({"high_bit": 15}, "unsupported-header"),

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from training_world import Person, Scan, person, plan
 
 from hospital_node import patches
+from hospital_node.prepared import PreparedCase, PreparedPatient
+from proto.plan import Preparation, Training
 
 sizes = st.tuples(*[st.integers(1, 9)] * 3)
 starts = st.tuples(*[st.integers(-12, 12)] * 3)
@@ -130,3 +132,16 @@ def test_types_are_those_of_the_loss(count):
     assert images.dtype == torch.float32
     assert labels.dtype == torch.int64
     assert len(images) == len(labels) == count
+
+
+@pytest.mark.parametrize(("balanced", "share"), [(True, 0.5), (False, 0.008)])
+def test_a_small_label_is_seen_as_often_as_a_large_one_where_the_plan_says_so(balanced, share):
+    label = np.zeros((40, 40, 40), np.uint8)
+    label[2:12, 2:12, 2:12] = 1
+    label[30:32, 30:32, 30:32] = 2
+    someone = PreparedPatient("p", (PreparedCase(np.zeros(label.shape, np.float32), label),))
+    training = Training(local_steps=1, patches_per_patient=400, foreground_share=1, augment=False, balance_labels=balanced)
+    _, labels = patches.draw(
+        someone, Preparation(modality="MR", spacing_xyz_mm=(1, 1, 1), patch_zyx=(8, 8, 8)), training, rng()
+    )
+    assert float((labels == 2).flatten(1).any(1).float().mean()) == pytest.approx(share, abs=0.08)

@@ -134,6 +134,7 @@ def test_a_later_field_at_its_default_leaves_the_digest_alone_and_counts_otherwi
         ("preparation", {"fine_below_mm": 5.0, "fine_spacing_xyz_mm": [0.5, 0.5, 0.5]}),
         ("training", {"augment_rotation_deg": 10.0}),
         ("training", {"augment_scale": 0.1}),
+        ("training", {"balance_labels": True}),
     ],
 )
 def test_rules_of_preparation_and_patches_are_in_the_digest_where_they_are_used(table, change):
