@@ -22,11 +22,11 @@ from coordinator import events as ev
 from coordinator.config import CoordinatorConfig
 from coordinator.meter import Direction, Lane
 from coordinator.models import pieces, write_atomically
-from coordinator.orders import Evaluate, Finished, Order, RoundResult, Train, Wait
+from coordinator.orders import Evaluate, Finished, Mask, Order, RoundResult, Train, Wait
 from coordinator.receive import Receiver
 from coordinator.run import Run
 from coordinator.sessions import Refusal, forget, take
-from coordinator.spool import SpoolError, UploadError
+from coordinator.spool import SpoolError, UploadBroken, UploadError
 from coordinator.state import MASKING
 from coordinator.store import StoreError
 from coordinator.wire_orders import Instructions, phase_of
@@ -187,6 +187,8 @@ class Federation(rpc.FederationServicer):
             if self._polls.get(caller.uri) is turn:
                 del self._polls[caller.uri]
         reply = self._instructions.instruction(number, order, caller.uri, self._run.layout.length)
+        if isinstance(order, Mask):
+            reply.mask.received_bytes = self._run.spool.received_bytes(order.session, caller.uri)
         phase, about = phase_of(order) or self._phase_now(caller), _round_of(order)
         self._count(caller, "up", phase, request, about)
         self._count(caller, "down", phase, reply, about)
@@ -249,6 +251,8 @@ class Federation(rpc.FederationServicer):
 
         try:
             await self._receiver.receive(caller.uri, counted())
+        except UploadBroken as error:
+            raise Refusal("busy", f"{error}: poll, and go on where the next instruction says") from error
         except (UploadError, WireError) as error:
             raise Refusal("invalid", str(error)) from error
         ack = pb.Ack()
@@ -315,6 +319,7 @@ async def serve(
     server = grpc.aio.server(options=_options())
     rpc.add_FederationServicer_to_server(federation, server)  # type: ignore[no-untyped-call]
     port = _bind(server, config)
+    run.feed(ev.Tick())  # an open session goes on before anybody calls
     await server.start()
     address = f"{config.listen.rpartition(':')[0]}:{port}"
     write_atomically(config.address_file, f"{address}\n".encode())
