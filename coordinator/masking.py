@@ -143,16 +143,16 @@ def end_phase_if_over(turn: Turn) -> None:
     state, session = turn.state, turn.session
     if state.phase not in MASKING or session.ended is not None or session.closed_at_s is not None:
         return
-    needed = _needed(turn)
-    if len(session.expected) < needed:
-        _end(turn, f"{len(session.expected)} of {len(session.roster)} members remain, {needed} are needed")
+    enough_answers = needed(state)
+    if len(session.expected) < enough_answers:
+        _end(turn, f"{len(session.expected)} of {len(session.roster)} members remain, {enough_answers} are needed")
         return
     late = turn.now_s - state.phase_since_s >= state.plan.timing.phase_deadline_s
     heard = [uri for uri in session.missing if not is_lost(state, state.members[uri], turn.now_s)]
-    if len(session.present) >= needed and (late or not heard):
+    if len(session.present) >= enough_answers and (late or not heard):
         _close_phase(turn)
     elif late:
-        _end(turn, f"only {len(session.present)} of {len(session.expected)} answered in time, {needed} are needed")
+        _end(turn, f"only {len(session.present)} of {len(session.expected)} answered in time, {enough_answers} are needed")
 
 
 def on_tick(turn: Turn) -> None:
@@ -164,10 +164,11 @@ def on_tick(turn: Turn) -> None:
         _next_phase(turn)
 
 
-def _needed(turn: Turn) -> int:
-    """Answers without which the present phase cannot end well."""
-    before_list = turn.state.phase in {Phase.ADVERTISE, Phase.SHARE, Phase.MASK}
-    return enough(turn.state, turn.session) if before_list else turn.session.threshold
+def needed(state: State) -> int:
+    """Answers without which the present masking phase cannot end well."""
+    assert state.session is not None
+    before_list = state.phase in {Phase.ADVERTISE, Phase.SHARE, Phase.MASK}
+    return enough(state, state.session) if before_list else state.session.threshold
 
 
 def _end(turn: Turn, reason: str) -> None:

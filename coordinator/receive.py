@@ -18,6 +18,8 @@ from secagg.coordinate import SessionView
 
 MAX_RECEIPT_BYTES = 64
 MAX_CASES = 100_000  # per label; a public test set is far smaller
+SHORT_CHUNK_BYTES = 4096  # a vector in single bytes would keep everybody waiting for their reader
+MAX_SHORT_CHUNKS = 2  # where an upload goes on, and its end
 SILENT_AFTER_S = 60.0  # an upload without a word for so long is given up; the node begins it again
 
 
@@ -89,12 +91,16 @@ class Receiver:
         return view
 
     async def _words(self, uri: str, messages: AsyncIterator[pb.UploadChunk], spooled: Try, turn: object) -> pb.UploadTrailer:
+        short = 0
         while True:
             message = await _next(messages)
             self._still(uri, turn)
             self._run.heard(uri)
             match message.WhichOneof("part"):
                 case "words" if 0 < len(message.words) <= CHUNK_BYTES:
+                    short += len(message.words) < SHORT_CHUNK_BYTES
+                    if short > MAX_SHORT_CHUNKS:
+                        raise UploadError(f"an upload comes in chunks of at least {SHORT_CHUNK_BYTES} bytes but for its ends")
                     spooled.write(message.words)
                 case "trailer":
                     return message.trailer

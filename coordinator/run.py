@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import structlog
 
 from coordinator import events as ev
 from coordinator import journal, optimizer, orders
+from coordinator.awaited import Awaited, awaited
 from coordinator.config import CoordinatorConfig
 from coordinator.journal import JournalError
 from coordinator.machine import Machine
@@ -31,6 +32,7 @@ from coordinator.resume import Restored, restore, result_again
 from coordinator.rounds import step
 from coordinator.spool import Spool, SpoolError
 from coordinator.state import State, begin, member_view, seats_of, smallest_cohort, waiting_for
+from coordinator.status import HEARTBEAT_S
 from coordinator.store import StoreError
 from coordinator.store_write import Batch, StoreWriter
 from coordinator.wire_orders import to_open
@@ -48,7 +50,7 @@ log = structlog.get_logger()
 Rand = Callable[[int], bytes]
 SESSION_BYTES = 16
 STORE_RETRY_S = 1.0
-SEEN_RESOLUTION_S = 2.0  # how often the store learns when parties were last heard of
+SEEN_RESOLUTION_S = HEARTBEAT_S  # how often the store learns when parties were last heard of
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Run:
         self.models = ModelFolder(config.state / "models", self.layout)
         self.spool = Spool(config.state / "spool")
         self.meter = Meter()
+        self.counts: Counter[str] = Counter()  # of what happened since this start, for metrics
         self.views: dict[bytes, SessionView] = {}
         self.bells: dict[str, asyncio.Event] = {}
         self.evaluators = {uri: Evaluator() for uri in self.plan.evaluators}
@@ -91,7 +94,7 @@ class Run:
         log.info("sums are opened", door=self.machine.door.value, threads=self.machine.threads)
         self._events: deque[ev.Event] = deque()
         self._shown: dict[str, tuple[str, str, str]] = {}
-        self._status = ("", "")
+        self._status: tuple[str, str, str, tuple[Awaited, ...]] = ("", "", "", ())
         self._stored_seen_s = -SEEN_RESOLUTION_S
         self._opening: set[asyncio.Task[None]] = set()
 
@@ -222,7 +225,8 @@ class Run:
                 store_session(changes, self.state, state, message)
                 for item in drawn:
                     changes.new_session(item.session, state.round, item.roster, at)
-                self._store_views(changes, state)
+                if stored or drawn:  # an answer alone is seen with the next heartbeat: at 1,000 hospitals these are long lists
+                    self._store_views(changes, state)
         except StoreError:
             self.meter.give_back(counts)
             self._shown.clear()
@@ -235,9 +239,12 @@ class Run:
             if self._shown.get(uri) != view:
                 changes.member(uri, view[0], self._wall(state.members[uri].last_seen_s, view[0]), view[1], view[2])
                 self._shown[uri] = view
-        status = (waiting_for(state, self.now_s()), state.finished)
+        now_s = self.now_s()
+        missing = awaited(state, now_s)
+        status = (waiting_for(state, now_s), state.finished, state.phase.value, missing)
         if status != self._status:
-            changes.status(*status)
+            since = time.time() - (now_s - state.phase_since_s)
+            changes.status(*status[:2], phase=status[2], since=since, awaited=[asdict(one) for one in missing])
             self._status = status
 
     def _wall(self, seen_s: float, state: str) -> float | None:
@@ -251,6 +258,10 @@ class Run:
                     self.bells[party].set()
             case ev.Record():
                 _say(effect.text)
+            case ev.NewSession():
+                self.counts["sessions"] += 1
+            case ev.SaveRound(_, state):
+                self.counts[state] += 1
             case ev.CloseList(session, survivors):
                 self._close(session, survivors)
             case ev.OpenSum(session, survivors):
@@ -353,6 +364,7 @@ class Run:
     def _store_seen(self, changes: Batch) -> None:
         self._shown.clear()
         self._store_views(changes, self.state)
+        changes.heartbeat(time.time())
         for uri, evaluator in self.evaluators.items():
             changes.member(uri, evaluator.state, evaluator.last_seen_at)
 

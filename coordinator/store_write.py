@@ -166,9 +166,13 @@ class Batch:
             values |= {"standard_error": one.standard_error, "patients": one.patients}
             self._upsert(tables.validations, {"round": round, "label": one.label}, values)
 
-    def status(self, waiting: str, finished: str) -> None:
-        """Say what the run waits for, or why it ended."""
-        self.document("status", json.dumps({"waiting": waiting, "finished": finished}).encode())
+    def status(self, waiting: str, finished: str, **more: object) -> None:
+        """Say what the run waits for, or why it ended; `more`: phase, since, awaited (StoreReader)."""
+        self.document("status", json.dumps({"waiting": waiting, "finished": finished, **more}).encode())
+
+    def heartbeat(self, at: float) -> None:
+        """Say that the coordinator runs."""
+        self.document("heartbeat", json.dumps({"at": at}).encode())
 
     def document(self, name: str, body: bytes) -> None:
         """Replace a named document."""
