@@ -215,10 +215,11 @@ class Run:
         if not stored and not drawn and message is None and not journal.decided(self.state, state):
             return
         at = time.time()
+        decided = bool(stored or drawn) or journal.decided(self.state, state)
         ended = any(isinstance(effect, ev.SaveRound) for effect in stored)
         counts = self.meter.drain() if ended else {}  # who reads that a round ended reads its bytes with it
         try:
-            with self.store.batch() as changes:
+            with self.store.batch(durable=decided) as changes:  # whose answer a power cut takes is asked again
                 changes.traffic_of(counts)
                 for effect in stored:
                     store_effect(changes, effect, self.layout.length, at)

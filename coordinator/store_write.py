@@ -211,13 +211,18 @@ class StoreWriter(StoreReader):
         return cls(engine)
 
     @contextmanager
-    def batch(self) -> Iterator[Batch]:
-        """One transaction: all of it durable on leaving, or none of it. Raises StoreError."""
+    def batch(self, *, durable: bool = True) -> Iterator[Batch]:
+        """One transaction: all of it durable on leaving, or none of it. Raises StoreError.
+
+        Not `durable`: it outlives this process, and a power cut only together with a later one that is.
+        """
         try:
-            with self._engine.begin() as connection:
-                changes = Batch(connection)
-                yield changes
-                changes.count("revision")
+            with self._engine.connect() as connection:
+                _wait_for_disk(connection, durable=durable)
+                with connection.begin():
+                    changes = Batch(connection)
+                    yield changes
+                    changes.count("revision")
         except SQLAlchemyError as error:
             raise StoreError(f"cannot write the store {shown(self._engine)}: {cause(error)}") from error
 
@@ -280,6 +285,13 @@ class StoreWriter(StoreReader):
         return self._all(select(table).where(table.c.state.in_(("open", "masking"))))
 
 
+def _wait_for_disk(connection: Connection, *, durable: bool) -> None:
+    """Before a transaction begins: whether its end waits for the disk."""
+    if connection.dialect.name == "sqlite":
+        driver: Any = connection.connection.driver_connection
+        driver.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+
+
 def _write_engine(url: str) -> Engine:
     path = url.removeprefix("sqlite:///")
     if "://" in path:
@@ -291,7 +303,6 @@ def _write_engine(url: str) -> Engine:
     @event.listens_for(engine, "connect")
     def _durable(connection: Any, _record: object) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # a session id must outlive a power cut (protocol.md)
         connection.execute("PRAGMA secure_delete=ON")  # messages of a session that ended are overwritten
 
     return engine
