@@ -145,7 +145,7 @@ class Run:
         start = first_id(self.store.next_epoch())
         boxes = {uri: Mailbox(start) for uri in (*self.state.members, *self.plan.evaluators)}
         last = self.store.last_result()
-        if last is not None and self.state.kept is None:
+        if last is not None:
             for uri in last.row.cohort:
                 boxes[uri].put(result_again(last, self.state.base_digest))
         return boxes

@@ -244,8 +244,8 @@ class StoreWriter(StoreReader):
 
     def last_result(self) -> LastResult | None:
         """The newest finished round that had a cohort, whose members may not have read its result before a restart."""
-        done = [row for row in self.rounds() if row.state in DONE_STATES]
-        if not done or not done[-1].cohort:
+        done = [row for row in self.rounds() if row.state in DONE_STATES and row.cohort]
+        if not done:
             return None
         table = tables.sessions
         query = select(table).where(table.c.round == done[-1].number).order_by(table.c.created_at)

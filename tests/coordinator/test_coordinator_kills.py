@@ -14,15 +14,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from coordinator_federation import small_plan
+from coordinator_federation import make_identities, small_plan
 from kill_world import KillWorld, LinkLost, update_of
 
 from coordinator import events as ev
 from coordinator.state import Phase
 from coordinator.store import open_store
 from hospital_node.release import Outcome
+from proto import wire
 from proto.layout import Layout
 from proto.plan import Aggregation
+from secagg import Sparse
 
 ROUNDS = 2
 EVERY_KILL = "SECAGG_EVERY_KILL" in os.environ  # a fifth of the moments otherwise
@@ -38,19 +40,19 @@ class Ended:
     sessions: int
 
 
-def plan_of(rounds=ROUNDS):
-    return small_plan(4, rounds).model_copy(update={"aggregation": Aggregation(momentum=0.5)})
+def plan_of(rounds=ROUNDS, hospitals=4):
+    return small_plan(hospitals, rounds).model_copy(update={"aggregation": Aggregation(momentum=0.5)})
 
 
-def play(folder, identities, kill_at=None, prepare=lambda world: None, layout=None, rounds=ROUNDS):
-    world = KillWorld(folder, identities, plan_of(rounds), *([layout] if layout else []))
+def play(folder, identities, kill_at=None, prepare=lambda world: None, layout=None, rounds=ROUNDS, hospitals=4):
+    world = KillWorld(folder, identities, plan_of(rounds, hospitals), *([layout] if layout else []))
     world.kill_at = kill_at
     prepare(world)
     asyncio.run(world.live())
     with open_store(world.config.database) as store:
         rows = store.rounds()
         assert [row.state for row in rows] == ["opened"] * rounds, [(row.state, row.reason) for row in rows]
-        assert all(len(row.survivors) == 4 for row in rows)
+        assert all(len(row.survivors) == hospitals for row in rows)
         assert not [event for event in store.events() if event.kind == "dropped"]
         digests, sessions = [model.digest for model in store.models()], store.sessions_used()
     for node in world.nodes:
@@ -83,6 +85,17 @@ def test_a_coordinator_killed_at_any_commit_ends_with_the_same_model(undisturbed
             assert ended.digests == undisturbed.digests, f"killed {when} commit {number}"
         else:  # between the drawing of a session's id and its first order: nobody had heard of it
             assert ended.sessions == undisturbed.sessions + 1
+
+
+def test_a_sparse_session_goes_on_as_well(tmp_path_factory, monkeypatch):
+    """Seals belong to the order in which messages were taken: what uploads are signed under is fixed by the first one."""
+    folder = tmp_path_factory.mktemp("sparse")
+    identities = make_identities(folder / "identities", 7)
+    monkeypatch.setattr(wire, "graph_for", lambda members, threshold, colluders: Sparse(members - 2, 3))
+    first = play(folder / "undisturbed", identities, rounds=1, hospitals=7)
+    moments = [("after", number) for number in range(10, first.world.commits + 1, 6)]
+    for moment in moments:
+        assert play(folder / str(moment[1]), identities, moment, rounds=1, hospitals=7).digests == first.digests, moment
 
 
 def test_lost_acknowledgements_change_nothing(undisturbed, tmp_path, identities):
