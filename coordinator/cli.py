@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import signal
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from certs.party import CertificateError
+from coordinator import logs
 from coordinator.config import ConfigError, CoordinatorConfig, load_config
+from coordinator.status import heartbeat_of, status_of
 from coordinator.store import RoundRow, StoreError, StoreReader, open_store
 from proto.plan import Evaluation, Plan, PlanError, load_toml, short_name
 
@@ -44,8 +42,8 @@ def run(
     ] = False,
 ) -> None:
     """Serve the study until SIGINT or SIGTERM. A restart goes on after the last finished round."""
-    _log_to_stderr()
     settings = _settings(config)
+    logs.configure(as_json=settings.json_logs)
     try:
         asyncio.run(_run(settings, until_finished=until_finished))
     except (ConfigError, PlanError, StoreError, CertificateError) as error:
@@ -62,7 +60,7 @@ def status(
     try:
         with open_store(settings.database) as store:
             if as_json:
-                typer.echo(json.dumps(_as_json(store), default=_plain, indent=2))
+                typer.echo(json.dumps(status_of(store, datetime.now(UTC)), default=_plain, indent=2))
             else:
                 _show(store)
     except StoreError as error:
@@ -131,6 +129,7 @@ def main() -> None:
 async def _run(settings: CoordinatorConfig, *, until_finished: bool) -> None:
     from certs.peers import load_peers
     from coordinator.lock import FolderInUse, held
+    from coordinator.metrics import MetricsError
     from coordinator.models import ModelError
     from coordinator.run import Run
     from coordinator.service import ListenError, serve
@@ -144,7 +143,7 @@ async def _run(settings: CoordinatorConfig, *, until_finished: bool) -> None:
             loop.add_signal_handler(number, stop.set)
         with held(settings.state):
             await serve(Run(settings, os.urandom), settings, allow, stop, until_finished=until_finished)
-    except (ModelError, ListenError, FolderInUse) as error:
+    except (ModelError, ListenError, MetricsError, FolderInUse) as error:
         raise ConfigError(str(error)) from error
     except OSError as error:
         raise ConfigError(f"cannot use the state folder {settings.state}: {error.strerror}") from error
@@ -160,36 +159,6 @@ def _settings(path: Path) -> CoordinatorConfig:
 def _fail(error: Exception) -> NoReturn:
     typer.echo(f"secagg-coordinator: {error}", err=True)
     raise typer.Exit(EXIT_USER)
-
-
-def _log_to_stderr() -> None:
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0, pad_level=False),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=_stderr_logger,
-    )
-
-
-def _stderr_logger(*_: object) -> structlog.PrintLogger:
-    return structlog.PrintLogger(sys.stderr)  # looked up for every line: stderr may be replaced while a program runs
-
-
-def _as_json(store: StoreReader) -> dict[str, object]:
-    plan = store.plan()
-    return {
-        "study": plan.study,
-        "plan_digest": plan.digest().hex(),
-        "waiting": store.waiting(),
-        "finished": store.finished(),
-        "rounds": [asdict(row) for row in store.rounds()],
-        "members": [asdict(row) for row in store.members()],
-        "scores": [asdict(row) for row in store.scores()],
-        "validations": [asdict(row) for row in store.validations()],
-    }
 
 
 def _plain(value: object) -> str:
@@ -209,7 +178,14 @@ def _show(store: StoreReader) -> None:
         seen = "" if member.last_seen_at is None else member.last_seen_at.astimezone().strftime("%H:%M:%S")
         members.add_row(short_name(member.uri), member.state, member.phase, seen, member.code)
     console.print(members)
+    for item in store.awaited():
+        without = "the round survives without it" if item["survives_without"] else "the round cannot go on without it"
+        since = datetime.fromtimestamp(item["since"], UTC).astimezone().strftime("%H:%M:%S")
+        console.print(f"{short_name(item['uri'])}: {item['state']}, {item['phase']} since {since}; {without}")
     console.print(store.finished() or store.waiting() or "working")
+    heartbeat = heartbeat_of(store, datetime.now(UTC))
+    if heartbeat["stale"]:
+        console.print("Stale: the coordinator does not run, or cannot write its store; the lines above are what it said last")
 
 
 def _round_cells(row: RoundRow) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from pydantic import Field, field_validator
 
 from proto.frozen import Frozen, from_toml
 
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; one sentence that names the file, the key and the remedy."""
@@ -27,14 +29,25 @@ class CoordinatorConfig(Frozen):
     start: Path  # safetensors of the public start
     state: Path  # store.db, models/, spool/, address
     store_url: str | None = None  # SQLAlchemy URL; None: SQLite in the state folder
+    metrics: str | None = None  # host:port on this machine for Prometheus; None: no metrics are served
+    json_logs: bool = False  # one JSON object a line instead of lines for people
     drill_pause_s: float = Field(default=0.0, ge=0, le=600)  # pause between masking phases, for demonstrations and drills
 
-    @field_validator("listen")
+    @field_validator("listen", "metrics")
     @classmethod
     def _check_listen(cls, value: str) -> str:
         host, _, port = value.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65_535:
             raise ValueError(f"'{value}' is not of the form host:port")
+        return value
+
+    @field_validator("metrics")
+    @classmethod
+    def _check_loopback(cls, value: str) -> str:
+        if value.rpartition(":")[0] not in LOOPBACK:
+            raise ValueError(
+                f"'{value}' is reachable from other machines: metrics are served without TLS, on {LOOPBACK[0]} only"
+            )
         return value
 
     @property

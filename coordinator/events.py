@@ -12,6 +12,7 @@ from typing import TypeAlias
 from coordinator.orders import Order
 from proto.evaluation import LabelMean
 from secagg.messages import Advert, Confirmation, ShareSet, UploadSeal
+from secagg.messages import Revealed as RevealedShares
 
 
 class Report(StrEnum):
@@ -93,6 +94,7 @@ class UploadAccepted:
     party: str
     session: bytes
     seal: UploadSeal | None = None  # relayed to those who hold the member's shares, in sparse sessions
+    size_bytes: int = 0  # of its words, for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +108,11 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class Revealed:
-    """Verified shares of the peers of one survivor."""
+    """Verified shares of the peers of one survivor. The engine counts them and never keeps them."""
 
     party: str
     session: bytes
+    shares: RevealedShares | None = None
 
 
 @dataclass(frozen=True, slots=True)

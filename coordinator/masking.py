@@ -25,7 +25,7 @@ from coordinator.events import (
     UploadAccepted,
 )
 from coordinator.orders import Confirm, Mask, Open, Order, Reveal, Sealed, Share
-from coordinator.state import MASKING, UNCOMMITTED, Phase, Session, Standing, enough, is_lost, seats_of, why_not
+from coordinator.state import MASKING, UNCOMMITTED, Kept, Phase, Session, Standing, State, enough, is_lost, seats_of, why_not
 from coordinator.turn import Turn
 from proto.plan import short_name
 from secagg.messages import UploadSeal
@@ -51,9 +51,44 @@ def open_session(turn: Turn, session_id: bytes, roster: tuple[str, ...]) -> None
     _enter(turn, Phase.ADVERTISE, session.expected)
     names = ", ".join(short_name(uri) for uri in roster)
     turn.record("cohort", f"cohort of {len(seats)}: {names} · any {threshold} of them open the sum")
-    order = Open(session_id, state.round, seats)
+    order = order_of(turn.state)
     for uri in roster:
         turn.instruct(uri, order)
+
+
+def resume(turn: Turn, kept: Kept) -> None:
+    """Go on with a session that an earlier start left open: whoever has not answered is asked again, with the same bytes.
+
+    Its phase has its whole time again, since everybody has to find back first.
+    """
+    closed_at_s = None if kept.session.closed_at_s is None else turn.now_s
+    session = replace(kept.session, closed_at_s=closed_at_s)
+    turn.change(session=session, phase=kept.phase, phase_since_s=turn.now_s, kept=None)
+    turn.record("resumed", f"the coordinator was restarted; its masking session goes on at {kept.phase}")
+    if kept.phase is Phase.OPENING:
+        turn.emit(OpenSum(session.id, session.survivors))
+    elif closed_at_s is None:
+        order = order_of(turn.state)
+        for uri in sorted(session.missing):
+            turn.instruct(uri, order)
+
+
+def order_of(state: State) -> Order:
+    """What the members are asked in the present masking phase; made of what the session holds and nothing else."""
+    session = state.session
+    assert session is not None
+    match state.phase:
+        case Phase.ADVERTISE:
+            return Open(session.id, state.round, session.roster)
+        case Phase.SHARE:
+            return Share(session.id, tuple(session.adverts[uri] for uri in session.uris if uri in session.adverts))
+        case Phase.MASK:
+            return Mask(session.id, tuple(session.sets[uri] for uri in session.uris if uri in session.sets))
+        case Phase.CONFIRM:
+            return Confirm(session.id, session.survivors, _sealed(session))
+        case _:
+            signed = (session.confirmations[uri] for uri in session.uris if uri in session.confirmations)
+            return Reveal(session.id, tuple(signed))
 
 
 def on_answer(turn: Turn, event: Answer) -> None:
@@ -64,6 +99,8 @@ def on_answer(turn: Turn, event: Answer) -> None:
     if event.party in session.answered:
         return
     turn.change(session=replace(_with_message(session, event), answered=session.answered | {event.party}))
+    if isinstance(event, UploadAccepted) and event.size_bytes:
+        turn.record("upload", f"{short_name(event.party)} sent {event.size_bytes / 1000:,.0f} kB", event.party)
     end_phase_if_over(turn)
 
 
@@ -106,16 +143,16 @@ def end_phase_if_over(turn: Turn) -> None:
     state, session = turn.state, turn.session
     if state.phase not in MASKING or session.ended is not None or session.closed_at_s is not None:
         return
-    needed = _needed(turn)
-    if len(session.expected) < needed:
-        _end(turn, f"{len(session.expected)} of {len(session.roster)} members remain, {needed} are needed")
+    enough_answers = needed(state)
+    if len(session.expected) < enough_answers:
+        _end(turn, f"{len(session.expected)} of {len(session.roster)} members remain, {enough_answers} are needed")
         return
     late = turn.now_s - state.phase_since_s >= state.plan.timing.phase_deadline_s
     heard = [uri for uri in session.missing if not is_lost(state, state.members[uri], turn.now_s)]
-    if len(session.present) >= needed and (late or not heard):
+    if len(session.present) >= enough_answers and (late or not heard):
         _close_phase(turn)
     elif late:
-        _end(turn, f"only {len(session.present)} of {len(session.expected)} answered in time, {needed} are needed")
+        _end(turn, f"only {len(session.present)} of {len(session.expected)} answered in time, {enough_answers} are needed")
 
 
 def on_tick(turn: Turn) -> None:
@@ -127,10 +164,11 @@ def on_tick(turn: Turn) -> None:
         _next_phase(turn)
 
 
-def _needed(turn: Turn) -> int:
-    """Answers without which the present phase cannot end well."""
-    before_list = turn.state.phase in {Phase.ADVERTISE, Phase.SHARE, Phase.MASK}
-    return enough(turn.state, turn.session) if before_list else turn.session.threshold
+def needed(state: State) -> int:
+    """Answers without which the present masking phase cannot end well."""
+    assert state.session is not None
+    before_list = state.phase in {Phase.ADVERTISE, Phase.SHARE, Phase.MASK}
+    return enough(state, state.session) if before_list else state.session.threshold
 
 
 def _end(turn: Turn, reason: str) -> None:
@@ -162,22 +200,13 @@ def _next_phase(turn: Turn) -> None:
     """Send the orders of the phase that follows to those who answered the last one."""
     session = turn.session
     turn.change_session(closed_at_s=None)
-    match turn.state.phase:
-        case Phase.ADVERTISE:
-            adverts = tuple(session.adverts[uri] for uri in session.uris if uri in session.answered)
-            _order(turn, Phase.SHARE, Share(session.id, adverts))
-        case Phase.SHARE:
-            sets = tuple(session.sets[uri] for uri in session.uris if uri in session.answered)
-            turn.emit(CommitPoint(session.id))
-            _order(turn, Phase.MASK, Mask(session.id, sets))
-        case Phase.MASK:
-            _order(turn, Phase.CONFIRM, Confirm(session.id, session.survivors, _sealed(session)))
-        case Phase.CONFIRM:
-            signed = tuple(session.confirmations[uri] for uri in session.uris if uri in session.answered)
-            _order(turn, Phase.REVEAL, Reveal(session.id, signed))
-        case _:
-            turn.change(phase=Phase.OPENING, phase_since_s=turn.now_s)
-            turn.emit(OpenSum(session.id, session.survivors))
+    if turn.state.phase is Phase.REVEAL:
+        turn.change(phase=Phase.OPENING, phase_since_s=turn.now_s)
+        turn.emit(OpenSum(session.id, session.survivors))
+        return
+    if turn.state.phase is Phase.SHARE:
+        turn.emit(CommitPoint(session.id))
+    _order(turn, MASKING[MASKING.index(turn.state.phase) + 1])
 
 
 def _sealed(session: Session) -> tuple[Sealed, ...]:
@@ -191,9 +220,10 @@ def _sealed(session: Session) -> tuple[Sealed, ...]:
     return tuple(found)
 
 
-def _order(turn: Turn, phase: Phase, order: Order) -> None:
+def _order(turn: Turn, phase: Phase) -> None:
     present = turn.session.present
     _enter(turn, phase, present)
+    order = order_of(turn.state)
     for uri in turn.session.uris:
         if uri in present:
             turn.instruct(uri, order)

@@ -24,11 +24,13 @@ class Meter:
 
     def __init__(self) -> None:
         self._counts: Counter[Lane] = Counter()
+        self.totals: Counter[tuple[Direction, str]] = Counter()  # by direction and phase, since the start
 
     def add(self, lane: Lane, message: Sized) -> int:
         """Count one message; returns its bytes."""
         size = framed_bytes(message)
         self._counts[lane] += size
+        self.totals[lane.direction, lane.phase] += size
         return size
 
     def drain(self) -> dict[Lane, int]:

@@ -105,7 +105,12 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise ModelError(f"cannot write {path}: {error.strerror}: free some space, then start the coordinator again") from error
-    descriptor = os.open(path.parent, os.O_RDONLY)  # the rename itself must survive a power cut
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Hand a folder's entries to the disk: a rename itself must survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

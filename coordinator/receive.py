@@ -9,16 +9,17 @@ from collections.abc import AsyncIterator
 from coordinator import events as ev
 from coordinator.run import Run
 from coordinator.sessions import Refusal
-from coordinator.spool import Try, UploadError
+from coordinator.spool import Try, UploadBroken, UploadError
 from coordinator.state import Phase, why_not
 from proto import federation_pb2 as pb
-from proto.plan import short_name
 from proto.wire import CHUNK_BYTES
 from secagg import LocalError, RemoteError, UploadSeal
 from secagg.coordinate import SessionView
 
 MAX_RECEIPT_BYTES = 64
 MAX_CASES = 100_000  # per label; a public test set is far smaller
+SHORT_CHUNK_BYTES = 4096  # a vector in single bytes would keep everybody waiting for their reader
+MAX_SHORT_CHUNKS = 2  # where an upload goes on, and its end
 SILENT_AFTER_S = 60.0  # an upload without a word for so long is given up; the node begins it again
 
 
@@ -36,17 +37,20 @@ class Receiver:
             return
         view = self._view(uri, header)
         turn = self._turns[uri] = object()
-        with self._run.spool.begin(header.session, uri, header.total_bytes) as spooled:
+        with self._run.spool.begin(header.session, uri, header.total_bytes, header.offset_bytes) as spooled:
+            for _ in spooled.rehash():
+                await asyncio.sleep(0)
+                self._still(uri, turn)
             trailer = await self._words(uri, messages, spooled, turn)
             digest = spooled.digest()
             seal = _checked_seal(view, uri, digest, trailer)
             await asyncio.to_thread(spooled.sync)
+            self._still(uri, turn)
             if self._taken(uri, header.session):
                 return
             self._view(uri, header)  # the list may have closed meanwhile; nothing below waits
             spooled.accept()
-            self._run.note("upload", f"{short_name(uri)} sent {header.total_bytes / 1000:,.0f} kB", uri)
-            self._run.feed(ev.UploadAccepted(uri, header.session, seal))
+            self._run.feed(ev.UploadAccepted(uri, header.session, seal, header.total_bytes))
 
     def check_measurement(self, request: pb.Measurement, scores: list[tuple[str, tuple[float, ...]]]) -> None:
         """Raise Refusal unless the model is one of this study and every number can be a Dice."""
@@ -61,6 +65,11 @@ class Receiver:
         for label, values in scores:
             if not 0 < len(values) <= MAX_CASES or not all(math.isfinite(value) and 0 <= value <= 1 for value in values):
                 raise Refusal("invalid", f"the Dice of '{label}' must be 1 to {MAX_CASES} numbers between 0 and 1")
+
+    def _still(self, uri: str, turn: object) -> None:
+        """Refusal where this party has begun a newer upload, which writes the same file."""
+        if self._turns.get(uri) is not turn:
+            raise Refusal("late", "a newer upload of this party has begun")
 
     def _taken(self, uri: str, session: bytes) -> bool:
         """Whether this party's upload counts already: its acknowledgement was lost, and this is a repetition."""
@@ -82,13 +91,16 @@ class Receiver:
         return view
 
     async def _words(self, uri: str, messages: AsyncIterator[pb.UploadChunk], spooled: Try, turn: object) -> pb.UploadTrailer:
+        short = 0
         while True:
             message = await _next(messages)
-            if self._turns.get(uri) is not turn:
-                raise Refusal("late", "a newer upload of this party has begun")
+            self._still(uri, turn)
             self._run.heard(uri)
             match message.WhichOneof("part"):
                 case "words" if 0 < len(message.words) <= CHUNK_BYTES:
+                    short += len(message.words) < SHORT_CHUNK_BYTES
+                    if short > MAX_SHORT_CHUNKS:
+                        raise UploadError(f"an upload comes in chunks of at least {SHORT_CHUNK_BYTES} bytes but for its ends")
                     spooled.write(message.words)
                 case "trailer":
                     return message.trailer
@@ -107,9 +119,9 @@ async def _next(messages: AsyncIterator[pb.UploadChunk]) -> pb.UploadChunk:
     try:
         return await asyncio.wait_for(anext(messages), SILENT_AFTER_S)
     except StopAsyncIteration:
-        raise UploadError("the upload ended before its trailer") from None
+        raise UploadBroken("the upload ended before its trailer") from None
     except TimeoutError:
-        raise UploadError(f"the upload was silent for {SILENT_AFTER_S:g} s") from None
+        raise UploadBroken(f"the upload was silent for {SILENT_AFTER_S:g} s") from None
 
 
 def _checked_seal(view: SessionView, uri: str, digest: bytes, trailer: pb.UploadTrailer) -> UploadSeal:

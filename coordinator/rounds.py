@@ -187,7 +187,9 @@ def _on_tick(turn: Turn) -> None:
 def _start(turn: Turn) -> None:
     for number, digest in turn.state.due:
         _evaluate(turn, number, digest)
-    if turn.state.round > turn.state.plan.rounds:
+    if turn.state.kept is not None:
+        masking.resume(turn, turn.state.kept)
+    elif turn.state.round > turn.state.plan.rounds:
         _finish(turn, f"all {turn.state.plan.rounds} rounds are done")
     else:
         _begin_round(turn)

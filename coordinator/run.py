@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,15 +19,20 @@ import numpy as np
 import structlog
 
 from coordinator import events as ev
-from coordinator import optimizer, orders
+from coordinator import journal, optimizer, orders
+from coordinator.awaited import Awaited, awaited
 from coordinator.config import CoordinatorConfig
+from coordinator.journal import JournalError
 from coordinator.machine import Machine
 from coordinator.mailbox import Mailbox, first_id
 from coordinator.meter import Meter
 from coordinator.models import ModelError, ModelFolder, read_start
+from coordinator.record import STORED, store_effect, store_session
+from coordinator.resume import Restored, restore, result_again
 from coordinator.rounds import step
 from coordinator.spool import Spool, SpoolError
 from coordinator.state import State, begin, member_view, seats_of, smallest_cohort, waiting_for
+from coordinator.status import HEARTBEAT_S
 from coordinator.store import StoreError
 from coordinator.store_write import Batch, StoreWriter
 from coordinator.wire_orders import to_open
@@ -45,7 +50,7 @@ log = structlog.get_logger()
 Rand = Callable[[int], bytes]
 SESSION_BYTES = 16
 STORE_RETRY_S = 1.0
-SEEN_RESOLUTION_S = 2.0  # how often the store learns when parties were last heard of
+SEEN_RESOLUTION_S = HEARTBEAT_S  # how often the store learns when parties were last heard of
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +81,11 @@ class Run:
         self.models = ModelFolder(config.state / "models", self.layout)
         self.spool = Spool(config.state / "spool")
         self.meter = Meter()
+        self.counts: Counter[str] = Counter()  # of what happened since this start, for metrics
         self.views: dict[bytes, SessionView] = {}
         self.bells: dict[str, asyncio.Event] = {}
         self.evaluators = {uri: Evaluator() for uri in self.plan.evaluators}
+        self._started_s, self._took_over = now_s(), bool(self.store.rounds())
         self.state = self._begin(config, start)
         self.mail = self._mailboxes()
         self.told: set[str] = set()  # parties that know that the run is over
@@ -87,7 +94,7 @@ class Run:
         log.info("sums are opened", door=self.machine.door.value, threads=self.machine.threads)
         self._events: deque[ev.Event] = deque()
         self._shown: dict[str, tuple[str, str, str]] = {}
-        self._status = ("", "")
+        self._status: tuple[str, str, str, tuple[Awaited, ...]] = ("", "", "", ())
         self._stored_seen_s = -SEEN_RESOLUTION_S
         self._opening: set[asyncio.Task[None]] = set()
 
@@ -97,7 +104,10 @@ class Run:
             digest = self.models.write(start)
             with self.store.batch() as changes:
                 changes.model(0, digest.hex(), len(start), now)
-        resume = self.store.resume(now)
+        restored = self._restored()
+        kept = None if restored is None else restored.kept
+        resume = self.store.resume(now, keep=None if kept is None else kept.session.id)
+        self.spool.keep_only(None if kept is None else kept.session.id)
         for number in resume.interrupted:
             log.warning("masking session ended by a restart", session=number)
         due = self._due()
@@ -111,12 +121,34 @@ class Run:
             evaluated_round=max([*scored, *(number for number, _ in due)], default=-1),
             now_s=self.now_s(),
             drill_pause_s=config.drill_pause_s,
+            kept=kept,
         )
+
+    def _restored(self) -> Restored | None:
+        """The masking session that an earlier start left open, where its record holds; its view is taken up."""
+        stored = self.store.open_session()
+        if stored is None:
+            return None
+        try:
+            restored = restore(stored, self.plan, self.update_layout, self.spool)
+        except JournalError as error:
+            log.warning("a masking session cannot go on after the restart", reason=str(error))
+            return None
+        if restored.asked_again:
+            with self.store.batch() as changes:
+                for uri in restored.asked_again:
+                    changes.forget_message(stored.session, "seal", uri)
+        self.views[stored.session] = restored.view
+        return restored
 
     def _mailboxes(self) -> dict[str, Mailbox]:
         start = first_id(self.store.next_epoch())
-        uris = (*self.state.members, *self.plan.evaluators)
-        return {uri: Mailbox(start) for uri in uris}
+        boxes = {uri: Mailbox(start) for uri in (*self.state.members, *self.plan.evaluators)}
+        last = self.store.last_result()
+        if last is not None:
+            for uri in last.row.cohort:
+                boxes[uri].put(result_again(last, self.state.base_digest))
+        return boxes
 
     def _due(self) -> tuple[tuple[int, bytes], ...]:
         """Models that some evaluator has not measured yet and that the plan wants measured."""
@@ -148,7 +180,7 @@ class Run:
     def _step(self, event: ev.Event) -> None:
         state, effects = step(self.state, event, self.now_s())
         drawn, impossible = self._draw(state, effects)
-        self._persist(state, effects, drawn)
+        self._persist(event, state, effects, drawn)
         self.state = state
         for item in drawn:
             self.views[item.session] = item.view
@@ -177,21 +209,25 @@ class Run:
         check_cohort(params, roster, None, policy_of(params), phase="advertise")
         return params
 
-    def _persist(self, state: State, effects: tuple[ev.Effect, ...], drawn: list[Drawn]) -> None:
+    def _persist(self, event: ev.Event, state: State, effects: tuple[ev.Effect, ...], drawn: list[Drawn]) -> None:
         stored = [effect for effect in effects if isinstance(effect, STORED)]
-        if not stored and not drawn:
+        message = journal.taken(self.state, event)
+        if not stored and not drawn and message is None and not journal.decided(self.state, state):
             return
         at = time.time()
+        decided = bool(stored or drawn) or journal.decided(self.state, state)
         ended = any(isinstance(effect, ev.SaveRound) for effect in stored)
         counts = self.meter.drain() if ended else {}  # who reads that a round ended reads its bytes with it
         try:
-            with self.store.batch() as changes:
+            with self.store.batch(durable=decided) as changes:  # whose answer a power cut takes is asked again
                 changes.traffic_of(counts)
                 for effect in stored:
-                    _store(changes, effect, self.layout.length, at)
+                    store_effect(changes, effect, self.layout.length, at)
+                store_session(changes, self.state, state, message)
                 for item in drawn:
                     changes.new_session(item.session, state.round, item.roster, at)
-                self._store_views(changes, state)
+                if stored or drawn:  # an answer alone is seen with the next heartbeat: at 1,000 hospitals these are long lists
+                    self._store_views(changes, state)
         except StoreError:
             self.meter.give_back(counts)
             self._shown.clear()
@@ -204,9 +240,12 @@ class Run:
             if self._shown.get(uri) != view:
                 changes.member(uri, view[0], self._wall(state.members[uri].last_seen_s, view[0]), view[1], view[2])
                 self._shown[uri] = view
-        status = (waiting_for(state, self.now_s()), state.finished)
+        now_s = self.now_s()
+        missing = awaited(state, now_s)
+        status = (waiting_for(state, now_s), state.finished, state.phase.value, missing)
         if status != self._status:
-            changes.status(*status)
+            since = time.time() - (now_s - state.phase_since_s)
+            changes.status(*status[:2], phase=status[2], since=since, awaited=[asdict(one) for one in missing])
             self._status = status
 
     def _wall(self, seen_s: float, state: str) -> float | None:
@@ -220,6 +259,10 @@ class Run:
                     self.bells[party].set()
             case ev.Record():
                 _say(effect.text)
+            case ev.NewSession():
+                self.counts["sessions"] += 1
+            case ev.SaveRound(_, state):
+                self.counts[state] += 1
             case ev.CloseList(session, survivors):
                 self._close(session, survivors)
             case ev.OpenSum(session, survivors):
@@ -322,6 +365,7 @@ class Run:
     def _store_seen(self, changes: Batch) -> None:
         self._shown.clear()
         self._store_views(changes, self.state)
+        changes.heartbeat(time.time())
         for uri, evaluator in self.evaluators.items():
             changes.member(uri, evaluator.state, evaluator.last_seen_at)
 
@@ -330,6 +374,8 @@ class Run:
         if not self.state.finished:
             return False
         lost_after_s = self.plan.timing.lost_after_s
+        if self._took_over and self.now_s() - self._started_s < lost_after_s:  # they may still be on their way back
+            return {*self.state.members, *self.evaluators} <= self.told
         here = {m.uri for m in self.state.members.values() if self.now_s() - m.last_seen_s < lost_after_s and m.public_key}
         here |= {uri for uri, e in self.evaluators.items() if e.last_seen_at and time.time() - e.last_seen_at < lost_after_s}
         return here <= self.told
@@ -342,42 +388,9 @@ class Run:
         self.store.close()
 
 
-STORED = (ev.CommitPoint, ev.AbortSession, ev.Publish, ev.SaveRound, ev.SaveValidation, ev.SavePhase, ev.Record, ev.Finish)
-
-
 def _say(sentence: str) -> None:
     with suppress(OSError, ValueError):  # a closed terminal must not stop a run; the store has the event
         log.info(sentence)
-
-
-def _store(changes: Batch, effect: ev.Effect, length: int, at: float) -> None:
-    match effect:
-        case ev.CommitPoint(session):
-            changes.session_state(session, "masking")
-        case ev.AbortSession(session, reason):
-            changes.session_state(session, "aborted", reason=reason)
-        case ev.Publish(number, session, survivors, sum_digest, model_digest):
-            changes.session_state(session, "opened", survivors, sum_digest.hex())
-            changes.model(number, model_digest.hex(), length, at)
-        case ev.SaveRound():
-            changes.round_state(
-                effect.number,
-                effect.state,
-                at,
-                cohort=effect.cohort,
-                survivors=effect.survivors,
-                dropped=dict(effect.dropped),
-                model_digest=None if effect.model_digest is None else effect.model_digest.hex(),
-                reason=effect.reason,
-            )
-        case ev.SaveValidation(number, model_round, hospitals, means):
-            changes.validation(number, model_round, hospitals, means)
-        case ev.SavePhase(number, phase, seconds):
-            changes.phase_seconds(number, phase, seconds)
-        case ev.Record(number, kind, text, party, phase):
-            changes.event(at, number, kind, text, party=party, phase=phase)
-        case _:
-            pass
 
 
 def _read_study(config: CoordinatorConfig) -> tuple[Plan, Layout, Vector]:

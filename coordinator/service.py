@@ -7,6 +7,7 @@ sender. A refused request gets one sentence and a status; anything unforeseen is
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,13 +21,16 @@ from certs.peers import AllowList
 from certs.tls import party_of, server_credentials
 from coordinator import events as ev
 from coordinator.config import CoordinatorConfig
+from coordinator.gate import Gate, TooMuch
+from coordinator.health import handler_of
 from coordinator.meter import Direction, Lane
+from coordinator.metrics import serving
 from coordinator.models import pieces, write_atomically
-from coordinator.orders import Evaluate, Finished, Order, RoundResult, Train, Wait
+from coordinator.orders import Evaluate, Finished, Mask, Order, RoundResult, Train, Wait
 from coordinator.receive import Receiver
 from coordinator.run import Run
 from coordinator.sessions import Refusal, forget, take
-from coordinator.spool import SpoolError, UploadError
+from coordinator.spool import SpoolError, UploadBroken, UploadError
 from coordinator.state import MASKING
 from coordinator.store import StoreError
 from coordinator.wire_orders import Instructions, phase_of
@@ -52,6 +56,7 @@ STATUS = {
     "denied": grpc.StatusCode.PERMISSION_DENIED,
     "version": grpc.StatusCode.UNIMPLEMENTED,
     "busy": grpc.StatusCode.UNAVAILABLE,
+    "flood": grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 ANSWER_PHASE = {"advert": "advertise", "shares": "share", "confirmation": "confirm", "revealed": "reveal"}
 Reply = TypeVar("Reply")
@@ -88,6 +93,8 @@ class Federation(rpc.FederationServicer):
         self._allow = allow
         self._receiver = Receiver(run)
         self._instructions = Instructions()
+        self._gate = Gate()
+        self.serving = True  # the last tick could be stored
         self._polls: dict[str, object] = {}  # the newest poll of each party; an older one of a dead connection yields
 
     async def Join(self, request: pb.JoinRequest, context: CallContext) -> pb.JoinReply:  # noqa: N802
@@ -123,17 +130,29 @@ class Federation(rpc.FederationServicer):
         except (OSError, StoreError) as error:
             log.warning("a model could not be sent", reason=type(error).__name__)
             await context.abort(STATUS["busy"], "the coordinator cannot read this model now: try again")
+        except TooMuch as error:
+            await context.abort(STATUS["flood"], str(error))
 
     # ---- the edge: identity, errors ----
+
+    async def admit(self, context: CallContext) -> None:
+        """End a call that is no study's business; for services beside this one."""
+        await self._guarded(context, _admitted, joining=True)
 
     async def _guarded(
         self, context: CallContext, handle: Callable[[Caller], Awaitable[Reply]], *, joining: bool = False
     ) -> Reply:
         """Admit the caller, run the handler, turn what it raises into a status."""
         try:
-            return await handle(self._caller(context, joining=joining))
+            caller = self._caller(context, joining=joining)
+            with self._gate.held(caller.uri):
+                return await handle(caller)
         except Refusal as refusal:
+            self._run.counts[f"refused {refusal.kind}"] += 1
             code, text = STATUS[refusal.kind], refusal.text
+        except TooMuch as error:
+            self._run.counts["refused flood"] += 1
+            code, text = STATUS["flood"], str(error)
         except (StoreError, SpoolError) as error:
             log.warning("a request could not be stored", reason=str(error))
             code, text = STATUS["busy"], "the coordinator cannot write to its disk: its operator has to free space; try again"
@@ -145,6 +164,7 @@ class Federation(rpc.FederationServicer):
     def _caller(self, context: CallContext, *, joining: bool) -> Caller:
         try:
             party = party_of(context)
+            self._gate.ask(party.uri, time.monotonic())
             self._allow.check(party)
         except CertificateError as error:
             raise Refusal("denied", str(error)) from error
@@ -187,6 +207,8 @@ class Federation(rpc.FederationServicer):
             if self._polls.get(caller.uri) is turn:
                 del self._polls[caller.uri]
         reply = self._instructions.instruction(number, order, caller.uri, self._run.layout.length)
+        if isinstance(order, Mask):
+            reply.mask.received_bytes = self._run.spool.received_bytes(order.session, caller.uri)
         phase, about = phase_of(order) or self._phase_now(caller), _round_of(order)
         self._count(caller, "up", phase, request, about)
         self._count(caller, "down", phase, reply, about)
@@ -249,6 +271,8 @@ class Federation(rpc.FederationServicer):
 
         try:
             await self._receiver.receive(caller.uri, counted())
+        except UploadBroken as error:
+            raise Refusal("busy", f"{error}: poll, and go on where the next instruction says") from error
         except (UploadError, WireError) as error:
             raise Refusal("invalid", str(error)) from error
         ack = pb.Ack()
@@ -273,11 +297,12 @@ class Federation(rpc.FederationServicer):
         return self._chunks(caller, digest, phase, about)
 
     async def _chunks(self, caller: Caller, digest: str, phase: str, about: int) -> AsyncIterator[pb.Chunk]:
-        for piece in pieces(self._run.models.path_of(digest), CHUNK_BYTES):
-            chunk = pb.Chunk(data=piece)
-            self._count(caller, "down", phase, chunk, about)
-            self._run.heard(caller.uri)
-            yield chunk
+        with self._gate.held(caller.uri):
+            for piece in pieces(self._run.models.path_of(digest), CHUNK_BYTES):
+                chunk = pb.Chunk(data=piece)
+                self._count(caller, "down", phase, chunk, about)
+                self._run.heard(caller.uri)
+                yield chunk
 
     # ---- small things ----
 
@@ -307,6 +332,10 @@ class Federation(rpc.FederationServicer):
         self._run.meter.add(Lane(number, caller.uri, direction, phase), message)
 
 
+async def _admitted(_: Caller) -> None:
+    """Nothing more than to be a party is asked."""
+
+
 async def serve(
     run: Run, config: CoordinatorConfig, allow: AllowList, stop: asyncio.Event, *, until_finished: bool = False
 ) -> None:
@@ -314,15 +343,18 @@ async def serve(
     federation = Federation(run, allow)
     server = grpc.aio.server(options=_options())
     rpc.add_FederationServicer_to_server(federation, server)  # type: ignore[no-untyped-call]
+    server.add_generic_rpc_handlers((handler_of(lambda: federation.serving, federation.admit),))
     port = _bind(server, config)
+    run.feed(ev.Tick())  # an open session goes on before anybody calls
     await server.start()
     address = f"{config.listen.rpartition(':')[0]}:{port}"
     write_atomically(config.address_file, f"{address}\n".encode())
     log.info("Listening", address=address)
     try:
-        while not stop.is_set() and not (until_finished and run.over()):
-            _tick(run, federation)
-            await _sleep_or(stop)
+        async with serving(run, config):
+            while not stop.is_set() and not (until_finished and run.over()):
+                _tick(run, federation)
+                await _sleep_or(stop)
     finally:
         config.address_file.unlink(missing_ok=True)
         await server.stop(STOP_GRACE_S)
@@ -334,7 +366,9 @@ def _tick(run: Run, federation: Federation) -> None:
         federation.seen_in_polls()
         run.feed(ev.Tick())
         run.flush()
+        federation.serving = True
     except StoreError as error:
+        federation.serving = False
         log.warning("the store could not be written; trying again", reason=str(error))
 
 

@@ -121,7 +121,7 @@ def _added(view: SessionView, party: str, session: bytes, parsed: Parsed) -> ev.
                 return ev.Confirmed(party, session, parsed)
             case Revealed():
                 view.add_revealed(party, parsed)
-                return ev.Revealed(party, session)
+                return ev.Revealed(party, session, parsed)
     except RemoteError as error:
         raise Refusal("invalid", error.text) from error
     except LocalError as error:

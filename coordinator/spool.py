@@ -1,23 +1,26 @@
 """Uploads on disk until their session is opened: whole and verified, or gone.
 
-A party's upload is written to a file of its own try, checked while it arrives, and renamed into the accepted set in one step;
-a stream that breaks leaves nothing. Memory is one chunk per upload; disk a few uploads per member.
+A party's upload is written to a file beside the accepted set, checked while it arrives, and renamed into the set in one step.
+What a broken stream left is no part of any sum; it waits for its sender to go on, and is deleted with its session. Memory is
+one chunk per upload; disk two uploads per member at most. Everything is readable by its owner only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from io import BufferedReader
 from pathlib import Path
 from typing import Self
 
-from coordinator.models import sync
+from coordinator.models import sync, sync_folder
 
 READ_BYTES = 1 << 19  # whole words; a piece of every upload is added to one part of the sum while the cache holds it
+OWNER_ONLY = 0o600
 FILES_AT_ONCE = 64  # open at a time: far below any limit, and the sum passes through memory once for so many uploads
 
 
@@ -26,33 +29,59 @@ class SpoolError(RuntimeError):
 
 
 class UploadError(ValueError):
-    """An upload of the wrong length; the sender's fault."""
+    """An upload of a wrong length or form; the sender's fault."""
+
+
+class UploadBroken(UploadError):
+    """An upload that stopped half way; what has come is kept, and it goes on there."""
 
 
 class Try:
-    """One upload as it arrives. Use as a context manager: leaving it without `accept` removes the file."""
+    """One upload as it arrives, alone or on top of what came before. Use as a context manager.
 
-    def __init__(self, path: Path, final: Path, total_bytes: int) -> None:
+    Leaving it with an UploadError, other than UploadBroken, deletes what has come; otherwise it stays for another try.
+    """
+
+    def __init__(self, path: Path, final: Path, total_bytes: int, offset_bytes: int = 0) -> None:
         self._path, self._final = path, final
-        self._left_bytes = total_bytes
+        self._left_bytes = total_bytes - offset_bytes
+        self._again_bytes = offset_bytes
         self._hash = hashlib.sha256()
-        self._file = path.open("xb")
+        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, OWNER_ONLY), "r+b")
+        if offset_bytes > min(total_bytes, os.fstat(self._file.fileno()).st_size):
+            self._file.close()
+            raise UploadBroken(f"less than {offset_bytes} bytes of this upload have arrived")
+        self._file.truncate(offset_bytes)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._file.close()
-        self._path.unlink(missing_ok=True)
+        if isinstance(error, UploadError) and not isinstance(error, UploadBroken):
+            self._path.unlink(missing_ok=True)
+
+    def rehash(self) -> Iterator[None]:
+        """Digest what came before, piece by piece; to be exhausted before `write`."""
+        try:
+            while self._again_bytes:
+                piece = self._file.read(min(READ_BYTES, self._again_bytes))
+                self._hash.update(piece)
+                self._again_bytes -= len(piece)
+                yield
+        except OSError as error:
+            raise SpoolError(f"cannot read the spool {self._path.parent}: {error.strerror}") from error
 
     def write(self, words: bytes) -> None:
         """Append the next words. UploadError past the announced length, SpoolError where the disk is full."""
+        assert not self._again_bytes, "what came before is digested first"
         if len(words) > self._left_bytes:
             raise UploadError("the upload is longer than its session allows")
         self._left_bytes -= len(words)
         self._hash.update(words)
         try:
             self._file.write(words)
+            self._file.flush()  # what has come outlives this process
         except OSError as error:
             raise SpoolError(f"cannot write the spool {self._path.parent}: {error.strerror}") from error
 
@@ -74,6 +103,7 @@ class Try:
         try:
             self._file.close()
             self._path.replace(self._final)
+            sync_folder(self._final.parent)
         except OSError as error:
             raise SpoolError(f"cannot write the spool {self._path.parent}: {error.strerror}") from error
 
@@ -83,18 +113,40 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._numbers = itertools.count()
-        shutil.rmtree(folder, ignore_errors=True)  # of sessions that ended with an earlier start
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def begin(self, session: bytes, party: str, total_bytes: int) -> Try:
-        """Begin one upload. Raises SpoolError."""
+    def keep_only(self, session: bytes | None) -> None:
+        """Delete what sessions left that ended with an earlier start; all of it where none is open."""
+        for path in self._folder.iterdir():
+            if session is None or path.name != session.hex():
+                shutil.rmtree(path, ignore_errors=True)
+
+    def digest_of(self, session: bytes, party: str) -> bytes | None:
+        """SHA-256 of an accepted upload, read again; None where there is none. Raises SpoolError."""
+        path = self._path_of(session, party)
+        try:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").digest()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise SpoolError(f"cannot read the spool {path.parent}: {error.strerror}") from error
+
+    def begin(self, session: bytes, party: str, total_bytes: int, offset_bytes: int = 0) -> Try:
+        """Begin one upload, or go on with it at `offset_bytes`. Raises SpoolError, and UploadBroken beyond what has come."""
         final = self._path_of(session, party)
         try:
-            final.parent.mkdir(exist_ok=True)
-            return Try(final.with_name(f"{final.name}.{next(self._numbers)}.part"), final, total_bytes)
+            final.parent.mkdir(mode=0o700, exist_ok=True)
+            return Try(_part_of(final), final, total_bytes, offset_bytes)
         except OSError as error:
             raise SpoolError(f"cannot write the spool {final.parent}: {error.strerror}") from error
+
+    def received_bytes(self, session: bytes, party: str) -> int:
+        """How much of an upload that is not accepted yet has come."""
+        try:
+            return _part_of(self._path_of(session, party)).stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def add_all(self, session: bytes, parties: tuple[str, ...], add: Callable[[memoryview, int], None]) -> None:
         """Call add(words, offset in bytes) for every piece of every accepted upload; all have the same length.
@@ -120,6 +172,10 @@ class Spool:
     def _path_of(self, session: bytes, party: str) -> Path:
         name = hashlib.sha256(party.encode()).hexdigest()[:32]  # a URI is no file name
         return self._folder / session.hex() / name
+
+
+def _part_of(final: Path) -> Path:
+    return final.with_name(f"{final.name}.part")
 
 
 def _add_files(files: Sequence[BufferedReader], add: Callable[[memoryview, int], None]) -> None:

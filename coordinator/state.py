@@ -7,7 +7,7 @@ one monotonic clock that the caller reads.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from coordinator.orders import Seat
@@ -109,6 +109,15 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A masking session that an earlier start of the coordinator left open. `members`: the roster's, as they were."""
+
+    phase: Phase
+    session: Session
+    members: Mapping[str, Member]
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """All that the engine knows. Build the first one with `begin`."""
 
@@ -125,6 +134,7 @@ class State:
     base_round: int = 0  # the round that published the base
     evaluated_round: int = -1  # newest model that evaluators were sent
     session: Session | None = None
+    kept: Kept | None = None  # goes on with the first tick
     forming: tuple[str, ...] = ()  # roster whose session id is being drawn
     impossible: tuple[str, ...] = ()  # roster that was found not to hold
     finished: str = ""
@@ -140,9 +150,12 @@ def begin(
     evaluated_round: int = -1,
     now_s: float,
     drill_pause_s: float = 0.0,
+    kept: Kept | None = None,
 ) -> State:
-    """State of a coordinator that has just started and will offer `round` on the model `base_digest`."""
+    """State of a coordinator that has just started and will offer `round` on the model `base_digest`, or go on with `kept`."""
     members = {h.uri: Member(h.uri, h.weight, last_seen_s=now_s) for h in plan.hospitals}
+    if kept is not None:
+        members |= {uri: replace(member, last_seen_s=now_s) for uri, member in kept.members.items()}
     return State(
         plan=plan,
         members=dict(sorted(members.items())),
@@ -154,6 +167,7 @@ def begin(
         evaluated_round=evaluated_round,
         drill_pause_s=drill_pause_s,
         phase_since_s=now_s,
+        kept=kept,
     )
 
 

@@ -168,6 +168,24 @@ class StoreReader:
         """Why the run ended; empty while it goes on."""
         return json.loads(self._document("status"))["finished"]  # type: ignore[no-any-return]
 
+    def phase(self) -> tuple[str, datetime | None]:
+        """The present phase and when it began; ("", None) before the first one."""
+        status = json.loads(self._document("status"))
+        return status.get("phase", ""), _time(status["since"]) if "since" in status else None
+
+    def awaited(self) -> list[dict[str, Any]]:
+        """Hospitals that the present phase waits for: uri, state, phase, since (seconds since 1970), survives_without."""
+        status = json.loads(self._document("status"))
+        same = {"phase": status.get("phase", ""), "since": status.get("since", 0.0)}
+        return [{**item, **same} for item in status.get("awaited", [])]
+
+    def heartbeat(self) -> datetime | None:
+        """When the coordinator last said that it runs; None before its first start."""
+        with self._reading() as connection:
+            table = tables.documents
+            body = connection.scalar(select(table.c.body).where(table.c.name == "heartbeat"))
+        return None if body is None else _time(json.loads(bytes(body))["at"])
+
     def revision(self) -> int:
         """A number that grows whenever anything in the store has changed."""
         table = tables.counters

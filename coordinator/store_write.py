@@ -7,6 +7,7 @@ afterwards. A session id is a primary key, so that a second use of one fails her
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,19 +15,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, select, update
+from sqlalchemy import Connection, Engine, Table, create_engine, delete, event, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator import tables
+from coordinator.journal import Message
 from coordinator.meter import Direction, Lane
-from coordinator.store import StoreError, StoreReader, cause, shown, sqlite_engine
+from coordinator.store import RoundRow, StoreError, StoreReader, cause, shown, sqlite_engine
 from proto.evaluation import LabelMean
 from proto.layout import Layout
 from proto.plan import Plan, short_name
 
 DONE_STATES = ("opened", "aborted")
 UPSERTING: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}  # SQL has no standard form of it
+OWNER_ONLY = 0o600
 RESTARTED = "the coordinator was restarted in this round"
 
 
@@ -38,6 +41,25 @@ class Resume:
     model_round: int  # round whose model is the base; 0: the start
     model_digest: str
     interrupted: tuple[str, ...]  # session ids (hexadecimal) that were open and are now aborted
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSession:
+    """The masking session that an earlier start left open, as it was stored."""
+
+    session: bytes
+    round: int
+    outline: bytes
+    messages: tuple[Message, ...]  # in the order in which they were taken
+
+
+@dataclass(frozen=True, slots=True)
+class LastResult:
+    """How the newest finished round ended, and who was in its cohort."""
+
+    row: RoundRow
+    session: bytes
+    sum_digest: bytes
 
 
 class Batch:
@@ -86,10 +108,28 @@ class Batch:
     def session_state(
         self, session: bytes, state: str, survivors: Sequence[str] = (), sum_digest: str | None = None, reason: str = ""
     ) -> None:
-        """Move a session on: open -> masking -> opened or aborted."""
+        """Move a session on: open -> masking -> opened or aborted. With its end its outline and messages are deleted."""
         table = tables.sessions
         values = {"state": state, "survivors": list(survivors), "sum_digest": sum_digest, "reason": reason}
         self._connection.execute(update(table).where(table.c.session == session.hex()).values(values))
+        if state in DONE_STATES:
+            for kept in (tables.session_messages, tables.session_outlines):
+                self._connection.execute(delete(kept).where(kept.c.session == session.hex()))
+
+    def session_outline(self, session: bytes, body: bytes) -> None:
+        """Replace what the engine has decided about an open session."""
+        self._upsert(tables.session_outlines, {"session": session.hex()}, {"body": body})
+
+    def session_message(self, session: bytes, message: Message) -> None:
+        """Append a message that was taken."""
+        row = {"session": session.hex(), "kind": message.kind, "party": message.party, "body": message.body}
+        self._connection.execute(insert(tables.session_messages).values(row))
+
+    def forget_message(self, session: bytes, kind: str, party: str) -> None:
+        """Delete a message whose upload is gone; its sender is asked again."""
+        table = tables.session_messages
+        where = (table.c.session == session.hex(), table.c.kind == kind, table.c.party == party)
+        self._connection.execute(delete(table).where(*where))
 
     def phase_seconds(self, round: int, phase: str, seconds: float) -> None:  # noqa: A002
         """Add to the time that a round spent in a phase (a restarted session enters one twice)."""
@@ -126,9 +166,13 @@ class Batch:
             values |= {"standard_error": one.standard_error, "patients": one.patients}
             self._upsert(tables.validations, {"round": round, "label": one.label}, values)
 
-    def status(self, waiting: str, finished: str) -> None:
-        """Say what the run waits for, or why it ended."""
-        self.document("status", json.dumps({"waiting": waiting, "finished": finished}).encode())
+    def status(self, waiting: str, finished: str, **more: object) -> None:
+        """Say what the run waits for, or why it ended; `more`: phase, since, awaited (StoreReader)."""
+        self.document("status", json.dumps({"waiting": waiting, "finished": finished, **more}).encode())
+
+    def heartbeat(self, at: float) -> None:
+        """Say that the coordinator runs."""
+        self.document("heartbeat", json.dumps({"at": at}).encode())
 
     def document(self, name: str, body: bytes) -> None:
         """Replace a named document."""
@@ -167,13 +211,18 @@ class StoreWriter(StoreReader):
         return cls(engine)
 
     @contextmanager
-    def batch(self) -> Iterator[Batch]:
-        """One transaction: all of it durable on leaving, or none of it. Raises StoreError."""
+    def batch(self, *, durable: bool = True) -> Iterator[Batch]:
+        """One transaction: all of it durable on leaving, or none of it. Raises StoreError.
+
+        Not `durable`: it outlives this process, and a power cut only together with a later one that is.
+        """
         try:
-            with self._engine.begin() as connection:
-                changes = Batch(connection)
-                yield changes
-                changes.count("revision")
+            with self._engine.connect() as connection:
+                _wait_for_disk(connection, durable=durable)
+                with connection.begin():
+                    changes = Batch(connection)
+                    yield changes
+                    changes.count("revision")
         except SQLAlchemyError as error:
             raise StoreError(f"cannot write the store {shown(self._engine)}: {cause(error)}") from error
 
@@ -182,14 +231,35 @@ class StoreWriter(StoreReader):
         with self.batch() as changes:
             return changes.count("epoch")
 
-    def resume(self, at: float) -> Resume:
-        """Close what a crash left open and say where to go on.
+    def open_session(self) -> StoredSession | None:
+        """The session of the present round that an earlier start left open; None where nobody was told of one."""
+        outlines, messages, number = tables.session_outlines, tables.session_messages, self._next_round()
+        for row in self._open_sessions():
+            found = self._all(select(outlines.c.body).where(outlines.c.session == row.session))
+            if found and row.round == number:
+                query = select(messages).where(messages.c.session == row.session).order_by(messages.c.seq)
+                taken = tuple(Message(item.kind, item.party, bytes(item.body)) for item in self._all(query))
+                return StoredSession(bytes.fromhex(row.session), row.round, bytes(found[0].body), taken)
+        return None
+
+    def last_result(self) -> LastResult | None:
+        """The newest finished round that had a cohort, whose members may not have read its result before a restart."""
+        done = [row for row in self.rounds() if row.state in DONE_STATES and row.cohort]
+        if not done:
+            return None
+        table = tables.sessions
+        query = select(table).where(table.c.round == done[-1].number).order_by(table.c.created_at)
+        session = self._all(query)[-1]
+        return LastResult(done[-1], bytes.fromhex(session.session), bytes.fromhex(session.sum_digest or ""))
+
+    def resume(self, at: float, keep: bytes | None = None) -> Resume:
+        """Close what a crash left open, except for the session that goes on (`keep`), and say where to go on.
 
         A session whose mask phase had begun has consumed its updates: its round ends aborted. Before that nothing was
         released and the same round is offered again.
         """
         models = self.models()
-        interrupted = self._open_sessions()
+        interrupted = [row for row in self._open_sessions() if keep is None or row.session != keep.hex()]
         next_round = self._next_round()
         with self.batch() as changes:
             for row in interrupted:
@@ -215,17 +285,25 @@ class StoreWriter(StoreReader):
         return self._all(select(table).where(table.c.state.in_(("open", "masking"))))
 
 
+def _wait_for_disk(connection: Connection, *, durable: bool) -> None:
+    """Before a transaction begins: whether its end waits for the disk."""
+    if connection.dialect.name == "sqlite":
+        driver: Any = connection.connection.driver_connection
+        driver.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+
+
 def _write_engine(url: str) -> Engine:
     path = url.removeprefix("sqlite:///")
     if "://" in path:
         return create_engine(url)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, OWNER_ONLY))  # SQLite gives its other files the same rights
     engine = sqlite_engine(path)
 
     @event.listens_for(engine, "connect")
     def _durable(connection: Any, _record: object) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # a session id must outlive a power cut (protocol.md)
+        connection.execute("PRAGMA secure_delete=ON")  # messages of a session that ended are overwritten
 
     return engine
 

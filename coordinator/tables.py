@@ -6,7 +6,7 @@ are seconds since 1970 (UTC); names of parties are certificate URIs; digests are
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Column, Float, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import JSON, BigInteger, Column, Float, Integer, LargeBinary, MetaData, String, Table, Text, UniqueConstraint
 
 SCHEMA_VERSION = 1
 
@@ -51,6 +51,24 @@ sessions = Table(  # one row for each masking session, written before its first 
     Column("sum_digest", String(64)),
     Column("reason", Text, nullable=False),
     Column("created_at", Float, nullable=False),
+)
+
+session_outlines = Table(  # of the open session: what the engine decided (coordinator/journal.py); deleted when it ends
+    "session_outlines",
+    metadata,
+    Column("session", String(32), primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+)
+
+session_messages = Table(  # of the open session: every message that was taken, in order; deleted when it ends
+    "session_messages",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("session", String(32), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("party", String(512), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    UniqueConstraint("session", "kind", "party"),
 )
 
 phase_times = Table(

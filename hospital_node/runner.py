@@ -128,6 +128,7 @@ class Hospital:
         self._at_work: AtWork | None = None
         self._put_off: pb.Train | None = None
         self._unsent: pb.NodeReport | None = None
+        self._read_result = b""  # session of the last result
 
     def converse(self, dial: Dial, stop: threading.Event) -> None:
         """Talk to the coordinator until the study is finished or `stop` is set."""
@@ -344,7 +345,7 @@ class Hospital:
             case "mask":
                 charged, upload = desk.mask(order)
                 self._log.info("charge committed", round=self._display.shown.round, bytes=upload.total_bytes)
-                link.upload(_parts(charged, upload), upload.total_bytes)
+                link.upload(_parts(charged, upload, _offset_bytes(upload, order)), upload.total_bytes)
                 return
             case "confirm":
                 answer = desk.confirm(order)
@@ -353,6 +354,9 @@ class Hospital:
         link.answer(answer)
 
     def _on_result(self, at_work: AtWork, order: pb.RoundResult) -> None:
+        if order.session == self._read_result:
+            return  # said again after a restart of the coordinator
+        self._read_result = order.session
         try:
             outcome = at_work.desk.result(order)
         except LedgerError as error:
@@ -373,7 +377,13 @@ class Hospital:
         return datetime.fromtimestamp(self._clock(), UTC)
 
 
-def _parts(charged: Charged, upload: PackedUpload) -> Iterator[pb.UploadChunk]:
-    yield from wire.upload_messages(charged.session, upload.total_bytes, charged.receipt, upload.pieces())
+def _offset_bytes(upload: PackedUpload, order: pb.Mask) -> int:
+    """Where a broken upload goes on: never beyond what this node has sent, whatever the coordinator says that it holds."""
+    return order.received_bytes if order.received_bytes <= upload.made_bytes else 0
+
+
+def _parts(charged: Charged, upload: PackedUpload, offset_bytes: int = 0) -> Iterator[pb.UploadChunk]:
+    pieces = upload.pieces(offset_bytes)
+    yield from wire.upload_messages(charged.session, upload.total_bytes, charged.receipt, pieces, offset_bytes)
     seal = upload.finish()
     yield wire.upload_trailer(seal.digest, seal.signature)

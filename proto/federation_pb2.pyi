@@ -124,12 +124,14 @@ class Share(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., adverts: _Optional[_Iterable[_Union[Advert, _Mapping]]] = ...) -> None: ...
 
 class Mask(_message.Message):
-    __slots__ = ("session", "sets")
+    __slots__ = ("session", "sets", "received_bytes")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SETS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     sets: _containers.RepeatedCompositeFieldContainer[ShareSet]
-    def __init__(self, session: _Optional[bytes] = ..., sets: _Optional[_Iterable[_Union[ShareSet, _Mapping]]] = ...) -> None: ...
+    received_bytes: int
+    def __init__(self, session: _Optional[bytes] = ..., sets: _Optional[_Iterable[_Union[ShareSet, _Mapping]]] = ..., received_bytes: _Optional[int] = ...) -> None: ...
 
 class Confirm(_message.Message):
     __slots__ = ("session", "survivors", "seals")
@@ -300,14 +302,16 @@ class UploadChunk(_message.Message):
     def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., words: _Optional[bytes] = ..., trailer: _Optional[_Union[UploadTrailer, _Mapping]] = ...) -> None: ...
 
 class UploadHeader(_message.Message):
-    __slots__ = ("session", "total_bytes", "receipt")
+    __slots__ = ("session", "total_bytes", "receipt", "offset_bytes")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     total_bytes: int
     receipt: bytes
-    def __init__(self, session: _Optional[bytes] = ..., total_bytes: _Optional[int] = ..., receipt: _Optional[bytes] = ...) -> None: ...
+    offset_bytes: int
+    def __init__(self, session: _Optional[bytes] = ..., total_bytes: _Optional[int] = ..., receipt: _Optional[bytes] = ..., offset_bytes: _Optional[int] = ...) -> None: ...
 
 class UploadTrailer(_message.Message):
     __slots__ = ("digest", "signature")

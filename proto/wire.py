@@ -69,10 +69,11 @@ def chunks(buffer: bytes | memoryview, size: int = CHUNK_BYTES) -> Iterator[byte
 
 
 def upload_messages(
-    session: bytes, total_bytes: int, receipt: bytes, segments: Iterable[bytes | memoryview]
+    session: bytes, total_bytes: int, receipt: bytes, segments: Iterable[bytes | memoryview], offset_bytes: int = 0
 ) -> Iterator[pb.UploadChunk]:
-    """Header and words of one upload; the caller appends `upload_trailer` once the digest is known."""
-    yield pb.UploadChunk(header=pb.UploadHeader(session=session, total_bytes=total_bytes, receipt=receipt))
+    """Header and words of one upload from `offset_bytes` on; the caller appends `upload_trailer` once the digest is known."""
+    header = pb.UploadHeader(session=session, total_bytes=total_bytes, receipt=receipt, offset_bytes=offset_bytes)
+    yield pb.UploadChunk(header=header)
     for segment in segments:
         for piece in chunks(segment):
             yield pb.UploadChunk(words=piece)

@@ -104,6 +104,11 @@ class PackedUpload:
         """Length of the whole upload."""
         return self._params.upload_bytes
 
+    @property
+    def made_bytes(self) -> int:
+        """How much of it was made so far; from anywhere up to there it can be sent again."""
+        return min((len(self._running) - 1) * PIECE_BYTES, self.total_bytes)
+
     def pieces(self, offset_bytes: int = 0, *, threads: int = 1) -> Iterator[memoryview]:
         """The upload from a byte offset to its end, in order; call again to resend. `threads` pieces are made at once.
 

@@ -44,7 +44,10 @@ ARROWS: dict[str, frozenset[str]] = {
 OWNERS: dict[str, frozenset[str]] = {
     **dict.fromkeys(("torch", "opacus", "monai", "SimpleITK"), frozenset({"hospital_node", "study"})),
     "grpc": frozenset(
-        {"certs/tls.py", "coordinator/service.py", "hospital_node/link.py", "proto/federation_pb2_grpc.py", "study"}
+        {
+            *("certs/tls.py", "coordinator/health.py", "coordinator/service.py", "hospital_node/link.py"),
+            *("proto/federation_pb2_grpc.py", "study"),
+        }
     ),
     **dict.fromkeys(("streamlit", "altair"), frozenset({"ui"})),
     "sqlalchemy": frozenset(

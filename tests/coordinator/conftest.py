@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,3 +13,10 @@ from coordinator_federation import make_identities
 def identities(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with one identity folder for each party of study 'lidc'."""
     return make_identities(tmp_path_factory.mktemp("identities"))
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

@@ -61,15 +61,18 @@ def make_identities(folder: Path, hospitals: int = 4) -> Path:
     return folder
 
 
-def write_study(folder: Path, identities: Path, plan: Plan, start: Vector | None = None, **extra: object) -> CoordinatorConfig:
+def write_study(
+    folder: Path, identities: Path, plan: Plan, start: Vector | None = None, layout: Layout | None = None, **extra: object
+) -> CoordinatorConfig:
     """Everything that a coordinator reads: plan, start, allow list, configuration."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.toml").write_text(tomli_w.dumps(plan.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
-    vector = np.zeros(LAYOUT.length, np.float32) if start is None else start
+    layout = layout or LAYOUT
+    vector = np.zeros(layout.length, np.float32) if start is None else start
     save_file(
-        {k: np.ascontiguousarray(v) for k, v in LAYOUT.split(vector).items()},
+        {k: np.ascontiguousarray(v) for k, v in layout.split(vector).items()},
         folder / "start.safetensors",
-        {"layout": LAYOUT.to_json()},
+        {"layout": layout.to_json()},
     )
     admitted = [load_identity(identities / short_name(u)) for u in (*(h.uri for h in plan.hospitals), *plan.evaluators)]
     at = datetime(2026, 11, 21, tzinfo=UTC)
@@ -189,6 +192,10 @@ class ScriptedNode:
         await stub.Report(ready)
 
     async def _on_open(self, stub, order) -> None:
+        if order.round not in self.updates:  # it was restarted
+            refusal = pb.Refusal(code="no-update", culprit="unknown")
+            await stub.Answer(pb.PhaseAnswer(session=order.session, refusal=refusal))
+            return
         self.params = open_params(self.plan, order, LAYOUT)
         policy = Policy(self.pinned, minimum_cohort=3, max_colluders=1)
         self.state, advert = node.advertise(self.params, self.identity.uri, self.identity.key, policy, os.urandom)

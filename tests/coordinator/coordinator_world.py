@@ -11,12 +11,12 @@ import itertools
 from dataclasses import dataclass, field
 
 from coordinator import events as ev
-from coordinator import orders
+from coordinator import journal, orders
 from coordinator.mailbox import Mailbox, first_id
 from coordinator.rounds import step
-from coordinator.state import Phase, State, begin, smallest_cohort
+from coordinator.state import Kept, Phase, Standing, State, begin, smallest_cohort
 from proto.plan import Masking, Network, Plan, Preparation, Privacy, Timing, Training
-from secagg.messages import Advert, Confirmation, ShareSet
+from secagg.messages import NO_DIGESTS, Advert, Confirmation, Revealed, ShareSet, UploadSeal
 
 START = b"s" * 32
 
@@ -52,11 +52,11 @@ class Hospital:
     budget: int = 1000  # rounds that its cap pays for
     alive: bool = True
     joined: bool = False
+    reachable: bool = True
     done: int = 0
     update: tuple[int, bytes] | None = None  # round and base of an update that was not released
     session: bytes | None = None
-    mask_session: bytes | None = None
-    signed: set[bytes] = field(default_factory=set)
+    asked: dict[tuple[type, bytes], tuple[orders.Order, ev.Event]] = field(default_factory=dict)  # of this session
     released: dict[int, bytes] = field(default_factory=dict)  # round -> session
     results: list[orders.RoundResult] = field(default_factory=list)
     finished: str | None = None
@@ -64,14 +64,26 @@ class Hospital:
     def restart(self) -> None:
         """Come back with nothing but the ledger."""
         self.alive, self.joined, self.done = True, False, 0
-        self.update = self.session = self.mask_session = None
-        self.signed = set()
+        self.update = self.session = None
+        self.asked = {}
 
     def carry_out(self, order: orders.Order) -> ev.Event | None:
-        """What a correct node answers."""
+        """What a correct node answers; the same question gets the same answer, and must be the same to the last value."""
+        session = getattr(order, "session", b"")
+        if isinstance(order, orders.RoundResult) or (type(order), session) not in self.asked:
+            answer = self._answer(order)
+            if answer is not None and session == self.session:
+                self.asked[type(order), session] = order, answer
+            return answer
+        before, answer = self.asked[type(order), session]
+        assert before == order, "a phase that was answered is asked again with other content"
+        return answer
+
+    def _answer(self, order: orders.Order) -> ev.Event | None:
         match order:
             case orders.Train(number, base):
-                assert number not in self.released, "asked to train a round whose update was released"
+                if number in self.released:  # it was restarted, or missed how the round ended
+                    return ev.Reported(self.uri, number, ev.Report.DECLINED, code="already-released")
                 if len(self.released) >= self.budget:
                     return ev.Reported(self.uri, number, ev.Report.DECLINED, code="budget-exhausted")
                 self.update = (number, base)
@@ -80,30 +92,34 @@ class Hospital:
                 mine = next(seat for seat in members if seat.uri == self.uri)
                 if self.update != (number, mine.base_digest):
                     return ev.Refused(self.uri, session, "no-update")
-                self.session = session
+                self.session, self.asked = session, {}
                 return ev.Advertised(self.uri, session, Advert(self.uri, bytes(32), bytes(32), bytes(32), b"s"))
             case orders.Share(session) if session == self.session:
-                return ev.Shared(self.uri, session, ShareSet(self.uri, (), (), b"s"))
+                return ev.Shared(self.uri, session, ShareSet(self.uri, (), NO_DIGESTS, b"s"))
             case orders.Mask(session) if session == self.session and self.update is not None:
                 number = self.update[0]
                 assert number not in self.released, "asked to release an update twice"
                 self.released[number] = session
-                self.update, self.mask_session = None, session
-                return ev.UploadAccepted(self.uri, session)
-            case orders.Confirm(session, survivors) if session == self.mask_session:
+                self.update = None
+                return ev.UploadAccepted(self.uri, session, UploadSeal(self.uri.encode()[-32:].rjust(32), b"s"), 8)
+            case orders.Confirm(session, survivors) if (orders.Mask, session) in self.asked:
                 assert self.uri in survivors
-                assert session not in self.signed, "asked to sign twice"
-                self.signed.add(session)
                 return ev.Confirmed(self.uri, session, Confirmation(self.uri, b"s"))
-            case orders.Reveal(session) if session in self.signed:
-                return ev.Revealed(self.uri, session)
+            case orders.Reveal(session) if (orders.Confirm, session) in self.asked:
+                return ev.Revealed(self.uri, session, Revealed(()))
             case orders.Share(session) | orders.Mask(session) | orders.Confirm(session) | orders.Reveal(session):
                 return ev.Refused(self.uri, session, "unknown-session")
             case orders.RoundResult():
                 self.results.append(order)
+                if order.session == self.session:
+                    self.session, self.asked = None, {}
             case orders.Finished(reason):
                 self.finished = reason
         return None
+
+
+class Crash(Exception):
+    """The coordinator is killed here."""
 
 
 class World:
@@ -128,10 +144,14 @@ class World:
         self.evaluations: list[int] = []
         self.base, self.base_round = START, 0
         self.fail_opening = False
+        self.outline: tuple[bytes, bytes] | None = None  # as the store has it: session and outline
+        self.messages: list[journal.Message] = []
+        self.doom: tuple[int, str] | None = None  # how many steps from now, and before or after its record
+        self.crashes = 0
         self.state: State
         self.start(round_number=1)
 
-    def start(self, round_number: int) -> None:
+    def start(self, round_number: int, kept: Kept | None = None) -> None:
         """Start or restart the coordinator."""
         self.epoch += 1
         due = () if self.evaluations else ((0, START),)
@@ -144,33 +164,104 @@ class World:
             due=due,
             now_s=self.now_s,
             drill_pause_s=self.drill_pause_s,
+            kept=kept,
         )
         self.feed(ev.Tick())
 
     def crash(self) -> None:
-        """kill -9 and restart: what the store's resume() does."""
+        """kill -9 and restart: an open session goes on from its outline and its messages; nothing else of it was kept."""
+        self.crashes += 1
+        self.doom = None
         done = [number for number, row in self.saved.items() if row.state in {"opened", "aborted"}]
-        number = max(done, default=0) + 1
-        for session, state in self.sessions.items():
-            if state in {"open", "masking"}:
+        kept = None
+        if self.outline is not None:
+            session, text = self.outline
+            bodies = [(message.kind, message.party, journal.body_of(message)) for message in self.messages]
+            kept = journal.kept_of(session, journal.read_outline(text), bodies)
+            still = {member.uri for member in kept.members.values() if member.standing is Standing.READY}
+            self.ready[self.epoch + 1, self.session_round[session]] = still
+        for session, state in self.sessions.items():  # ids that were drawn, and nobody was told of
+            if state == "open" and (kept is None or session != kept.session.id):
                 self.sessions[session] = "aborted"
-                if state == "masking" and self.session_round[session] == number:
-                    self.saved[number] = ev.SaveRound(number, "aborted")
-                    number += 1
         for hospital in self.hospitals.values():
             hospital.joined = False
-        self.start(number)
+        self.start(max(done, default=0) + 1, kept)
 
     def feed(self, event: ev.Event) -> None:
-        """One event through the engine, then its effects."""
-        session = getattr(event, "session", None)
-        if isinstance(event, ev.UploadAccepted) and session in self.sessions and session not in self.lists:
-            self.uploads.setdefault(session, set()).add(event.party)
+        """One event through the engine, then its record, then its effects; a crash stops it anywhere."""
+        try:
+            self._feed(event)
+        except Crash:
+            self.crash()
+
+    def _feed(self, event: ev.Event) -> None:
+        when = self._doomed()
         if isinstance(event, ev.Reported) and event.report is ev.Report.READY and event.base_digest == self.base:
             self.ready.setdefault((self.epoch, event.round), set()).add(event.party)
-        self.state, effects = step(self.state, event, self.now_s)
+        before, (state, effects) = self.state, step(self.state, event, self.now_s)
+        if when == "before":
+            raise Crash
+        self._record(before, event, state, effects)
+        if when == "after":
+            raise Crash
+        self.state = state
         for effect in effects:
             self.carry_out(effect)
+
+    def _doomed(self) -> str:
+        if self.doom is None:
+            return ""
+        left, when = self.doom
+        self.doom = None if left == 0 else (left - 1, when)
+        return when if left == 0 else ""
+
+    def _record(self, before: State, event: ev.Event, state: State, effects: tuple[ev.Effect, ...]) -> None:
+        """One transaction, as coordinator/run.py writes it."""
+        message = journal.taken(before, event)
+        if message is not None and message.kind == "seal":
+            session = before.session.id
+            assert session not in self.lists, "an upload was taken after the list was fixed"
+            self.uploads.setdefault(session, set()).add(message.party)
+        for effect in effects:
+            self.store(effect)
+        if state.session is None:
+            self.outline, self.messages = None, []
+            return
+        if self.outline is None or self.outline[0] != state.session.id:
+            self.messages = []
+        elif message is not None:
+            assert (message.kind, message.party) not in {(one.kind, one.party) for one in self.messages}
+            self.messages = [*self.messages, message]
+        if journal.decided(before, state):
+            self.outline = state.session.id, journal.outline_of(state).model_dump_json().encode()
+
+    def store(self, effect: ev.Effect) -> None:
+        """What is durable before anybody hears of it, and the rules about it."""
+        match effect:
+            case ev.CommitPoint(session):
+                assert self.sessions[session] == "open"
+                self.sessions[session] = "masking"
+            case ev.CloseList(session, survivors):
+                assert session not in self.lists, "a survivor list was fixed twice"
+                assert set(survivors) == self.uploads.get(session, set()), "the list is not the accepted uploads"
+                self.lists[session] = survivors
+            case ev.AbortSession(session):
+                assert self.sessions[session] in {"open", "masking"}
+                self.sessions[session] = "aborted"
+            case ev.Publish(number, session):
+                assert self.sessions[session] == "masking", "a session was published twice"
+                assert session in self.opened
+                for party in self.opened[session]:
+                    assert (party, number) not in self.in_sum, "one update is in two sums"
+                    self.in_sum.add((party, number))
+                self.sessions[session] = "opened"
+                self.base, self.base_round = effect.model_digest, number
+            case ev.SaveRound(number):
+                assert number not in self.saved or self.saved[number].state not in {"opened", "aborted"}, "a round ended twice"
+                self.saved[number] = effect
+            case ev.Record():
+                assert str(effect.text).startswith(f"Round {effect.round} · ")
+                self.records.append(effect)
 
     def carry_out(self, effect: ev.Effect) -> None:
         """Play the service, and check the rules."""
@@ -191,52 +282,33 @@ class World:
                 session = next(self.ids).to_bytes(16, "big")
                 assert session not in self.sessions
                 self.sessions[session], self.session_round[session] = "open", number
-                self.feed(ev.SessionNamed(session, roster))
-            case ev.CommitPoint(session):
-                assert self.sessions[session] == "open"
-                self.sessions[session] = "masking"
-            case ev.CloseList(session, survivors):
-                assert session not in self.lists
-                assert set(survivors) <= self.uploads.get(session, set())
-                self.lists[session] = survivors
+                self._feed(ev.SessionNamed(session, roster))
             case ev.OpenSum(session, survivors):
                 self._open(session, survivors)
-            case ev.AbortSession(session):
-                assert self.sessions[session] in {"open", "masking"}
-                self.sessions[session] = "aborted"
-            case ev.Publish(number, session):
-                self.sessions[session] = "opened"
-                self.base, self.base_round = effect.model_digest, number
-            case ev.SaveRound(number):
-                assert number not in self.saved or self.saved[number].state not in {"opened", "aborted"}, "a round ended twice"
-                self.saved[number] = effect
-            case ev.Record():
-                assert str(effect.text).startswith(f"Round {effect.round} · ")
-                self.records.append(effect)
 
     def _open(self, session: bytes, survivors: tuple[str, ...]) -> None:
-        assert session not in self.opened, "one session was opened twice"
         assert self.sessions[session] == "masking"
         assert self.lists[session] == survivors
         assert len(survivors) >= self.plan.masking.minimum_cohort
         number = self.session_round[session]
         for party in survivors:
-            assert self.hospitals[party].released[number] == session
-            assert (party, number) not in self.in_sum, "one update is in two sums"
-            self.in_sum.add((party, number))
-        self.opened[session] = survivors
+            assert self.hospitals[party].released[number] == session, "a sum holds an update that was not charged for it"
+        assert self.opened.setdefault(session, survivors) == survivors, "one session was opened for two lists"
         if self.fail_opening:
             self.fail_opening = False
-            self.feed(ev.SessionBroken(session, "bad shares"))
+            self._feed(ev.SessionBroken(session, "bad shares"))
         else:
-            self.feed(ev.Opened(session, b"S" * 32, b"model-of-round" + number.to_bytes(18, "big")))
+            self._feed(ev.Opened(session, b"S" * 32, b"model-of-round" + number.to_bytes(18, "big")))
 
     # ---- what a schedule can do ----
 
-    def act(self, number: int) -> ev.Event | None:
-        """Let a hospital poll once and carry out what it is told."""
+    def act(self, number: int, fault: str = "") -> ev.Event | None:
+        """Let a hospital poll once and carry out what it is told.
+
+        `fault`: "no request" or "no response" arrives; "late": the answer is returned and not delivered.
+        """
         hospital = self.hospitals[uri(number)]
-        if not hospital.alive:
+        if not (hospital.alive and hospital.reachable):
             return None
         if not hospital.joined:
             hospital.joined = True
@@ -245,10 +317,11 @@ class World:
         item = self.mail[hospital.uri].after(hospital.done)
         if item is None:
             return None
-        hospital.done = item[0]
-        answer = hospital.carry_out(item[1])
-        if answer is not None:
+        answer, epoch = hospital.carry_out(item[1]), self.epoch
+        if answer is not None and fault not in {"no request", "late"}:
             self.feed(answer)
+        if fault == "" and epoch == self.epoch:  # a crash in between loses the response as well
+            hospital.done = item[0]
         return answer
 
     def tick(self, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from coordinator.config import ConfigError, load_config
 from coordinator.mailbox import Mailbox, first_id
 from coordinator.meter import Lane, Meter
 from coordinator.models import ModelError, ModelFolder, read_start
-from coordinator.spool import Spool, SpoolError, UploadError
+from coordinator.spool import Spool, SpoolError, UploadBroken, UploadError
 from proto import federation_pb2 as pb
 from proto.layout import model_digest
 from proto.plan import Aggregation
@@ -116,6 +117,18 @@ def test_the_sum_of_spooled_uploads_is_the_sum_of_their_words(tmp_path_factory, 
     assert spool.held() == []
 
 
+def send(spool, content, offset, *, total=40, broken=False):
+    """The words of `content` from `offset` on, as a stream that ends well or breaks."""
+    with spool.begin(b"session", uri(0), total, offset) as spooled:
+        for _ in spooled.rehash():
+            pass
+        spooled.write(content[offset:])
+        if broken:
+            raise UploadBroken
+        assert spooled.digest() == hashlib.sha256(content).digest()
+        spooled.accept()
+
+
 def test_an_upload_that_is_not_accepted_leaves_nothing(tmp_path):
     spool = Spool(tmp_path / "spool")
     with spool.begin(b"session", uri(0), 16) as spooled:
@@ -123,17 +136,50 @@ def test_an_upload_that_is_not_accepted_leaves_nothing(tmp_path):
         with pytest.raises(UploadError, match="8 bytes too short"):
             spooled.digest()
         spooled.write(bytes(8))
-        with pytest.raises(UploadError, match="longer than"):
-            spooled.write(b"x")
+    with pytest.raises(UploadError, match="longer than"):
+        send(spool, bytes(16) + b"x", 16, total=16)
     assert spool.held() == []
     with pytest.raises(SpoolError):
         spool.add_all(b"session", (uri(0),), lambda piece, at: None)
 
 
-def test_a_new_spool_forgets_what_an_earlier_start_left(tmp_path):
-    with Spool(tmp_path / "spool").begin(b"s", uri(0), 0) as spooled:
+def test_a_new_spool_keeps_what_belongs_to_the_session_that_goes_on(tmp_path):
+    for session in (b"old", b"open"):
+        with Spool(tmp_path / "spool").begin(session, uri(0), 1) as spooled:
+            spooled.write(b"w")
+            spooled.accept()
+    spool = Spool(tmp_path / "spool")
+    spool.keep_only(b"open")
+    assert spool.digest_of(b"old", uri(0)) is None
+    assert spool.digest_of(b"open", uri(0)) == hashlib.sha256(b"w").digest()
+    spool.keep_only(None)
+    assert spool.held() == []
+
+
+@given(st.lists(st.integers(0, 40), max_size=6), st.binary(min_size=40, max_size=40))
+def test_an_upload_that_breaks_goes_on_anywhere_before_its_end(tmp_path_factory, breaks, content):
+    """Whatever was sent before, the file and its digest are those of the bytes sent last."""
+    folder = tmp_path_factory.mktemp("spool")
+    for stop in breaks:
+        spool = Spool(folder)  # also after a restart
+        offset = min(stop, spool.received_bytes(b"session", uri(0)))
+        with suppress(UploadBroken):
+            send(spool, content[: max(offset, stop)], offset, broken=True)
+    spool = Spool(folder)
+    offset = spool.received_bytes(b"session", uri(0))
+    with pytest.raises(UploadBroken):
+        spool.begin(b"session", uri(0), 40, offset + 1)
+    send(spool, content, offset)
+    assert spool.digest_of(b"session", uri(0)) == hashlib.sha256(content).digest()
+    assert len(spool.held()) == 1
+
+
+def test_spooled_words_are_readable_by_their_owner_only(tmp_path):
+    with Spool(tmp_path / "spool").begin(b"s", uri(0), 1) as spooled:
+        spooled.write(b"w")
         spooled.accept()
-    assert Spool(tmp_path / "spool").held() == []
+    for path in (tmp_path / "spool").rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
 
 
 def test_a_mailbox_keeps_results_until_read_and_a_task_until_replaced():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from coordinator import events as ev
 from coordinator import orders
 from coordinator.rounds import step
-from coordinator.state import Phase, Standing, fits, smallest_cohort, waiting_for, why_not
+from coordinator.state import MASKING, Phase, Standing, fits, smallest_cohort, waiting_for, why_not
 from proto.plan import Masking, PlanError
 from secagg.messages import Advert
 
@@ -245,24 +245,36 @@ def test_a_sum_that_cannot_be_opened_aborts_the_round():
     assert world.saved[1].reason == "opening: bad shares"
 
 
-def test_a_restart_before_the_mask_phase_offers_the_same_round_again():
+@pytest.mark.parametrize("phase", [*MASKING])
+def test_a_restart_in_a_masking_phase_goes_on_with_the_session(phase):
     world = World(make_plan(4, rounds=1))
-    world.until(Phase.SHARE)
-    world.crash()
-    assert world.state.round == 1
-    assert world.settle()
-    assert world.saved[1].state == "opened"
-    assert sorted(world.sessions.values()) == ["aborted", "opened"]
-
-
-def test_a_restart_in_the_mask_phase_goes_on_with_the_next_round():
-    world = World(make_plan(4, rounds=2))
-    world.until(Phase.MASK)
+    world.until(phase)
     world.act(0)
+    answered = world.state.session.answered
     world.crash()
-    assert world.state.round == 2
+    assert (world.state.phase, world.state.session.answered) == (phase, answered)
+    asked = [u for u in world.hospitals if world.mail[u].task is not None]
+    assert set(asked) == set(world.hospitals) - answered
     assert world.settle()
-    assert [world.saved[number].state for number in (1, 2)] == ["aborted", "opened"]
+    assert len(world.saved[1].survivors) == 4
+    assert world.saved[1].dropped == ()
+    assert list(world.sessions.values()) == ["opened"]
+    assert "resumed" in world.kinds()
+
+
+def test_a_restart_in_a_drill_pause_waits_for_the_pause():
+    world = World(make_plan(4, rounds=1), drill_pause_s=5.0)
+    world.until(Phase.MASK) if world.settle(turns=11) else None
+    while world.state.session is None or world.state.session.closed_at_s is None:
+        world.settle(turns=1)
+    phase = world.state.phase
+    world.crash()
+    assert world.state.phase is phase
+    world.tick(4)
+    assert world.state.phase is phase
+    world.tick(1)
+    assert world.state.phase is not phase
+    assert world.settle()
 
 
 def test_the_run_ends_when_too_few_hospitals_have_budget_left():

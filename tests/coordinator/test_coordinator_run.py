@@ -11,7 +11,7 @@ from coordinator_world import uri
 
 from certs.identity import load_identity
 from coordinator import events as ev
-from coordinator import orders
+from coordinator import orders, store_write
 from coordinator.run import Run
 from coordinator.sessions import Refusal, forget, take
 from coordinator.state import Phase
@@ -27,7 +27,7 @@ def broken_store(run):
     """No transaction succeeds."""
 
     @contextmanager
-    def batch():
+    def batch(**_):
         raise StoreError("disk full")
         yield
 
@@ -90,6 +90,26 @@ def test_a_session_opens_only_once_its_id_is_stored(run, identities):
     assert run.state.phase is Phase.ADVERTISE
     assert run.store.sessions_used() == 1
     assert all(isinstance(run.mail[person.uri].after(0)[1], orders.Open) for person in people)
+
+
+def test_only_answers_do_not_wait_for_the_disk(run, identities, monkeypatch):
+    """What was decided outlives a power cut, and with it every answer that it rests on: SQLite's log is one."""
+    waited = []
+    really = store_write._wait_for_disk
+
+    def watched(connection, *, durable):
+        really(connection, durable=durable)
+        waited.append((durable, connection.connection.driver_connection.execute("PRAGMA synchronous").fetchone()[0]))
+
+    monkeypatch.setattr(store_write, "_wait_for_disk", watched)
+    answers = advertising(run, identities)
+    assert all(durable for durable, _ in waited)
+    waited.clear()
+    view = run.views[run.state.session.id]
+    for number in range(4):
+        run.feed(take(run.state, view, uri(number), answers[number]).event)
+    full, normal = (True, 2), (False, 1)
+    assert waited == [normal, normal, normal, full], "the last answer ends the phase"
 
 
 def test_an_answer_that_could_not_be_stored_can_be_given_again(run, identities):

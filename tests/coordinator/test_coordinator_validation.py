@@ -33,14 +33,14 @@ class Summing(World):
         self.published = 0
         super().__init__(plan)
 
-    def feed(self, event: ev.Event) -> None:
+    def _feed(self, event: ev.Event) -> None:
         if (
             isinstance(event, ev.Opened)
             and self.plan.evaluation
             and self.plan.evaluation.is_due(self.session_round[event.session])
         ):
             event = replace(event, sums=SUMS)
-        super().feed(event)
+        super()._feed(event)
 
     def carry_out(self, effect: ev.Effect) -> None:
         if isinstance(effect, ev.SaveValidation):

@@ -1,0 +1,52 @@
+"""What a step decided, as rows of the store. This file decides nothing."""
+
+from __future__ import annotations
+
+from coordinator import events as ev
+from coordinator import journal
+from coordinator.state import State
+from coordinator.store_write import Batch
+
+STORED = (ev.CommitPoint, ev.AbortSession, ev.Publish, ev.SaveRound, ev.SaveValidation, ev.SavePhase, ev.Record, ev.Finish)
+
+
+def store_effect(changes: Batch, effect: ev.Effect, length: int, at: float) -> None:
+    """One effect; `length` is that of the model's vector, `at` the time in seconds since 1970."""
+    match effect:
+        case ev.CommitPoint(session):
+            changes.session_state(session, "masking")
+        case ev.AbortSession(session, reason):
+            changes.session_state(session, "aborted", reason=reason)
+        case ev.Publish(number, session, survivors, sum_digest, model_digest):
+            changes.session_state(session, "opened", survivors, sum_digest.hex())
+            changes.model(number, model_digest.hex(), length, at)
+        case ev.SaveRound():
+            changes.round_state(
+                effect.number,
+                effect.state,
+                at,
+                cohort=effect.cohort,
+                survivors=effect.survivors,
+                dropped=dict(effect.dropped),
+                model_digest=None if effect.model_digest is None else effect.model_digest.hex(),
+                reason=effect.reason,
+            )
+        case ev.SaveValidation(number, model_round, hospitals, means):
+            changes.validation(number, model_round, hospitals, means)
+        case ev.SavePhase(number, phase, seconds):
+            changes.phase_seconds(number, phase, seconds)
+        case ev.Record(number, kind, text, party, phase):
+            changes.event(at, number, kind, text, party=party, phase=phase)
+        case _:
+            pass
+
+
+def store_session(changes: Batch, before: State, after: State, message: journal.Message | None) -> None:
+    """What a step changed in the session that is open after it: the message that it took, and what it decided."""
+    session = after.session
+    if session is None:
+        return
+    if message is not None and before.session is not None and before.session.id == session.id:
+        changes.session_message(session.id, message)
+    if journal.decided(before, after):
+        changes.session_outline(session.id, journal.outline_of(after).model_dump_json().encode())
