@@ -232,10 +232,10 @@ class StoreReader:
             count, newest = connection.execute(select(func.count(), func.max(table.c.round)).select_from(table)).one()
         return int(count), -1 if newest is None else int(newest)
 
-    def scores(self, number: int | None = None) -> list[ScoreRow]:
-        """Dice per case, by round, evaluator and label; of one round where it is named."""
+    def scores(self, number: int | None = None, *, after: int = -1) -> list[ScoreRow]:
+        """Dice per case, by round, evaluator and label; of one round where it is named, of rounds above `after`."""
         table = tables.scores
-        query = select(table).where(*_of_round(table, number))
+        query = select(table).where(table.c.round > after, *_of_round(table, number))
         query = query.order_by(table.c.round, table.c.evaluator, table.c.position)
         return [ScoreRow(row.round, row.label, tuple(row.per_case), row.evaluator) for row in self._all(query)]
 

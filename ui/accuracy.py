@@ -60,13 +60,18 @@ def curve(scores: Iterable[ScoreRow]) -> tuple[Point, ...]:
     return tuple(sorted(points, key=lambda point: (point.round, point.label)))
 
 
-def means(scores: Iterable[ScoreRow]) -> dict[int, float]:
-    """Round -> mean over labels of the mean over cases; without intervals, which cost more than all else together."""
-    by_round: dict[int, list[float]] = {}
-    for row in scores:
-        if row.per_case:
-            by_round.setdefault(row.round, []).append(float(np.mean(row.per_case)))
-    return {number: float(np.mean(found)) for number, found in sorted(by_round.items())}
+def end_means(scores: Sequence[ScoreRow]) -> tuple[tuple[int, float], tuple[int, float]] | None:
+    """(round, mean over labels and cases) of the first and the newest measurement; without intervals, which cost the most."""
+    numbers = [row.round for row in scores if row.per_case]
+    if not numbers:
+        return None
+    first, last = ((number, overall_of(scores, number)) for number in (min(numbers), max(numbers)))
+    return first, last
+
+
+def overall_of(scores: Iterable[ScoreRow], number: int) -> float:
+    """Mean over labels of the mean over cases of one measured round."""
+    return float(np.mean([np.mean(row.per_case) for row in scores if row.round == number and row.per_case]))
 
 
 def shown(scores: Sequence[ScoreRow], most: int = MOST_ROUNDS) -> tuple[ScoreRow, ...]:

@@ -7,7 +7,7 @@ hospital and round, in the same direction: what plain federated averaging would 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,7 +56,7 @@ def group_of(phase: str) -> str:
 
 
 def bars(
-    traffic: Iterable[TrafficRow], direction: Direction, parties: Mapping[int, Sequence[str]], only: str | None = None
+    traffic: Iterable[TrafficRow], direction: Direction, parties: Mapping[int, Collection[str]], only: str | None = None
 ) -> tuple[Bar, ...]:
     """Bars by round and group. `parties` gives the hospitals to average over in each round; `only` picks one."""
     sums: dict[tuple[int, str], float] = defaultdict(float)
@@ -143,11 +143,16 @@ def _times(found: Saving) -> Figure:
 
 
 def rows(traffic: Iterable[TrafficRow], direction: Direction, only: str | None) -> tuple[dict[str, object], ...]:
-    """Every counted amount, for the table."""
+    """Bytes by round and phase for the table: of one hospital, or summed over all parties, dropped ones included."""
+    sums: dict[tuple[int, str], int] = defaultdict(int)
+    parties: dict[tuple[int, str], int] = defaultdict(int)
+    for row in traffic:
+        if row.direction == direction and only in {None, row.party}:
+            sums[row.round, row.phase] += row.bytes
+            parties[row.round, row.phase] += 1
     return tuple(
-        {"round": row.round, "party": party(row.party), "phase": phase(row.phase), "bytes": row.bytes, "size": size(row.bytes)}
-        for row in traffic
-        if row.direction == direction and only in {None, row.party}
+        {"round": number, "phase": phase(name), "parties": parties[number, name], "bytes": count, "size": size(count)}
+        for (number, name), count in sums.items()
     )
 
 

@@ -92,12 +92,11 @@ def _rounds(seen: Federation | None) -> Figure:
 
 def _dice(seen: Federation | None) -> Figure:
     explained = "Overlap of prediction and truth, 1 is perfect; mean over labels and the evaluator's public cases."
-    measured = accuracy.means(seen.scores) if seen else {}
-    if not measured:
+    measured = accuracy.end_means(seen.scores) if seen else None
+    if measured is None:
         return Figure("Mean Dice", "none yet", "waiting for an evaluation", explained)
-    ends = min(measured), max(measured)
-    first, last = (measured[number] for number in ends)
-    note = f"after round {ends[1]}, start {first:.2f}" if ends[1] else "of the start, before round 1"
+    (_, first), (number, last) = measured
+    note = f"after round {number}, start {first:.2f}" if number else "of the start, before round 1"
     return Figure("Mean Dice", f"{last:.2f}", note, explained)
 
 
@@ -117,9 +116,9 @@ def uploads(seen: Federation) -> tuple[bandwidth.Bar, ...]:
     return bandwidth.bars(seen.traffic, "up", survivors(seen))
 
 
-def survivors(seen: Federation) -> dict[int, tuple[str, ...]]:
+def survivors(seen: Federation) -> dict[int, frozenset[str]]:
     """Who is in the sum of each opened round."""
-    return {row.number: row.survivors for row in rounds.opened(seen.rounds)}
+    return {row.number: frozenset(row.survivors) for row in rounds.opened(seen.rounds)}
 
 
 def _budget(seen: Federation | None, hospitals: Sequence[Hospital]) -> Figure:

@@ -118,11 +118,17 @@ class Keeper:
             return dict(self._settled + Counter(self.reader.traffic_totals(self._settled_to)))
 
     def _scores(self, before: Federation | None) -> tuple[ScoreRow, ...]:
-        """Read again only where there are others: measurements come once a round, revisions several times a second."""
-        seen = self.reader.scores_seen()
+        """Read on where measurements were added to the newest rounds, and all of them again where an old one came late."""
+        count, newest = seen = self.reader.scores_seen()
         if before is not None and seen == self._scores_seen:
             return before.scores
         self._scores_seen = seen
+        if before is not None:
+            settled = newest - UNSETTLED_ROUNDS
+            kept = tuple(row for row in before.scores if row.round <= settled)
+            found = (*kept, *self.reader.scores(after=settled))
+            if len(found) == count:
+                return found
         return tuple(self.reader.scores())
 
 

@@ -138,4 +138,7 @@ def test_a_chart_of_many_rounds_is_thinned_and_keeps_its_points():
 def test_means_agree_with_the_curve():
     rows = [ScoreRow(1, "a", (0.2, 0.4)), ScoreRow(1, "b", (0.8,)), ScoreRow(2, "a", ())]
     points = accuracy.curve(rows)
-    assert accuracy.means(rows) == {1: pytest.approx(accuracy.overall(points, 1))}
+    assert accuracy.overall_of(rows, 1) == pytest.approx(accuracy.overall(points, 1))
+    first, last = accuracy.end_means(rows)
+    assert first == last == (1, pytest.approx(0.55))
+    assert accuracy.end_means([]) is None

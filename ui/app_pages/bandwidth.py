@@ -18,10 +18,11 @@ def page() -> None:
     """Arrange the page."""
     st.title("Bandwidth")
     seen = screen.federation()
-    if seen is None or not overview.uploads(seen):
+    uploads = () if seen is None else overview.uploads(seen)
+    if seen is None or not uploads:
         screen.waiting("Nothing yet: no round was completed so far.")
         return
-    screen.figures(bandwidth.figures(overview.uploads(seen), screen.totals(), seen.float32_bytes))
+    screen.figures(bandwidth.figures(uploads, screen.totals(), seen.float32_bytes))
     left, middle, right = st.columns(3)
     with left:
         direction = DIRECTIONS[screen.choose("Direction", list(DIRECTIONS), "direction")]
