@@ -29,7 +29,7 @@ import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
 from benchmarks.rows import Row, status, table
 from hospital_node.cases import discover
 from hospital_node.cohort import Case, Cohort, LabelImage
-from hospital_node.dicom import series_files
+from hospital_node.dicom_header import series_files
 from hospital_node.prepare import prepare
 from hospital_node.reading import read_oriented
 from hospital_node.resample import Grid, target_grid

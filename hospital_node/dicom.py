@@ -18,10 +18,9 @@ import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
 from numpy.typing import NDArray
 
 from hospital_node.cohort import UnreadableStudy
-from hospital_node.dicom_header import UNDEFINED, SliceHeader, is_dicom, read_header
+from hospital_node.dicom_header import UNDEFINED, SliceHeader, read_header, series_files
 from hospital_node.metaimage import MAX_VOXELS
 
-SUFFIXES = (".dcm", ".ima")
 SCANS = {"1.2.840.10008.5.1.4.1.1.2": "CT", "1.2.840.10008.5.1.4.1.1.4": "MR"}  # SOP classes: one slice a file
 ALIKE = ("rows", "columns", "bits_allocated", "bits_stored", "signed")
 OFF_LINE_MM = 0.1  # a slice may lie this far, or this share of a voxel, beside the line; positions are rounded
@@ -30,14 +29,6 @@ SAME_PLACE = 0.01  # of a gap: closer slices are the same slice twice
 GEOMETRY_TOLERANCE = 1e-3  # mm, and direction cosines
 
 Numbers = Sequence[float] | NDArray[np.float64]
-
-
-def series_files(place: Path) -> list[Path]:
-    """DICOM files of a folder (not of folders in it) by name, or the one file itself. Raises OSError."""
-    if not place.is_dir():
-        return [place]
-    files = sorted(path for path in place.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [path for path in files if path.name != "DICOMDIR" and (path.suffix.lower() in SUFFIXES or is_dicom(path))]
 
 
 def read_series(place: Path) -> tuple[sitk.Image, tuple[int, int, int]]:

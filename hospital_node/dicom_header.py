@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hospital_node.cohort import UnreadableStudy
 
+SUFFIXES = (".dcm", ".ima")
 PREAMBLE_BYTES = 128
 MAGIC = b"DICM"
 UNDEFINED = 0xFFFFFFFF
@@ -117,6 +118,14 @@ def is_dicom(path: Path) -> bool:
     """Whether a file begins as DICOM files do."""
     with path.open("rb") as stream:
         return stream.read(PREAMBLE_BYTES + len(MAGIC))[PREAMBLE_BYTES:] == MAGIC
+
+
+def series_files(place: Path) -> list[Path]:
+    """DICOM files of a folder (not of folders in it) by name, or the one file itself. Raises OSError."""
+    if not place.is_dir():
+        return [place]
+    files = sorted(path for path in place.iterdir() if path.is_file() and not path.name.startswith("."))
+    return [path for path in files if path.name != "DICOMDIR" and (path.suffix.lower() in SUFFIXES or is_dicom(path))]
 
 
 def read_header(path: Path) -> SliceHeader:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hospital_node.cohort import Case, Cohort, CohortError, Nodule, Nodules, SkipCount, UnreadableStudy
-from hospital_node.dicom import SUFFIXES as SLICE_SUFFIXES
+from hospital_node.dicom_header import SUFFIXES as SLICE_SUFFIXES
 from hospital_node.dicom_header import read_header
 from hospital_node.tables import one_value, rows_of
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from hospital_node.cohort import Case, LabelImage, UnreadableStudy
-from hospital_node.dicom import series_files
+from hospital_node.dicom_header import series_files
 from hospital_node.metaimage import data_file
 from hospital_node.prepared import PreparedCase
 from proto.plan import Frozen, Preparation, written

@@ -19,7 +19,8 @@ import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
 from numpy.typing import NDArray
 
 from hospital_node.cohort import UnreadableStudy
-from hospital_node.dicom import SUFFIXES, read_series
+from hospital_node.dicom import read_series
+from hospital_node.dicom_header import SUFFIXES
 from hospital_node.metaimage import promised_metaimage
 from hospital_node.nifti import promised_nifti
 from hospital_node.nrrd import promised_nrrd

@@ -167,7 +167,7 @@ def _of_taking_part(plan: Plan, leaves: Leaves | None) -> tuple[Leaving, ...]:
             "only whole multiples of timing.ready_after_s show" if hidden else "set timing.ready_after_s in the plan",
         ),
         Leaving(
-            f"images, losses, {_scores(plan)}, numbers of drawn patients, log lines, file names",
+            f"images, losses, {_scores(plan)}, numbers of drawn patients, what the studies are like, log lines, file names",
             "never",
             0,
             "nobody outside",

@@ -81,7 +81,7 @@ class Fingerprint(Frozen):
             ("Hounsfield units", f"{self.hounsfield} studies look like it"),
         ]
         found += [(f"intensity, percentile {name}", str(spread)) for name, spread in self.intensities.items()]
-        found += [(f"label {name}", f"{one.studies} studies, {one.volume_ml} ml") for name, one in self.labels.items()]
+        found += [(f"label {name}", f"in {one.studies}, {one.volume_ml} ml") for name, one in self.labels.items()]
         return found
 
 

@@ -3,6 +3,9 @@
 import contextlib
 import csv
 import statistics
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from dicom_world import series
@@ -237,3 +240,16 @@ def test_no_id_and_no_path_shows_in_a_repr(tmp_path):
     shown = repr(found) + repr(found.cases)
     assert "jones" not in shown
     assert str(tmp_path) not in shown
+
+
+def test_listing_a_folder_needs_no_simpleitk(tmp_path):
+    put(tmp_path / "annotations.csv", f"{COLUMNS}\n")
+    series(tmp_path / "a")
+    code = (
+        "import sys; sys.modules['SimpleITK'] = None; from pathlib import Path; from hospital_node.cases import discover;"
+        f"print(len(discover(Path({str(tmp_path)!r})).cases), 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.stdout.split() == ["0", "False"]  # without a PatientID the series is left out, not made a person

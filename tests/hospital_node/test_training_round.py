@@ -75,8 +75,18 @@ def test_rates_that_opacus_own_loader_would_change_are_kept(inverse_rate):
     assert train_round(plan_, URI, base_of(plan_), people(1)).history == ((1.0, 1 / inverse_rate, 1),)
 
 
-def test_removing_one_patient_leaves_every_other_contribution_the_same_to_the_bit(contributions):
-    plan_ = plan(training={"local_steps": 1}, privacy={"inverse_sampling_rate": 1})
+@pytest.mark.parametrize(
+    "training",
+    [
+        {},
+        {"augment_rotation_deg": 20, "augment_scale": 0.2, "balance_labels": True},
+        {"loss": "dice"},
+        {"loss": "ce"},
+        {"loss": "focal_tversky"},
+    ],
+)
+def test_removing_one_patient_leaves_every_other_contribution_the_same_to_the_bit(contributions, training):
+    plan_ = plan(training={"local_steps": 1, **training}, privacy={"inverse_sampling_rate": 1})
     cohort = people(5)
     base = base_of(plan_)
     train_round(plan_, URI, base, cohort, rand=replayed(b"same"))
