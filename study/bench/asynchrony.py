@@ -35,13 +35,13 @@ from hospital_node.train import SEGMENTATION, private_optimizer, take_step, trai
 from proto.layout import Vector
 from proto.plan import Plan
 from study.bench.cell import Setting, prepare_cell
-from study.bench.cells import Cell, DataKind
+from study.bench.cells import Cell, DataKind, Method
 from study.bench.draws import seeded
 from study.bench.task import Rand, StudyError, scores_of
 
 FORK = multiprocessing.get_context("fork")  # torch and the patients are there already
 TASK = "segmentation"  # whose loss the processes share
-NO_NOISE = "the processes of a hospital are compared without noise on public or synthetic data: say epsilon = inf"
+NO_NOISE = "the processes of a hospital are compared without noise: say epsilon = inf"
 
 
 class Way(StrEnum):
@@ -126,8 +126,11 @@ def train_together(way: Way, job: Job) -> Together:
 
 def job_of(cell: Cell, cache: Path, count: int, folder: Path) -> tuple[Job, Setting]:
     """The hospital of the cell that has most patients, and the setting that its model is scored in. Raises StudyError."""
-    if cell.task != TASK or cell.data.kind is DataKind.PRIVATE:
-        raise StudyError(f"cell {cell.label}: {NO_NOISE}")
+    if (cell.task, cell.method) != (TASK, Method.PLAIN) or cell.data.kind is DataKind.PRIVATE:
+        raise StudyError(
+            f"cell {cell.label}: the processes of a hospital are compared on public or synthetic scans: say task = '{TASK}', "
+            f"method = '{Method.PLAIN}' and data.kind = 'public' or 'synthetic'"
+        )
     setting = prepare_cell(cell, cache, threading.Event())
     uri = max(setting.hospitals, key=lambda one: len(setting.hospitals[one]))
     patients = [unit.patient for unit in setting.hospitals[uri]]

@@ -102,9 +102,9 @@ def processes(
     from study.bench.asynchrony import compare
     from study.bench.grid import load_study
 
-    print("| way | seed | score | wall s | CPU s |\n|---|--:|--:|--:|--:|")
     with sentences():
         loaded = load_study(study)
+        print("| way | seed | score | wall s | CPU s |\n|---|--:|--:|--:|--:|")
         for done, score in compare(loaded.cells(), (out or STUDIES / loaded.name) / "work" / "cache", count):
             print(f"| {done.way} | {done.seed} | {score:.3f} | {done.wall_s:.0f} | {done.cpu_s:.0f} |", flush=True)
 

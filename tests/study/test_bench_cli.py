@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from bench_world import STUDY, TASK
 from typer.testing import CliRunner
 
-from study.bench import engine, startfile
+from study.bench import asynchrony, engine, startfile
 from study.bench.engine import Outcome
 from study.bench.worker import Engine
 from study.cli import APP
@@ -68,6 +69,8 @@ def test_cells_are_listed_with_ids_states_and_the_estimate(file: Path, tmp_path:
     [
         (("run", "none.toml"), "cannot read the study file none.toml"),
         (("cells", "none.toml"), "cannot read the study file none.toml"),
+        (("processes", "none.toml"), "cannot read the study file none.toml"),
+        (("processes", "study.toml"), "say task = 'segmentation', method = 'plain'"),
         (("report", "none"), "there are no results in none"),
         (("pretrain", "--plan", "none", "--out", "x.safetensors"), "none"),
     ],
@@ -98,7 +101,18 @@ def test_pretrain_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == ["hippocampus", Path("a.safetensors"), 7, 9, 8]
 
 
-@pytest.mark.parametrize("command", ["run", "cells", "report", "pretrain", "demo"])
+def test_processes_prints_a_row_for_each_cell_and_way(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compare(cells: Any, cache: Path, count: int) -> Any:
+        assert (len(cells), cache, count) == (4, Path("there/work/cache"), 3)
+        yield asynchrony.Together(asynchrony.Way.SHARED, 2, np.zeros(1, np.float32), 4.4, 8.6), 0.12345
+
+    monkeypatch.setattr(asynchrony, "compare", compare)
+    done = invoke("processes", str(file), "--out", "there", "--processes", "3")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[2:] == ["| shared | 2 | 0.123 | 4 | 9 |"]
+
+
+@pytest.mark.parametrize("command", ["run", "cells", "report", "pretrain", "processes", "demo"])
 def test_every_command_has_help(command: str) -> None:
     done = invoke(command, "--help")
     assert done.exit_code == 0
