@@ -283,12 +283,12 @@ def check_counter(events: Sequence[Event], counter: Counter, database: Path) -> 
     if len(events) < counter.entries:
         raise LedgerRolledBack(
             f"{database} holds {len(events)} entries, but {counter.entries} were written: a backup was restored and what was "
-            "spent since is missing. This node trains no more until the newest copy is back."
+            "spent since is missing. This node trains no more until the newest copy or export is back."
         )
     if events[counter.entries - 1].digest.hex() != counter.head:
         raise LedgerRolledBack(
             f"Entry {counter.entries} of {database} is another one than its counter saw: a backup was restored or the history "
-            "rewritten. This node trains no more until the newest copy is back."
+            "rewritten. This node trains no more until the newest copy or export is back."
         )
 
 
