@@ -38,7 +38,7 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 FIGURES = {
     "first": ("first page, CPU of the server", "s", FIRST_PAGE_S),
     "wall": ("first page, after the start", "s", FIRST_PAGE_S),
-    "refresh": ("a new round on an open page, CPU", "s", REFRESH_S),
+    "refresh": ("a new round on an open page, CPU beyond polling", "s", REFRESH_S),
     "tabs": ("nine open tabs", "of a core", TABS_SHARE),
 }
 
@@ -126,13 +126,17 @@ def measure(folder: Path, sizes: Sizes, say: Callable[[str], None]) -> dict[str,
 
 
 def _refreshes(pid: int, folder: Path, plan: Plan, sizes: Sizes, shown: Callable[[int], None]) -> float:
-    """CPU seconds of one new round on one open page, polling included; the mean of several."""
+    """CPU seconds of one new round on one open page, beyond its polling; the mean of several."""
     time.sleep(SETTLE_S if sizes.refreshes > 1 else 0)
-    before = cpu_s(pid)
+    started, before = time.monotonic(), cpu_s(pid)
+    time.sleep(sizes.watched_s / 2)
+    polling_share = (cpu_s(pid) - before) / (time.monotonic() - started)
+    started, before = time.monotonic(), cpu_s(pid)
     for number in range(sizes.rounds + 1, sizes.rounds + sizes.refreshes + 1):
         add_round(folder, plan, number)
         shown(number)
-    return (cpu_s(pid) - before) / sizes.refreshes
+    spent = cpu_s(pid) - before - polling_share * (time.monotonic() - started)
+    return max(spent, 0.0) / sizes.refreshes
 
 
 def _watched(pid: int, folder: Path, plan: Plan, sizes: Sizes) -> float:

@@ -16,7 +16,7 @@ DIRECTIONS: dict[str, Direction] = {"sent by a hospital": "up", "received by a h
 
 def page() -> None:
     """Arrange the page."""
-    st.title("Bandwidth")
+    screen.title("Bandwidth")
     seen = screen.federation()
     uploads = () if seen is None else overview.uploads(seen)
     if seen is None or not uploads:
@@ -40,13 +40,13 @@ def draw(seen: Federation, direction: Direction, only: str | None, older: tuple[
     traffic = older or seen.traffic
     shown = bandwidth.bars(traffic, direction, overview.survivors(seen), only)
     if not shown:
-        st.markdown("This hospital was in no opened round.")
+        screen.text("This hospital was in no opened round.")
         return
     sentence = bandwidth.sentence(shown, seen.float32_bytes, direction)
     rows = bandwidth.rows(traffic, direction, only)
     drawn = charts.bandwidth(shown, seen.float32_bytes, screen.paper())
     screen.chart(drawn, sentence, rows, "bytes", "Bytes of one hospital by round")
-    st.caption(
+    screen.note(
         "Counted on the connection with all framing. The bars are hospitals in the sum of a round; the dashed line is one "
         "float32 vector, what plain federated averaging would move in this direction. "
         f"{bandwidth.by_hospital(screen.totals(), direction)}"
