@@ -20,7 +20,7 @@ SENTENCES = Path(__file__).parent / "static"
 LANGUAGES: tuple[Language, ...] = ("English", "中文")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 SENTENCE_END = re.compile(r"(?<=[a-zδε0-9)’”%]\.) +(?=[A-Z0-9✕`])")  # not after an initial: "Dr K. Weber"
-LISTING = re.compile(r", | and ")
+LISTING = re.compile(r"; |, | and ")
 COUNTED = ("count", "number")  # placeholders that hold a number and nothing else
 NUMBER = r"[\d,.]+"
 WORDS = re.compile(r"[a-z]{3,} +[a-z]{2,}")  # two words in a row: a phrase, not a name

@@ -78,6 +78,7 @@ def leaves(found: Hospital) -> None:
     if found.plan is None:
         screen.text("Nothing has left: no plan was offered to this hospital yet.")
         return
+    screen.text(budget.left_by_day(found.events, screen.zone()))
     screen.note(budget.measured_when(found))
     screen.reading(budget.leaving(found.plan, found.leaves), "What leaves this hospital")
 
