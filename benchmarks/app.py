@@ -9,6 +9,7 @@ every party is heard of once a second and a round ends every ten, which is more 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shutil
 import socket
@@ -26,6 +27,7 @@ from urllib.error import URLError
 
 from benchmarks.app_world import add_round, touch, write_run
 from benchmarks.rows import Row, status, table
+from coordinator.store import open_store
 from proto.plan import Plan
 
 FIRST_PAGE_S = 3.0
@@ -33,7 +35,7 @@ REFRESH_S = 0.150
 TABS_SHARE = 0.3  # of a core
 START_LIMIT_S = 60.0
 PATIENCE_MS = 180_000
-SETTLE_S = 15.0  # until all tabs have drawn and only poll
+SETTLE_S = 30.0  # until all tabs have drawn and only poll
 TABS = ("", "", "", "rounds", "rounds", "bandwidth", "bandwidth", "accuracy", "accuracy")
 PAGES = ("overview", "rounds", "bandwidth", "accuracy")
 APP = Path(__file__).resolve().parent.parent / "ui" / "app.py"
@@ -129,8 +131,10 @@ def refreshes(folder: Path, plan: Plan, sizes: Sizes) -> dict[str, float]:
     """CPU seconds of a page's script for one new round, in this process; the median of several, by page."""
     from streamlit.testing.v1 import AppTest
 
+    logging.getLogger("streamlit").setLevel(logging.ERROR)  # it warns of the missing browser, at every call
     found: dict[str, float] = {}
-    number = sizes.rounds
+    with open_store(folder / "store.db") as store:
+        number = store.rounds(sizes.rounds - 1)[-1].number
     sys.argv = ["app.py", "--coordinator", str(folder)]
     for page in PAGES:
         app = AppTest.from_file(str(APP), default_timeout=PATIENCE_MS / 1e3).run()

@@ -23,7 +23,7 @@ SENTENCE_END = re.compile(r"(?<=[a-zδε0-9)’”%]\.) +(?=[A-Z0-9✕`])")  # n
 LISTING = re.compile(r"; |, | and ")
 COUNTED = ("count", "number")  # placeholders that hold a number and nothing else
 NUMBER = r"[\d,.]+"
-WORDS = re.compile(r"[a-z]{3,} +[a-z]{2,}")  # two words in a row: a phrase, not a name
+WORDS = re.compile(r"\b[a-z]{2,} +[a-z]{2,}")  # two words in a row: a phrase, not a name
 
 
 @dataclass(slots=True)
@@ -105,7 +105,9 @@ def pattern_of(english: str) -> re.Pattern[str]:
     """What a sentence with placeholders looks like once they are filled."""
     parts = PLACEHOLDER.split(english)
     texts, names = parts[::2], parts[1::2]
-    phrase = "[^()·]+?" if "(" in english else ".+?"  # what stands in brackets has none of its own
+    phrase = "(?:(?! · )[^()])+?" if "(" in english else "(?:(?! · ).)+?"  # what stands in brackets has none of its own
+    if " · " in english:
+        phrase = ".+?"  # elsewhere a phrase ends where the next one begins
     holes = [f"(?P<{name}>{NUMBER if name in COUNTED else phrase})" for name in names]
     return re.compile("".join(re.escape(text) + hole for text, hole in zip(texts, [*holes, ""], strict=True)), re.DOTALL)
 

@@ -1,6 +1,6 @@
 """What all pages share: reading the settings, the four figures, a chart with its sentence and table, and staying live.
 
-Live means: a small fragment compares a cheap signature of the stored facts every two seconds and reruns the page only
+Live means: a small fragment compares a cheap signature of the stored facts every three seconds and reruns the page only
 where something visible changed. A paused page stays as it is.
 """
 
@@ -26,7 +26,7 @@ from ui.settings import Settings, from_arguments
 from ui.store_reading import Federation, Totals
 from ui.words import clock
 
-POLL_S = 2.0
+POLL_S = 3.0
 FRESH_S = 1.0  # what one tab has just read, another one need not read again
 PAUSE = "pause"
 LANGUAGE = "language"

@@ -369,3 +369,10 @@ def test_what_left_by_day_is_on_the_readers_calendar(tmp_path):
     assert budget.left_by_day(events, UTC) == "Updates that left by day: 22 Nov 2026: round 3; 21 Nov 2026: rounds 1 to 2."
     far_east = timezone(timedelta(hours=16))
     assert budget.left_by_day(events, far_east).startswith("Updates that left by day: 23 Nov 2026: round 3; 22 Nov 2026")
+
+
+def test_a_round_says_who_sat_it_out():
+    declined = EventRow(1, BEGIN, 7, C, "declined", "train", "Round 7 · c declined")
+    other = EventRow(2, BEGIN, 6, A, "declined", "train", "Round 6 · a declined")
+    assert rounds.sentence(ROW, [declined, other]).endswith(" Sat out: c.")
+    assert "Sat out" not in rounds.sentence(ROW, [other])

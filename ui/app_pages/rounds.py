@@ -24,7 +24,7 @@ def page() -> None:
     number = int(screen.choose("Round", numbers[::-1], "round", fallback=rounds.worth_showing(seen.rounds)))
     row = next(row for row in seen.rounds if row.number == number)
     screen.text(f"#### Round {number}")
-    screen.text(rounds.sentence(row))
+    screen.text(rounds.sentence(row, seen.out))
     if row.phase_seconds:
         timelines(row)
     happened(number)
