@@ -19,7 +19,7 @@ def main() -> None:
     st.set_page_config(page_title="Hospital SecAgg", page_icon=icon, layout="wide")
     st.logo(icon)
     schemapi.disable_debug_mode()  # checking charts against the schema takes longer than drawing them; tests check them
-    st.html(HERE / "static" / "print.css")
+    st.html(HERE / "static" / "page.css")
     screen.remember()
     settings = screen.settings()
     pages = [st.Page(PAGES / "overview.py", title=screen.say("Overview"), default=True)]
