@@ -90,7 +90,7 @@ def read_line(line: str) -> list[Command]:
 
 def documents() -> list[Path]:
     further = (ROOT / "study" / "STUDIES.md", ROOT / "study" / "AUDIT.md")
-    return [ROOT / "README.md", *(ROOT / package / "README.md" for package in PACKAGES), *further]
+    return [ROOT / "README.md", ROOT / "README.zh-CN.md", *(ROOT / package / "README.md" for package in PACKAGES), *further]
 
 
 def text_of(path: Path) -> str:

@@ -19,18 +19,19 @@ def main() -> None:
     st.set_page_config(page_title="Hospital SecAgg", page_icon=icon, layout="wide")
     st.logo(icon)
     schemapi.disable_debug_mode()  # checking charts against the schema takes longer than drawing them; tests check them
+    st.html(HERE / "static" / "page.css")
     screen.remember()
     settings = screen.settings()
-    pages = [st.Page(PAGES / "overview.py", title="Overview", default=True)]
+    pages = [st.Page(PAGES / "overview.py", title=screen.say("Overview"), default=True)]
     if settings.hospitals:
-        pages.append(st.Page(PAGES / "privacy.py", title="Privacy budget", url_path="privacy"))
-        pages.append(st.Page(PAGES / "scans.py", title="Scans", url_path="scans"))
+        pages.append(st.Page(PAGES / "privacy.py", title=screen.say("Privacy budget"), url_path="privacy"))
+        pages.append(st.Page(PAGES / "scans.py", title=screen.say("Scans"), url_path="scans"))
     if settings.coordinator is not None:
-        pages.append(st.Page(PAGES / "accuracy.py", title="Accuracy", url_path="accuracy"))
-        pages.append(st.Page(PAGES / "bandwidth.py", title="Bandwidth", url_path="bandwidth"))
-        pages.append(st.Page(PAGES / "rounds.py", title="Rounds", url_path="rounds"))
+        pages.append(st.Page(PAGES / "accuracy.py", title=screen.say("Accuracy"), url_path="accuracy"))
+        pages.append(st.Page(PAGES / "bandwidth.py", title=screen.say("Bandwidth"), url_path="bandwidth"))
+        pages.append(st.Page(PAGES / "rounds.py", title=screen.say("Rounds"), url_path="rounds"))
     if settings.studies:
-        pages.append(st.Page(PAGES / "study.py", title="Study", url_path="study"))
+        pages.append(st.Page(PAGES / "study.py", title=screen.say("Study"), url_path="study"))
     chosen = st.navigation(pages)
     with st.sidebar:
         screen.watch()

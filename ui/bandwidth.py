@@ -18,13 +18,14 @@ from ui.words import counted, listing, party, phase, size
 
 Direction = Literal["up", "down"]
 NEWEST = "the newest"
+EVERYTHING_ELSE = "everything else"
 BLOCK = RECENT_ROUNDS
 MAX_NAMED = 8  # parties of one sentence
 GROUPS: dict[str, tuple[str, ...]] = {  # what a reader can tell apart; the table keeps the single phases
     "masked update": ("mask",),
     "model": ("broadcast",),
     "keys and shares": ("advertise", "share", "confirm", "reveal"),
-    "everything else": ("join", "train", "result", "evaluate"),
+    EVERYTHING_ELSE: ("join", "train", "result", "evaluate"),
 }
 
 
@@ -52,7 +53,7 @@ class Saving:
 
 def group_of(phase: str) -> str:
     """The group a phase is drawn in."""
-    return next((group for group, phases in GROUPS.items() if phase in phases), "everything else")
+    return next((group for group, phases in GROUPS.items() if phase in phases), EVERYTHING_ELSE)
 
 
 def bars(
@@ -60,11 +61,13 @@ def bars(
 ) -> tuple[Bar, ...]:
     """Bars by round and group. `parties` gives the hospitals to average over in each round; `only` picks one."""
     sums: dict[tuple[int, str], float] = defaultdict(float)
+    groups = {phase: group for group, phases in GROUPS.items() for phase in phases}
     for row in traffic:
-        chosen = parties.get(row.round, ())
-        if row.direction != direction or row.party not in chosen or only not in {None, row.party}:
+        if row.direction != direction or (only is not None and row.party != only):
             continue
-        sums[row.round, group_of(row.phase)] += row.bytes / (1 if only else len(chosen))
+        chosen = parties.get(row.round, ())
+        if row.party in chosen:
+            sums[row.round, groups.get(row.phase, EVERYTHING_ELSE)] += row.bytes / (1 if only else len(chosen))
     return tuple(
         Bar(number, group, sums[number, group])
         for number in sorted({number for number, _ in sums})

@@ -37,6 +37,7 @@ HEADINGS: dict[str, str] = {
     "no guarantee": "No guarantee",
     "ledger damaged": "Ledger damaged: this hospital does not train",
 }
+DAYS_SHOWN = 5
 ASSUMPTION_STATES = {"holds": "hold", "unverified": "unverified", "does not hold": "broken"}
 
 
@@ -317,6 +318,26 @@ def measured_when(found: Hospital) -> str:
     if found.leaves is None or not found.leaves.last_round:
         return "No sizes yet: they are measured on the connection in each round."
     return f"Sizes as measured on this hospital's own connection in round {found.leaves.round}."
+
+
+def left_by_day(events: Sequence[Event], zone: tzinfo) -> str:
+    """On which days updates left, the newest days first: what an officer is asked about yesterday."""
+    days: dict[str, list[int]] = {}
+    for event, entry in charges(events):
+        local = event.at.astimezone(zone)
+        days.setdefault(f"{local.day} {local:%b %Y}", []).append(entry.round)
+    if not days:
+        return "No update has left."
+    shown = [f"{day}: {_rounds_of(rounds)}" for day, rounds in list(days.items())[: -DAYS_SHOWN - 1 : -1]]
+    return f"Updates that left by day: {'; '.join(shown)}."
+
+
+def _rounds_of(rounds: Sequence[int]) -> str:
+    """Round 7, rounds 1 to 6 where they follow each other, else how many."""
+    first, last = min(rounds), max(rounds)
+    if len(rounds) == 1:
+        return f"round {first}"
+    return f"rounds {first} to {last}" if len(set(rounds)) == last - first + 1 else f"{len(rounds)} releases"
 
 
 def assumptions_summary(made: Statement) -> str:

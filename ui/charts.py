@@ -21,6 +21,7 @@ from ui.words import duration, epsilon, phase, plain, size
 
 HEIGHT_PX = 300
 ROW_PX = 34
+AXIS_PX = 70  # below rows: numbers, a title, and their distances
 LABEL_PX = 13
 LABEL_GAP_SHARE = 0.07  # of the axis: one line of label text on a chart of HEIGHT_PX
 LABEL_ROOM_SHARE = 0.3  # of the width: what a label at a line's end may need
@@ -128,7 +129,7 @@ def shares(rows: Sequence[Share], colours: Mapping[str, Style], paper: Ink) -> a
     x = alt.X("share:Q", title="share of the cap that is spent", scale=alt.Scale(domain=[0, 1.9], nice=False), axis=axis)
     bars = _mark(data).mark_bar(height=ROW_PX * 0.5).encode(x=x, y=_names(rows), color=alt.Color("colour:N", scale=None))
     text = _text(paper, data, "N", dx=8).encode(y=_names(rows))
-    return alt.layer(bars, _rule(paper.strong, SOLID, x=1), text).properties(height=ROW_PX * len(rows) + 50)
+    return alt.layer(bars, _rule(paper.strong, SOLID, x=1), text).properties(height=ROW_PX * len(rows) + AXIS_PX)
 
 
 def _names(rows: Sequence[Share]) -> alt.Y:
@@ -294,4 +295,4 @@ def timeline(shown: Timeline, paper: Ink) -> alt.LayerChart:
     names = _text(paper, inside, "N", align="center", fontSize=LABEL_PX - 1)
     names = names.encode(y=y, color=alt.Color("ink:N", scale=None))
     crosses = _text(paper, lost, "N", dx=5, fontWeight="bold").encode(y=y)
-    return alt.layer(bars, names, crosses).properties(height=ROW_PX * len({row["y"] for row in data}) + 50)
+    return alt.layer(bars, names, crosses).properties(height=ROW_PX * len({row["y"] for row in data}) + AXIS_PX)

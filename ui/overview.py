@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from coordinator.store import MemberRow
+from coordinator.store import MemberRow, RoundRow
 from hospital_node.progress import LocalProgress
 from proto.plan import role_of
 from ui import accuracy, bandwidth, budget, rounds
@@ -113,12 +113,12 @@ def _upload(seen: Federation | None) -> Figure:
 
 def uploads(seen: Federation) -> tuple[bandwidth.Bar, ...]:
     """Mean upload per survivor of every opened round."""
-    return bandwidth.bars(seen.traffic, "up", survivors(seen))
+    return bandwidth.bars(seen.traffic, "up", survivors(seen.recent))
 
 
-def survivors(seen: Federation) -> dict[int, frozenset[str]]:
+def survivors(rows: Sequence[RoundRow]) -> dict[int, frozenset[str]]:
     """Who is in the sum of each opened round."""
-    return {row.number: frozenset(row.survivors) for row in rounds.opened(seen.rounds)}
+    return {row.number: frozenset(row.survivors) for row in rounds.opened(rows)}
 
 
 def _budget(seen: Federation | None, hospitals: Sequence[Hospital]) -> Figure:

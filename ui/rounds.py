@@ -144,8 +144,13 @@ def _position(name: str | None) -> int:
     return order.index(name) if name in order else len(order)
 
 
-def sentence(row: RoundRow) -> str:
-    """What happened in one round."""
+def sentence(row: RoundRow, out: Sequence[EventRow] = ()) -> str:
+    """What happened in one round. `out`: events of hospitals that sat rounds out."""
+    sat_out = line(row, out).sat_out
+    return f"{_sentence(row)} Sat out: {sat_out}." if sat_out else _sentence(row)
+
+
+def _sentence(row: RoundRow) -> str:
     if row.state not in DONE:
         return f"Round {row.number} is running: {STATES.get(row.state, row.state)}."
     if row.state == "aborted":

@@ -1,6 +1,6 @@
 """What all pages share: reading the settings, the four figures, a chart with its sentence and table, and staying live.
 
-Live means: a small fragment compares a cheap signature of the stored facts every two seconds and reruns the page only
+Live means: a small fragment compares a cheap signature of the stored facts every three seconds and reruns the page only
 where something visible changed. A paused page stays as it is.
 """
 
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from ipaddress import ip_address
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import altair as alt
@@ -19,14 +20,17 @@ from coordinator.store import EventRow, StoreError, TrafficRow
 from hospital_node.progress import LocalProgress
 from ui import overview, sources
 from ui.figures import Figure, Headline
+from ui.language import LANGUAGES, Language, preferred, translate, translated
 from ui.palette import Ink, ink
 from ui.settings import Settings, from_arguments
 from ui.store_reading import Federation, Totals
 from ui.words import clock
 
-POLL_S = 2.0
+POLL_S = 3.0
 FRESH_S = 1.0  # what one tab has just read, another one need not read again
 PAUSE = "pause"
+LANGUAGE = "language"
+SHOWN_IN_CHARTS = ("title", "text")  # names of what a reader sees in a chart's description
 SEEN = "signature"
 
 TableRows = Sequence[Mapping[str, object]]
@@ -42,7 +46,7 @@ def federation(age_s: float = 0.0) -> Federation | None:
     try:
         return sources.federation(settings().coordinator, age_s)
     except StoreError as error:
-        st.warning(f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        refused(str(error))
         st.stop()
 
 
@@ -112,57 +116,104 @@ def run_every() -> float | None:
     return None if paused() else POLL_S
 
 
+def language() -> Language:
+    """What the reader chose, or what the browser asks for first."""
+    chosen = st.session_state.get(LANGUAGE) or st.query_params.get(LANGUAGE)  # the address, before its widget is there
+    return next((one for one in LANGUAGES if one == chosen), preferred(st.context.locale))
+
+
+def say(text: str) -> str:
+    """A text in the reader's language. Everything that a page shows goes through here."""
+    return translate(text, language())
+
+
+def title(text: str) -> None:
+    """The page's heading."""
+    st.title(say(text))
+
+
+def text(sentences: str) -> None:
+    """A paragraph or a heading."""
+    st.markdown(say(sentences))
+
+
+def note(sentences: str) -> None:
+    """Small print."""
+    st.caption(say(sentences))
+
+
 def banner(state: Headline) -> None:
     """State before numbers. Colours judge the state against what was agreed, never an epsilon."""
     box = {"good": st.success, "watch": st.warning, "stop": st.error, "plain": st.info}[state.tone]
-    box(f"**{state.title}**  \n{state.detail}" if state.detail else f"**{state.title}**")
+    box(say(f"**{state.title}**  \n{state.detail}" if state.detail else f"**{state.title}**"))
 
 
 def figures(shown: Sequence[Figure]) -> None:
     """Figures side by side; each explains itself on hovering."""
     for column, figure in zip(st.columns(len(shown)), shown, strict=True):
         with column, st.container(border=True, height="stretch", gap=None):
-            st.metric(figure.label, figure.value, help=figure.help)
-            st.caption(figure.note)
+            st.metric(say(figure.label), say(figure.value), help=say(figure.help))
+            note(figure.note)
 
 
 def chart(drawn: alt.LayerChart, sentence: str, rows: TableRows, key: str, title: str) -> None:
     """A chart with its finding as a sentence and its figures as a table."""
-    st.markdown(f"#### {title}")
-    st.altair_chart(drawn, key=key, alt=f"{title}. {sentence}")
-    st.markdown(sentence)
+    text(f"#### {title}")
+    described = f"{say(title)}. {say(sentence)}"
+    if language() == "English":
+        st.altair_chart(drawn, key=key, alt=described)
+    else:
+        spec = translated(drawn.to_dict(), language(), SHOWN_IN_CHARTS)
+        st.vega_lite_chart(spec, key=key, alt=described, width="stretch")
+    text(sentence)
     table(rows, f"{title}: the figures as a table", key=f"{key}-table")
 
 
 def table(rows: TableRows, label: str, *, key: str) -> None:
     """A folded table."""
-    with st.expander(label, key=key):
-        st.dataframe(list(rows), hide_index=True, alt=label)
+    with st.expander(say(label), key=key):
+        grid(rows, label)
+
+
+def grid(rows: TableRows, label: str, columns: Mapping[str, Any] | None = None) -> None:
+    """A table of many rows, which scrolls. `columns`: how Streamlit shows some of them."""
+    config = {say(name): shown for name, shown in (columns or {}).items()}
+    st.dataframe(_said(rows), hide_index=True, column_config=config, alt=say(label))
 
 
 def reading(rows: TableRows, label: str) -> None:
     """A table of sentences: wrapped, all of it on the page and in print."""
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    st.table(columns, border="horizontal", hide_index=True, alt=label)
+    said = _said(rows)
+    columns = {name: [row[name] for row in said] for name in said[0]}
+    st.table(columns, border="horizontal", hide_index=True, alt=say(label))
+
+
+def _said(rows: TableRows) -> list[dict[str, object]]:
+    """Names and texts of a table in the reader's language."""
+    if language() == "English":
+        return [dict(row) for row in rows]
+    names = {name: say(name) for row in rows[:1] for name in row}
+    return [{names[name]: say(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows]
 
 
 def doing(who: str, found: LocalProgress) -> None:
     """What one node does at this moment, with a bar where its length is known."""
-    text, share = overview.progress_line(found, datetime.now(UTC))
+    now, share = overview.progress_line(found, datetime.now(UTC))
+    shown = f"**{say(who)}** · {say(now)}"
     if share is None:
-        st.markdown(f"**{who}** · {text}")
+        st.markdown(shown)
     else:
-        st.progress(share, text=f"**{who}** · {text}")
+        st.progress(share, text=shown)
 
 
 def refused(sentence: str) -> None:
     """Something that is not shown, and why, in one sentence."""
-    st.warning(f"{sentence[:1].upper()}{sentence[1:].rstrip('.')}.")
+    st.warning(say(f"{sentence[:1].upper()}{sentence[1:].rstrip('.')}."))
 
 
 def waiting(sentence: str) -> None:
     """There is nothing to show yet, and why; the page fills by itself."""
-    st.info(f"**{sentence}**  \nThis page fills by itself as soon as there is something to show.")
+    st.info(say(f"**{sentence}**  \nThis page fills by itself as soon as there is something to show."))
 
 
 def choose(label: str, options: Sequence[str], key: str, fallback: str | None = None) -> str:
@@ -171,7 +222,7 @@ def choose(label: str, options: Sequence[str], key: str, fallback: str | None = 
     if value is not None and value not in options:
         del st.session_state[key]
     start = options.index(fallback) if fallback in options else 0
-    chosen = st.selectbox(label, list(options), index=start, key=key, bind="query-params")
+    chosen = st.selectbox(say(label), list(options), index=start, key=key, format_func=say, bind="query-params")
     return chosen if chosen is not None and chosen in options else options[start]
 
 
@@ -182,13 +233,16 @@ def remember() -> None:
 
 def watch() -> None:
     """The live control of the side bar and the fragment that reruns the page when something changed."""
-    st.toggle("Pause", key=PAUSE, bind="query-params", help="A paused page stays as it is until it is let go on.")
+    explained = say("A paused page stays as it is until it is let go on.")
+    st.toggle(say("Pause"), key=PAUSE, bind="query-params", help=explained)
+    start = LANGUAGES.index(language())
+    st.selectbox("Language · 语言", LANGUAGES, index=start, key=LANGUAGE, bind="query-params")
 
     @st.fragment(run_every=run_every())
     def watcher() -> None:
         if not paused() and sources.signature(settings(), FRESH_S) != st.session_state.get(SEEN):
             st.rerun(scope="app")
-        st.caption("Paused" if paused() else f"Live · looked at {clock(datetime.now(UTC), zone())}")
-        st.caption(f"Times: {zone()}")
+        note("Paused" if paused() else f"Live · looked at {clock(datetime.now(UTC), zone())}")
+        note(f"Times: {zone()}")
 
     watcher()

@@ -43,6 +43,11 @@ class Federation:
     finished: str
 
     @property
+    def recent(self) -> tuple[RoundRow, ...]:
+        """The rounds whose bytes are at hand."""
+        return tuple(row for row in self.rounds[-RECENT_ROUNDS:] if row.number >= self.first_recent)
+
+    @property
     def hospitals(self) -> tuple[str, ...]:
         """URIs in the order of the plan."""
         return tuple(hospital.uri for hospital in self.plan.hospitals)

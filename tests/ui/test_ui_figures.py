@@ -1,7 +1,7 @@
 """The arithmetic behind the pages, without a page."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
 import pytest
@@ -355,3 +355,24 @@ def test_many_series_are_grey_with_one_highlighted():
     names = [f"h{number}" for number in range(40)]
     drawn = palette.styles(names, palette.DARK, highlighted="h7")
     assert [name for name, style in drawn.items() if style.colour == palette.BLUE] == ["h7"]
+
+
+def test_what_left_by_day_is_on_the_readers_calendar(tmp_path):
+    world = World(tmp_path, make_plan(6))
+    world.approve("lakeside")
+    assert budget.left_by_day(world.ledger("lakeside").events(), UTC) == "No update has left."
+    for number in (1, 2):
+        world.charge("lakeside", number)
+    world.clock += timedelta(days=1)
+    world.charge("lakeside", 3)
+    events = world.ledger("lakeside").events()
+    assert budget.left_by_day(events, UTC) == "Updates that left by day: 22 Nov 2026: round 3; 21 Nov 2026: rounds 1 to 2."
+    far_east = timezone(timedelta(hours=16))
+    assert budget.left_by_day(events, far_east).startswith("Updates that left by day: 23 Nov 2026: round 3; 22 Nov 2026")
+
+
+def test_a_round_says_who_sat_it_out():
+    declined = EventRow(1, BEGIN, 7, C, "declined", "train", "Round 7 · c declined")
+    other = EventRow(2, BEGIN, 6, A, "declined", "train", "Round 6 · a declined")
+    assert rounds.sentence(ROW, [declined, other]).endswith(" Sat out: c.")
+    assert "Sat out" not in rounds.sentence(ROW, [other])

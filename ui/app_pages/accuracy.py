@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import streamlit as st
-
 from ui import accuracy, charts, own_patients, screen
 from ui.accuracy import Point
 from ui.own_patients import OwnMean
@@ -14,7 +12,7 @@ TITLE = "On the hospitals' own patients, noised"
 
 def page() -> None:
     """Arrange the page."""
-    st.title("Accuracy")
+    screen.title("Accuracy")
     seen = screen.federation()
     points = accuracy.curve(accuracy.shown(seen.scores)) if seen else ()
     if seen is None or not (points or seen.validations):
@@ -38,8 +36,8 @@ def public(seen: Federation, points: tuple[Point, ...], own: tuple[OwnMean, ...]
     screen.chart(drawn, accuracy.sentence(points), rows, "dice", "Mean Dice by round")
     drawn_rounds, rounds = (len({row.round for row in one}) for one in (points, seen.scores))
     if drawn_rounds < rounds:
-        st.caption(f"{drawn_rounds} of {rounds:,} measured rounds are drawn, evenly spread, the newest among them.")
-    st.caption(explained(seen) + (" Diamonds are noised means over the hospitals' own patients." if own else ""))
+        screen.note(f"{drawn_rounds} of {rounds:,} measured rounds are drawn, evenly spread, the newest among them.")
+    screen.note(explained(seen) + (" Diamonds are noised means over the hospitals' own patients." if own else ""))
 
 
 def of_the_hospitals(seen: Federation, undrawn: tuple[OwnMean, ...]) -> None:
@@ -48,10 +46,10 @@ def of_the_hospitals(seen: Federation, undrawn: tuple[OwnMean, ...]) -> None:
     if undrawn:
         screen.chart(charts.accuracy((), screen.paper(), undrawn), sentence, rows, "own", title)
     else:
-        st.markdown(f"#### {title}")
-        st.markdown(sentence)
+        screen.text(f"#### {title}")
+        screen.text(sentence)
         screen.table(rows, f"{title}: the figures as a table", key="own-table")
-    st.caption(own_patients.explained(seen.plan))
+    screen.note(own_patients.explained(seen.plan))
 
 
 def explained(seen: Federation) -> str:

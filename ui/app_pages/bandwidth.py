@@ -7,7 +7,7 @@ import streamlit as st
 from coordinator.store import TrafficRow
 from ui import bandwidth, charts, overview, screen
 from ui.bandwidth import Direction
-from ui.store_reading import Federation
+from ui.store_reading import Federation, Totals
 from ui.words import party
 
 EVERYONE = "mean of all"
@@ -16,13 +16,14 @@ DIRECTIONS: dict[str, Direction] = {"sent by a hospital": "up", "received by a h
 
 def page() -> None:
     """Arrange the page."""
-    st.title("Bandwidth")
+    screen.title("Bandwidth")
     seen = screen.federation()
     uploads = () if seen is None else overview.uploads(seen)
     if seen is None or not uploads:
         screen.waiting("Nothing yet: no round was completed so far.")
         return
-    screen.figures(bandwidth.figures(uploads, screen.totals(), seen.float32_bytes))
+    totals = screen.totals()
+    screen.figures(bandwidth.figures(uploads, totals, seen.float32_bytes))
     left, middle, right = st.columns(3)
     with left:
         direction = DIRECTIONS[screen.choose("Direction", list(DIRECTIONS), "direction")]
@@ -32,24 +33,24 @@ def page() -> None:
     blocks = bandwidth.blocks([row.number for row in seen.rounds])
     with right:
         block = screen.choose("Rounds", list(blocks), "rounds")
-    draw(seen, direction, only, () if block == bandwidth.NEWEST else screen.traffic_of(*blocks[block]))
+    draw(seen, totals, direction, only, () if block == bandwidth.NEWEST else screen.traffic_of(*blocks[block]))
 
 
-def draw(seen: Federation, direction: Direction, only: str | None, older: tuple[TrafficRow, ...]) -> None:
+def draw(seen: Federation, totals: Totals, direction: Direction, only: str | None, older: tuple[TrafficRow, ...]) -> None:
     """The stacked bars and the table of single phases."""
     traffic = older or seen.traffic
-    shown = bandwidth.bars(traffic, direction, overview.survivors(seen), only)
+    shown = bandwidth.bars(traffic, direction, overview.survivors(seen.rounds if older else seen.recent), only)
     if not shown:
-        st.markdown("This hospital was in no opened round.")
+        screen.text("This hospital was in no opened round.")
         return
     sentence = bandwidth.sentence(shown, seen.float32_bytes, direction)
     rows = bandwidth.rows(traffic, direction, only)
     drawn = charts.bandwidth(shown, seen.float32_bytes, screen.paper())
     screen.chart(drawn, sentence, rows, "bytes", "Bytes of one hospital by round")
-    st.caption(
+    screen.note(
         "Counted on the connection with all framing. The bars are hospitals in the sum of a round; the dashed line is one "
         "float32 vector, what plain federated averaging would move in this direction. "
-        f"{bandwidth.by_hospital(screen.totals(), direction)}"
+        f"{bandwidth.by_hospital(totals, direction)}"
     )
 
 

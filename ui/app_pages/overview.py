@@ -18,7 +18,7 @@ def page() -> None:
     """Arrange the page."""
     seen = screen.federation()
     hospitals = sources.hospitals(screen.settings())
-    st.title("Overview" if seen is None else f"Study {seen.plan.study}")
+    screen.title("Overview" if seen is None else f"Study {seen.plan.study}")
     if screen.settings().coordinator is not None:
         now_card()
         screen.figures(overview.figures(seen, hospitals))
@@ -36,7 +36,7 @@ def studies() -> None:
     begun = [found for found in map(sources.study, screen.settings().studies) if found is not None]
     if not screen.settings().studies:
         return
-    st.markdown("#### Studies")
+    screen.text("#### Studies")
     if not begun:
         screen.waiting("Nothing yet: no run of a study was begun.")
         return
@@ -63,7 +63,7 @@ def local_card() -> None:
         known = [(folder, found) for folder, found in running if found is not None]
         if not known:
             return
-        st.markdown("#### At this moment")
+        screen.text("#### At this moment")
         for column, (folder, found) in zip(_columns(len(known)), known, strict=False):
             with column:
                 screen.doing(sources.name_of(folder), found)
@@ -93,14 +93,14 @@ def budgets(seen: Federation | None, hospitals: tuple[Hospital, ...]) -> None:
     if budget.drawable(rows):
         screen.chart(charts.shares(rows, styles(order, paper), paper), sentence, figures, "shares", title)
     else:
-        st.markdown(f"#### {title}")
+        screen.text(f"#### {title}")
         screen.reading(figures, title)
-        st.markdown(sentence)
+        screen.text(sentence)
 
 
 def parties() -> None:
     """Who is here; ages advance by themselves."""
-    st.markdown("#### Who is here")
+    screen.text("#### Who is here")
 
     @st.fragment(run_every=screen.run_every())
     def draw() -> None:
@@ -113,10 +113,10 @@ def parties() -> None:
 
 def happened(seen: Federation) -> None:
     """The last events in words, newest first."""
-    st.markdown("#### What happened last")
+    screen.text("#### What happened last")
     latest = seen.events[: -overview.EVENTS_SHOWN - 1 : -1]
     if not latest:
-        st.markdown("Nothing yet.")
+        screen.text("Nothing yet.")
         return
     zone = screen.zone()
     screen.reading([{"when": moment(row.at, zone), "what": row.text} for row in latest], "What happened last")

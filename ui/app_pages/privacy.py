@@ -12,7 +12,7 @@ from ui.words import epsilon, plain
 
 def page() -> None:
     """Arrange the page."""
-    st.title("Privacy budget")
+    screen.title("Privacy budget")
     hospitals = {found.name: found for found in sources.hospitals(screen.settings())}
     name = screen.choose("Hospital", list(hospitals), "hospital")
     found = hospitals[name]
@@ -28,7 +28,7 @@ def page() -> None:
     view = found.budget
     screen.banner(budget.headline(found))
     screen.figures(budget.figures(view))
-    st.caption(budget.as_of(found, screen.zone()))
+    screen.note(budget.as_of(found, screen.zone()))
     spending(found, view)
     guarantee(found)
     leaves(found)
@@ -62,7 +62,7 @@ def spending(found: Hospital, view: BudgetView) -> None:
 def guarantee(found: Hospital) -> None:
     """The generated paragraph, its fields and its assumptions."""
     made = sources.statement_of(found.folder, found.head)
-    st.markdown("#### The guarantee in one paragraph")
+    screen.text("#### The guarantee in one paragraph")
     st.code(made.paragraph, language=None, wrap_lines=True)
     fields = [{"field": f.label, "value": f.value, "what it means": f.explanation, "group": f.group} for f in made.fields]
     screen.table(fields, "Every field of the statement", key="fields")
@@ -74,33 +74,34 @@ def guarantee(found: Hospital) -> None:
 
 def leaves(found: Hospital) -> None:
     """What leaves this hospital, with measured sizes."""
-    st.markdown("#### What leaves this hospital")
+    screen.text("#### What leaves this hospital")
     if found.plan is None:
-        st.markdown("Nothing has left: no plan was offered to this hospital yet.")
+        screen.text("Nothing has left: no plan was offered to this hospital yet.")
         return
-    st.caption(budget.measured_when(found))
+    screen.text(budget.left_by_day(found.events, screen.zone()))
+    screen.note(budget.measured_when(found))
     screen.reading(budget.leaving(found.plan, found.leaves), "What leaves this hospital")
 
 
 def ledger(found: Hospital) -> None:
     """One row for each charged release."""
-    st.markdown("#### Ledger")
+    screen.text("#### Ledger")
     rows = budget.ledger_rows(found.events, screen.zone())
-    st.caption(f"Verified on loading: {len(found.events)} entries in an unbroken chain, the last one {found.head[:12]}.")
+    screen.note(f"Verified on loading: {len(found.events)} entries in an unbroken chain, the last one {found.head[:12]}.")
     if rows:
-        st.dataframe(list(rows), hide_index=True, alt="Ledger of charged releases")
+        screen.grid(rows, "Ledger of charged releases")
     else:
-        st.markdown("Nothing was charged yet.")
+        screen.text("Nothing was charged yet.")
 
 
 def decisions(found: Hospital) -> None:
     """Who agreed to what, when."""
-    st.markdown("#### Decisions")
+    screen.text("#### Decisions")
     rows = budget.decisions(found.events, screen.zone())
     if rows:
         screen.reading(rows, "Decisions")
     else:
-        st.markdown("Nobody has decided anything yet.")
+        screen.text("Nobody has decided anything yet.")
 
 
 page()

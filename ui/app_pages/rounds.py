@@ -11,7 +11,7 @@ from ui.words import clock
 
 def page() -> None:
     """Arrange the page."""
-    st.title("Rounds")
+    screen.title("Rounds")
     seen = screen.federation()
     if seen is None or not seen.rounds:
         screen.waiting("Nothing yet: the coordinator has not started round 1.")
@@ -19,12 +19,12 @@ def page() -> None:
     zone = screen.zone()
     columns = {"lost": st.column_config.TextColumn(width="medium")}
     cells = [line.cells(zone) for line in rounds.lines(seen.rounds, seen.out)]
-    st.dataframe(cells, hide_index=True, column_config=columns, alt="All rounds, the newest first")
+    screen.grid(cells, "All rounds, the newest first", columns)
     numbers = [str(row.number) for row in seen.rounds]
     number = int(screen.choose("Round", numbers[::-1], "round", fallback=rounds.worth_showing(seen.rounds)))
     row = next(row for row in seen.rounds if row.number == number)
-    st.markdown(f"#### Round {number}")
-    st.markdown(rounds.sentence(row))
+    screen.text(f"#### Round {number}")
+    screen.text(rounds.sentence(row, seen.out))
     if row.phase_seconds:
         timelines(row)
     happened(number)
@@ -41,12 +41,12 @@ def timelines(row: RoundRow) -> None:
     if session.segments and session.end_s < whole.end_s:
         sentence = rounds.phases_sentence(row, masking_only=True)
         screen.chart(charts.timeline(session, screen.paper()), sentence, session.rows(), "session", "Its masking session")
-    st.caption("Phases as the coordinator timed them, on its clock.")
+    screen.note("Phases as the coordinator timed them, on its clock.")
 
 
 def happened(number: int) -> None:
     """Events of this round in words."""
-    st.markdown("#### What happened")
+    screen.text("#### What happened")
     zone = screen.zone()
     rows = [{"when": clock(event.at, zone), "what": event.text} for event in screen.events_of(number)]
     if rows:

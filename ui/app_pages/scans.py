@@ -21,27 +21,27 @@ HOW = "Make them once a model is there: `secagg-node data draw --config node.tom
 
 def page() -> None:
     """Arrange the page."""
-    st.title("Scans")
+    screen.title("Scans")
     if not screen.is_loopback():
         screen.refused("Scans are shown on this machine's own address only. Start the app with --address 127.0.0.1.")
         return
     folders = {sources.name_of(folder): folder for folder in screen.settings().hospitals}
     names = list(folders)
     name = screen.choose("Hospital", names, "hospital") if len(names) > 1 else names[0]
-    st.caption(LOCAL_ONLY)
+    screen.note(LOCAL_ONLY)
     index = index_of(folders[name])
     if index is None or not index.scans:
         screen.waiting(f"Nothing yet: no model has drawn on the scans of {name}.")
-        st.markdown(HOW)
+        screen.text(HOW)
         return
     numbers = [str(entry.number) for entry in index.scans]
     number = int(screen.choose("Scan", numbers, "scan", fallback=str(scans.rows(index)[0]["scan"])))
     screen.figures(scans.figures(index, next(entry for entry in index.scans if entry.number == number)))
-    st.caption(f"Study {index.study} · drawn {moment(index.made_at, screen.zone())}")
+    screen.note(f"Study {index.study} · drawn {moment(index.made_at, screen.zone())}")
     viewer(folders[name], index, number)
-    st.markdown("#### All scans")
-    st.markdown(scans.scans_sentence(index))
-    st.dataframe(scans.rows(index), hide_index=True, alt=f"All scans. {scans.scans_sentence(index)}")
+    screen.text("#### All scans")
+    screen.text(scans.scans_sentence(index))
+    screen.grid(scans.rows(index), f"All scans. {scans.scans_sentence(index)}")
 
 
 def index_of(folder: Path) -> ScanIndex | None:
@@ -67,12 +67,12 @@ def viewer(folder: Path, index: ScanIndex, number: int) -> None:
         with left:
             window = screen.choose("Window", list(scans.windows(index)), "window")
         with middle:
-            errors = st.toggle(
-                "Errors only", key="errors", bind="query-params", help="Missed voxels green, added ones vermillion."
-            )
+            explained = screen.say("Missed voxels are filled green, added ones vermillion.")
+            errors = st.toggle(screen.say("Errors only"), key="errors", bind="query-params", help=explained)
         with right:
             at_worst = {plane: scans.worst(scans.by_slice(scan, plane)) for plane in PLANES}
-            st.button("Worst slices", on_click=go_to, args=(at_worst,), help="In each plane, where most voxels are wrong.")
+            explained = screen.say("In each plane, where most voxels are wrong.")
+            st.button(screen.say("Worst slices"), on_click=go_to, args=(at_worst,), help=explained)
         low, high = scans.limits(window, index, scan.image)
         for column, plane in zip(st.columns(len(PLANES)), PLANES, strict=True):
             with column:
@@ -81,8 +81,10 @@ def viewer(folder: Path, index: ScanIndex, number: int) -> None:
                 shown = scans.cut(scan, plane, chosen - 1, index.spacing_xyz_mm)
                 side, top = scans.EDGES[plane]
                 said = f"{plane} slice {chosen} of {last}; left: {side}, top: {top}"
-                st.image(scans.draw(shown, low, high, errors=errors), caption=said, width="stretch", output_format="PNG")
-        st.caption(scans.drawn_words(index, low, high, errors=errors))
+                st.image(
+                    scans.draw(shown, low, high, errors=errors), caption=screen.say(said), width="stretch", output_format="PNG"
+                )
+        screen.note(scans.drawn_words(index, low, high, errors=errors))
         strip(scans.by_slice(scan, "axial"), st.session_state["z"] - 1)
 
     look()
@@ -98,7 +100,7 @@ def place(plane: Plane, last: int, start: int) -> int:
         st.session_state[key] = 1
         return 1
     label = f"{plane} slice (arrow keys)"
-    return st.slider(label, 1, last, None if key in st.session_state else start + 1, key=key, bind="query-params")
+    return st.slider(screen.say(label), 1, last, None if key in st.session_state else start + 1, key=key, bind="query-params")
 
 
 def go_to(at_worst: dict[Plane, int]) -> None:

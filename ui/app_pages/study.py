@@ -13,16 +13,16 @@ from ui.study_state import study_state
 
 def page() -> None:
     """Arrange the page."""
-    st.title("Study")
+    screen.title("Study")
     found = chosen()
     if found is None:
         screen.waiting("Nothing yet: no run of this study was begun.")
         return
-    st.markdown(f"**{found.study.name}** · {found.study.task}")
+    screen.text(f"**{found.study.name}** · {found.study.task}")
     screen.banner(study_state(found.rows))
     groups = grouped(found.rows)
     screen.figures(findings.figures(found, groups))
-    st.caption(found.study.honesty)
+    screen.note(found.study.honesty)
     if groups:
         charts(found, groups)
         settings = findings.setting_rows(groups, found.study.metric)
@@ -37,7 +37,7 @@ def chosen() -> StudyReading | None:
     try:
         return sources.study(folders[name])
     except ResultsError as error:
-        st.warning(f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        screen.refused(str(error))
         st.stop()
 
 
@@ -53,28 +53,28 @@ def charts(found: StudyReading, groups: list[Group]) -> None:
     for view in shown:
         drawn = study_charts.against(view, screen.paper())
         screen.chart(drawn, findings.sentence(view), view.rows(), view.axis, findings.TITLES[view.axis])
-        st.caption(findings.explained(view, groups))
+        screen.note(findings.explained(view, groups))
     if shown:
-        st.caption(findings.METHOD_WORDS)
+        screen.note(findings.METHOD_WORDS)
     else:
-        st.markdown("No chart yet: nothing that differs in epsilon, bits or hospitals is done.")
+        screen.text("No chart yet: nothing that differs in epsilon, bits or hospitals is done.")
 
 
 def one_run(found: StudyReading) -> None:
     """All runs as a table, and the one of the address in full."""
     named = findings.runs(found.rows)
-    st.markdown("#### Every run")
-    columns = {"link": st.column_config.LinkColumn(display_text="open", width="small")}
+    screen.text("#### Every run")
+    columns = {"link": st.column_config.LinkColumn(display_text=screen.say("open"), width="small")}
     rows = findings.run_rows(named, found.folder.name)
-    st.dataframe(rows, hide_index=True, column_config=columns, alt="Every run of the study")
+    screen.grid(rows, "Every run of the study", columns)
     row: CellRow = named[screen.choose("Run", list(named), "run")]
     sentence, points = findings.run_sentence(row, found.study.metric), findings.by_round(row)
     if len(points) > 2:
         measured = [{"round": number, found.study.metric: f"{score:.3f}"} for number, score in points]
         screen.chart(study_charts.run(points, found.study.metric), sentence, measured, "one-run", "One run by round")
     else:
-        st.markdown("#### One run")
-        st.markdown(sentence)
+        screen.text("#### One run")
+        screen.text(sentence)
     screen.reading(findings.run_fields(row), "Everything that decided this run")
 
 
