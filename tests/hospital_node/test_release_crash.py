@@ -36,6 +36,7 @@ PLAN = make_plan()
 UPDATE = np.linspace(-0.5, 0.5, LAYOUT.length, dtype=np.float32)
 KILLS = int(os.environ.get("SECAGG_KILLS", "0"))  # at each point; 0: once at every third, as long as a test may take
 RANDOM_KILLS = max(15, KILLS)
+TIMEOUT_S = 600 * max(1, KILLS)
 WITNESS = "witness.counter"
 CALLS = ("fsync", "replace", "write", "open", "link")  # of the system, before and after
 
@@ -194,6 +195,7 @@ def goes_on(folders: Folders, said: list[str], charged: int) -> None:
     assert len({line for line in again if line.startswith("left")}) == 1
 
 
+@pytest.mark.timeout(TIMEOUT_S)
 def test_killed_at_every_point_of_a_release(template: Folders, tmp_path: Path) -> None:
     whole, status = lived(fresh(template, tmp_path / "whole"), session=1)
     assert status == 0
@@ -213,6 +215,7 @@ def test_killed_at_every_point_of_a_release(template: Folders, tmp_path: Path) -
     assert min(outcomes.values()) >= 3
 
 
+@pytest.mark.timeout(TIMEOUT_S)
 def test_killed_at_any_moment_of_a_release(template: Folders, tmp_path: Path) -> None:
     whole, _ = lived(fresh(template, tmp_path / "whole"), session=1)
     count = len(whole[-1].split("|"))

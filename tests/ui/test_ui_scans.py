@@ -178,6 +178,13 @@ def test_moving_a_slice_and_going_back_to_the_worst(open_page, hospital):
     assert not app.exception
 
 
+def test_another_scan_begins_at_its_own_worst_slices(open_page, hospital):
+    app = open_page(hospital, "scans")
+    app.slider(key="z").set_value(3).run()
+    app.selectbox(key="scan").set_value("1").run()
+    assert [slider.value for slider in app.slider] == [5, 1, 10]
+
+
 def test_a_link_to_a_slice_that_this_scan_does_not_have_opens_anyway(open_page, hospital):
     assert open_page(hospital, "scans", z="70", scan="9").slider(key="z").value == 5
 

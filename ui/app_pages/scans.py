@@ -16,6 +16,7 @@ LOCAL_ONLY = (
     "own address only, and sends nothing to anybody. Choosing a plan or a model by what is seen here uses the patients' data; "
     "no ledger counts that."
 )
+SEEN = "scan-seen"
 HOW = "Make them once a model is there: `secagg-node data draw --config node.toml --model latest.safetensors`."
 
 
@@ -73,6 +74,9 @@ def viewer(folder: Path, index: ScanIndex, number: int) -> None:
             at_worst = {plane: scans.worst(scans.by_slice(scan, plane)) for plane in PLANES}
             explained = screen.say("In each plane, where most voxels are wrong.")
             st.button(screen.say("Worst slices"), on_click=go_to, args=(at_worst,), help=explained)
+        if st.session_state.get(SEEN, number) != number:  # slices of another scan say nothing of this one
+            go_to(at_worst)
+        st.session_state[SEEN] = number
         low, high = scans.limits(window, index, scan.image)
         for column, plane in zip(st.columns(len(PLANES)), PLANES, strict=True):
             with column:
