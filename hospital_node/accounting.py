@@ -9,6 +9,7 @@ because that takes a second and most commands need no epsilon.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -152,6 +153,7 @@ def _renyi_epsilon(canonical: tuple[Mechanism, ...], delta: float, orders: tuple
     import dp_accounting
     from dp_accounting import rdp
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of each order left out, which only makes the bound larger
     accountant = rdp.RdpAccountant() if orders is None else rdp.RdpAccountant(list(orders))
     for one in canonical:
         step = dp_accounting.PoissonSampledDpEvent(one.sampling_rate, dp_accounting.GaussianDpEvent(one.noise_multiplier))

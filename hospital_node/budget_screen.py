@@ -21,6 +21,7 @@ from hospital_node.ledger_schema import Approved, CapLowered, CapRaised, ClockCo
 from hospital_node.releases import counted
 from hospital_node.statement import Statement
 
+CHARGED = "charged\n(UTC)"
 SHOWN_AHEAD = 4  # rounds of the forecast, besides the last one that fits and the first that does not
 DECISIONS = 5  # the newest
 MECHANISM = "releases are all of one kind or all of one plan, so only their number was chosen"
@@ -112,7 +113,7 @@ def _history(releases: Sequence[History]) -> Table:
     rows = [
         (
             str(one.place),
-            f"{one.at:%Y-%m-%d %H:%M}",
+            f"{one.at:%Y-%m-%d}\n{one.at:%H:%M}",
             one.study,
             str(one.round),
             f"{one.noise_multiplier:g}",
@@ -123,7 +124,7 @@ def _history(releases: Sequence[History]) -> Table:
         )
         for one in releases
     ]
-    names = ("", "charged (UTC)", "study", "round", "noise", "rate", "steps", "epsilon after it", "result")
+    names = ("", CHARGED, "study", "round", "noise", "rate", "steps", "epsilon after it", "result")
     return _lines(_title("Releases", len(releases), releases[-1].place), names, rows)
 
 
@@ -150,7 +151,9 @@ def _decisions(events: Sequence[Event]) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _lines(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(*names, title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for name in names:  # on a narrow screen words may break, but no date
+        table.add_column(name, overflow="fold", no_wrap=name == CHARGED)
     for row in rows:
         table.add_row(*row)
     return table

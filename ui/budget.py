@@ -99,7 +99,7 @@ def _left(view: BudgetView) -> Figure:
         return Figure("Left", NO_GUARANTEE, "a cap has nothing to protect", explained)
     if view.cap is None:
         return Figure("Left", "no cap yet", "an officer has to approve a plan", explained)
-    return Figure("Left", percent(view.left_share), f"ε {_floor(view.left)} below the cap", explained)
+    return Figure("Left", f"{math.floor(100 * view.left_share)} %", f"ε {_floor(view.left)} below the cap", explained)
 
 
 def _floor(value: float) -> str:

@@ -155,7 +155,7 @@ def test_a_change_of_mechanism_is_explained_before_it_happens_and_labelled_after
     assert after["spent"].startswith(f"epsilon {rounded_up(view.spent)} of 8")
     assert after["as if fixed in advance"].startswith(f"epsilon {rounded_up(view.non_adaptive)} by PLD, epsilon ")
     assert after["attacker"].endswith("(as if fixed in advance)")
-    assert re.search(r"1\.60 by PLD .*\n.*4\.\d\d by the filter", after["all"])
+    assert re.search(r"1\.60 by PLD .*\n.*\n.*4\.\d\d by the filter", after["all"])
 
 
 def test_scores_of_own_patients_stand_with_their_round_in_both_opinions(tmp_path: Path) -> None:
