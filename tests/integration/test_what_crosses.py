@@ -24,7 +24,11 @@ from google.protobuf.message_factory import GetMessageClass
 from http2_requests import Call, calls_in
 from small_federation import HOSPITALS, SmallFederation
 
+from hospital_node.prepared_cache import PreparedCache
+from hospital_node.state import StateFolder
+from hospital_node.validation import is_measured
 from proto import federation_pb2 as pb
+from proto.plan import Plan
 from study import sites
 from study.processes import Family
 
@@ -35,7 +39,10 @@ LEAKY = "south"
 PATIENTS = {"north": 4, "east": 7, "south": 5, "west": 4}  # every plan declares 4
 ROUNDS = 2
 CHARACTERS = 5  # of a number in decimal text: fewer come up by chance
-PARTS = {"evaluation": {"every": 1, "share": 0.4, "noise_multiplier": 4.0}}
+PARTS = {  # every patient in every step, so that there always is a loss that could be told
+    "evaluation": {"every": 1, "share": 0.4, "noise_multiplier": 4.0},
+    "privacy": {"noise_multiplier": 2.0, "inverse_sampling_rate": 1, "delta": 1e-3},
+}
 OPAQUE = {  # fields that hold keys, sealed boxes, signatures, digests and masked words: of fixed sizes, and random to a reader
     *("seal_key", "mask_key", "seed_commitment", "sealed", "digest", "self_mask_seed", "words", "receipt", "signature"),
 }
@@ -203,6 +210,8 @@ def captures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Capture]:
             folder, family, rounds=ROUNDS, patients=PATIENTS, timing={"ready_after_s": 4.0}, parts=PARTS
         )
         federation.approve()
+        for role in federation.world.cast.hospitals:
+            _part_patients(federation.plan, role.data, federation.world.state(role))
         relays = _relays(federation, federation.start_coordinator())
         files = [federation.world.config(role) for role in federation.world.cast.hospitals]
         command = [sys.executable, TELLING_NODES, folder / "told", LEAKY, *files]
@@ -233,10 +242,25 @@ def _relays(federation: SmallFederation, address: str) -> dict[str, DecryptingRe
     return relays
 
 
+def _part_patients(plan: Plan, data: Path, state: Path) -> None:
+    """Give the node a secret under which it has patients to train on and patients to measure."""
+    for number in range(256):
+        secret = StateFolder(state).patient_secret
+        secret.write_bytes(bytes([number]) * 32)
+        cache = PreparedCache.open(state / "tried", plan.preparation, len(plan.network.labels), secret)
+        if len({is_measured(plan, cache.patient_key(person)) for person in _people(data)}) > 1:
+            return
+    raise AssertionError("no secret parts the patients")
+
+
+def _people(data: Path) -> set[str]:
+    return {row.split(",")[1] for row in (data / "patients.csv").read_text().split()[1:]}
+
+
 def _names(data: Path) -> tuple[str, ...]:
     """Of every file, and every word of the list of patients."""
     files = {path.stem for path in data.rglob("*") if path.suffix in {".mhd", ".raw"}}
-    people = {row.split(",")[1] for row in (data / "patients.csv").read_text().split()[1:]}
+    people = _people(data)
     assert files
     assert people
     return tuple(sorted(files | people))
@@ -247,6 +271,7 @@ def test_nothing_that_a_hospital_knows_is_in_what_it_sends(captures: dict[str, C
     capture = captures[name]
     assert len(capture.told.keys) == PATIENTS[name]
     assert len(capture.told.losses) > ROUNDS
+    assert capture.told.scores, "some patients are measured"
     assert len(capture.told.vectors) == 2 * ROUNDS
     sent = {call.method for call in capture.calls}
     assert sent == {"Join", "Poll", "FetchModel", "Report", "Answer", "Upload"}
