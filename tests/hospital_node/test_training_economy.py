@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
-from training_world import SILENT, URI, people, person, plan, replayed
+from training_world import SILENT, URI, people, person, plan, recorded_contributions, replayed
 
 from hospital_node import economy, network, patches
-from hospital_node.dp_optimizer import PatientOptimizer
 from hospital_node.losses import dice_ce
 from hospital_node.noise import StepCoins
 from hospital_node.train import SEGMENTATION, backward, train_round
@@ -168,20 +167,7 @@ def test_noise_is_the_same_to_the_bit_in_every_precision():
 
 @pytest.fixture
 def contributions(monkeypatch):
-    """The clipped contribution of every patient drawn, in order."""
-    seen, original = [], PatientOptimizer.clip_and_accumulate
-
-    def recorded(self):
-        before = [None if p.summed_grad is None else p.summed_grad.clone() for p in self.params]
-        for p in self.params:
-            p.summed_grad = None
-        original(self)
-        seen.append(np.concatenate([p.summed_grad.reshape(-1).numpy() for p in self.params]))
-        for p, old in zip(self.params, before, strict=True):
-            p.summed_grad = p.summed_grad if old is None else old + p.summed_grad
-
-    monkeypatch.setattr(PatientOptimizer, "clip_and_accumulate", recorded)
-    return seen
+    return recorded_contributions(monkeypatch)
 
 
 ALL_WAYS = [*WAYS, {"precision": "bf16"}, {"precision": "bf16", "micro_batch": 1, "checkpointing": True}]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from training_world import SILENT, URI, Person, people, person, plan, replayed
+from training_world import SILENT, URI, Person, people, person, plan, recorded_contributions, replayed
 
 from hospital_node import network, patches
 from hospital_node.dp_optimizer import PatientOptimizer
@@ -23,21 +23,7 @@ def base_of(plan_, seed=3):
 
 @pytest.fixture
 def contributions(monkeypatch):
-    """Every clipped contribution of a run, in the order of the patients drawn."""
-    seen = []
-    original = PatientOptimizer.clip_and_accumulate
-
-    def recorded(self):
-        before = [None if p.summed_grad is None else p.summed_grad.clone() for p in self.params]
-        for p in self.params:
-            p.summed_grad = None
-        original(self)
-        seen.append(np.concatenate([p.summed_grad.reshape(-1).numpy() for p in self.params]))
-        for p, old in zip(self.params, before, strict=True):
-            p.summed_grad = p.summed_grad if old is None else old + p.summed_grad
-
-    monkeypatch.setattr(PatientOptimizer, "clip_and_accumulate", recorded)
-    return seen
+    return recorded_contributions(monkeypatch)
 
 
 def test_update_history_and_progress_are_those_of_the_plan():

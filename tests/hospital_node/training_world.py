@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from hospital_node.dp_optimizer import PatientOptimizer
 from hospital_node.noise import NormalStream
 from proto.plan import Plan
 
@@ -74,3 +76,20 @@ def replayed(seed: bytes) -> Callable[[int], bytes]:
 
 def normals(seed: bytes = b"normals") -> NormalStream:
     return NormalStream(replayed(seed))
+
+
+def recorded_contributions(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[np.float32]]:
+    """A list that fills with the clipped contribution of every patient drawn, in order."""
+    seen, original = [], PatientOptimizer.clip_and_accumulate
+
+    def recorded(self: PatientOptimizer) -> None:
+        before = [None if p.summed_grad is None else p.summed_grad.clone() for p in self.params]
+        for p in self.params:
+            p.summed_grad = None
+        original(self)
+        seen.append(np.concatenate([p.summed_grad.reshape(-1).numpy() for p in self.params]))
+        for p, old in zip(self.params, before, strict=True):
+            p.summed_grad = p.summed_grad if old is None else old + p.summed_grad
+
+    monkeypatch.setattr(PatientOptimizer, "clip_and_accumulate", recorded)
+    return seen
