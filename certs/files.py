@@ -54,7 +54,7 @@ def write_new(path: Path, content: bytes, mode: int) -> None:
         raise CertificateError(f"cannot write {path}: {error.strerror}") from error
     finally:
         temporary.unlink()
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def replace(path: Path, content: bytes, mode: int) -> None:
@@ -65,7 +65,7 @@ def replace(path: Path, content: bytes, mode: int) -> None:
     except OSError as error:
         temporary.unlink()
         raise CertificateError(f"cannot write {path}: {error.strerror}") from error
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def refuse_existing(folder: Path, *names: str) -> None:
@@ -96,7 +96,8 @@ def _write_temporary(path: Path, content: bytes, mode: int) -> Path:
     return temporary
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make names in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from certs.audit import AuditError
+from certs.audit_file import AuditLog, report
 from certs.party import CertificateError
 from coordinator import logs
 from coordinator.config import ConfigError, CoordinatorConfig, load_config
@@ -96,6 +98,25 @@ def check_plan(plan: Annotated[Path, typer.Argument(help="The study plan, TOML."
             typer.echo(f"{size} hospitals: any {threshold} open the sum, {size - max(threshold, smallest)} may drop out")
         else:
             typer.echo(f"{size} hospitals: no session opens, {threshold} do not fit {study.masking.max_colluders} colluders")
+
+
+@app.command("audit-log")
+def audit_log(
+    config: ConfigPath,
+    export: Annotated[Path | None, typer.Option("--export", help="Write the verified records into this file.")] = None,
+    continues: Annotated[
+        Path | None, typer.Option("--continues", help="An older export, which the log must go on from.")
+    ] = None,
+    *,
+    verify: Annotated[bool, typer.Option("--verify", help="Say only whether the chain is unbroken, and its head.")] = False,
+) -> None:
+    """Show who did what at this coordinator, when and why, from its own chain."""
+    log = AuditLog.within(_settings(config).state)
+    try:
+        for line in report(log, verify=verify, export=export, continues=continues):
+            typer.echo(line)
+    except (AuditError, CertificateError) as error:
+        _fail(error)
 
 
 def _local_work(plan: Plan) -> Iterator[str]:

@@ -22,8 +22,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from certs.audit import AuditError
 from certs.party import CertificateError
-from hospital_node import data_cli, ledger_cli, officer, predict_cli
+from hospital_node import audit_cli, data_cli, ledger_cli, officer, predict_cli
 from hospital_node.checks import Check, all_checks
 from hospital_node.cohort import CohortError
 from hospital_node.config import ConfigError, NodeConfig, load_config
@@ -49,6 +50,7 @@ NODE_PACKAGES = frozenset({"SimpleITK", "dp_accounting", "monai", "opacus", "tor
 SIGNAL_CHECK_S = 0.5
 PROCESSES = "WORLD_SIZE"  # torchrun sets it: how many processes it started
 USER_ERRORS = (
+    AuditError,
     CertificateError,
     CohortError,
     ConfigError,
@@ -72,6 +74,7 @@ app = typer.Typer(
 )
 app.add_typer(data_cli.app, name="data")
 app.add_typer(officer.app)
+app.add_typer(audit_cli.app)
 app.add_typer(predict_cli.app)
 app.add_typer(officer.cap_app, name="cap")
 app.add_typer(ledger_cli.app, name="ledger")

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import tomli_w
 from coordinator_federation import LAYOUT, small_plan, write_study
 from typer.testing import CliRunner
 
+from certs.audit import Action
+from certs.audit_file import AuditLog
 from coordinator.cli import app
 from coordinator.store_write import StoreWriter
 from proto.plan import Evaluation, Masking
@@ -125,6 +128,19 @@ def test_status_reads_the_store_and_nothing_else(tmp_path, identities):
     assert shown["rounds"] == []
     assert [member["state"] for member in shown["members"]] == ["absent"] * 5
     assert "h0" in CliRunner().invoke(app, arguments).stdout
+
+
+def test_the_audit_log_is_shown_and_its_damage_named(tmp_path, identities):
+    config = write_study(tmp_path, identities, small_plan())
+    config.state.mkdir(exist_ok=True)
+    log = AuditLog.within(config.state)
+    log.append(Action(by="Operator", kind="pause", reason="maintenance"), datetime(2026, 11, 21, tzinfo=UTC))
+    arguments = ["audit-log", "--config", str(tmp_path / "coordinator.toml")]
+    assert "Operator  pause: maintenance" in CliRunner().invoke(app, arguments).stdout
+    log.path.write_bytes(log.path.read_bytes().replace(b"maintenance", b"maintenanze"))
+    result = CliRunner().invoke(app, [*arguments, "--verify"])
+    assert result.exit_code == 2
+    assert "line 1 of the audit log" in result.stderr
 
 
 def test_check_plan_says_what_a_study_withstands(tmp_path):

@@ -19,6 +19,8 @@ import pytest
 from node_world import LAYOUT, ME, NOW_S, FakeLink, Folders, approved_ledger, make_folders, make_plan
 from safetensors.numpy import save
 
+from certs.audit import Action
+from certs.audit_file import AuditLog
 from hospital_node import checks, cli, officer
 from hospital_node.ledger import Ledger
 from proto.modelfile import read_model
@@ -40,6 +42,25 @@ def write_plan(folders: Folders, plan: Plan) -> Path:
 
 def call(folders: Folders, *words: Any) -> int:
     return cli.main([*(str(word) for word in words), "--config", str(folders.config_file)])
+
+
+# ---- what people did ----
+
+
+def test_the_audit_log_is_shown_verified_and_exported(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
+    log = AuditLog.within(folders.state.path)
+    folders.state.create()
+    assert call(folders, "audit-log") == 0
+    assert "nothing was recorded yet" in capsys.readouterr().out
+    log.append(Action(by="Dr Keller", kind="pause", reason="a question"), datetime.fromtimestamp(NOW_S, UTC))
+    assert call(folders, "audit-log") == 0
+    assert "Dr Keller  pause: a question" in capsys.readouterr().out
+    out = folders.root / "audit.export"
+    assert call(folders, "audit-log", "--verify", "--export", out) == 0
+    assert "1 records in an unbroken chain" in capsys.readouterr().out
+    log.path.write_bytes(log.path.read_bytes().replace(b"Keller", b"Kxller"))
+    assert call(folders, "audit-log", "--verify", "--continues", out) == 2
+    assert "line 1 of the audit log" in capsys.readouterr().err
 
 
 # ---- decisions ----
