@@ -22,6 +22,8 @@ from coordinator import logs
 from coordinator.config import ConfigError, CoordinatorConfig, load_config
 from coordinator.status import heartbeat_of, status_of
 from coordinator.store import RoundRow, StoreError, StoreReader, open_store
+from proto.control import Abort, ControlError, Pause, Resume, decision
+from proto.control_socket import ask, listening
 from proto.plan import Evaluation, Plan, PlanError, load_toml, short_name
 
 EXIT_USER = 2  # something that a person has to mend
@@ -100,6 +102,43 @@ def check_plan(plan: Annotated[Path, typer.Argument(help="The study plan, TOML."
             typer.echo(f"{size} hospitals: no session opens, {threshold} do not fit {study.masking.max_colluders} colluders")
 
 
+By = Annotated[str, typer.Option("--by", help="Name of the person who decides; it is recorded.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, in a few words; it is recorded.")]
+
+
+@app.command()
+def pause(config: ConfigPath, by: By, reason: Reason) -> None:
+    """Let the running coordinator open no further round; the round under way goes on. A restart stays paused."""
+    _ask(config, Pause, by=by, reason=reason)
+
+
+@app.command()
+def resume(config: ConfigPath, by: By, reason: Reason) -> None:
+    """Let the running coordinator open rounds again."""
+    _ask(config, Resume, by=by, reason=reason)
+
+
+@app.command("abort-round")
+def abort_round(
+    config: ConfigPath,
+    number: Annotated[int, typer.Option("--round", help="The round under way, so that no later one is ended by mistake.")],
+    by: By,
+    reason: Reason,
+) -> None:
+    """End the round under way without a sum; the model stays, and what hospitals had released is spent."""
+    _ask(config, Abort, round=number, by=by, reason=reason)
+
+
+def _ask(config: Path, kind: type[Pause | Resume | Abort], **fields: object) -> None:
+    try:
+        said = ask(_settings(config).state, decision(kind, **fields), "the coordinator")
+    except ControlError as error:
+        _fail(error)
+    if not said.done:
+        _fail(ControlError(said.sentence))
+    typer.echo(said.sentence)
+
+
 @app.command("audit-log")
 def audit_log(
     config: ConfigPath,
@@ -149,6 +188,7 @@ def main() -> None:
 
 async def _run(settings: CoordinatorConfig, *, until_finished: bool) -> None:
     from certs.peers import load_peers
+    from coordinator import people
     from coordinator.lock import FolderInUse, held
     from coordinator.metrics import MetricsError
     from coordinator.models import ModelError
@@ -163,8 +203,11 @@ async def _run(settings: CoordinatorConfig, *, until_finished: bool) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         with held(settings.state):
-            await serve(Run(settings, os.urandom), settings, allow, stop, until_finished=until_finished)
-    except (ModelError, ListenError, MetricsError, FolderInUse) as error:
+            log = AuditLog.within(settings.state)
+            run = Run(settings, os.urandom, held=people.pause_in_force(log.read()))
+            with listening(settings.state, people.asked(loop, run, log)):
+                await serve(run, settings, allow, stop, until_finished=until_finished)
+    except (AuditError, ControlError, ModelError, ListenError, MetricsError, FolderInUse) as error:
         raise ConfigError(str(error)) from error
     except OSError as error:
         raise ConfigError(f"cannot use the state folder {settings.state}: {error.strerror}") from error

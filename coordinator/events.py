@@ -148,9 +148,33 @@ class Tick:
     """Time has passed."""
 
 
+@dataclass(frozen=True, slots=True)
+class RoundsHeld:
+    """The coordinator's people want no further round to be opened; `said` is who and why."""
+
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundsLetOn:
+    """They let rounds go on."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundEnded:
+    """They end the round under way."""
+
+    round: int
+    by: str
+    reason: str
+
+
+Asked: TypeAlias = RoundsHeld | RoundsLetOn | RoundEnded
 Answer: TypeAlias = Advertised | Shared | UploadAccepted | Confirmed | Revealed
 Event: TypeAlias = (
-    Joined | Seen | Reported | SessionNamed | SessionImpossible | Answer | Refused | Opened | SessionBroken | Tick
+    Joined | Seen | Reported | SessionNamed | SessionImpossible | Answer | Refused | Opened | SessionBroken | Asked | Tick
 )
 
 

@@ -8,7 +8,8 @@ Rules it keeps (architecture.md, "One round, as a walk"; protocol.md):
     and the same base, and nobody is asked for the same update again;
 (5) before that a failed session costs nothing: the same round forms another, under another id;
 (6) a round belongs to the hospitals that the plan selects for it: nobody else is offered it, counts for it or replaces one of
-    them. Where too few of those have budget left the round is passed over.
+    them. Where too few of those have budget left the round is passed over;
+(7) people can hold back the next round, never one under way; they can end one under way before its sum is being opened.
 
 An event that does not fit the state changes nothing and decides nothing.
 """
@@ -19,7 +20,7 @@ import math
 from collections.abc import Iterable
 from typing import assert_never
 
-from coordinator import masking
+from coordinator import holding, masking
 from coordinator.events import (
     AbortSession,
     Advertised,
@@ -35,6 +36,9 @@ from coordinator.events import (
     Report,
     Reported,
     Revealed,
+    RoundEnded,
+    RoundsHeld,
+    RoundsLetOn,
     SavePhase,
     SaveRound,
     SaveValidation,
@@ -87,6 +91,14 @@ def _dispatch(turn: Turn, event: Event) -> None:
             _on_opened(turn, event)
         case SessionBroken():
             _on_broken(turn, event)
+        case RoundsHeld():
+            holding.hold(turn, event)
+        case RoundsLetOn():
+            if holding.let_on(turn, event):
+                _begin_round(turn)
+        case RoundEnded():
+            if holding.end_round(turn, event):
+                _next_round(turn)
         case _:
             assert_never(event)
 
@@ -196,7 +208,12 @@ def _start(turn: Turn) -> None:
 
 
 def _begin_round(turn: Turn) -> None:
-    """Offer the round to every hospital of it that joined and has not declined for good; the others are told to wait."""
+    """Offer the round to every hospital of it that joined and has not declined for good; the others are told to wait.
+
+    Where people hold rounds back it begins when they let it (7).
+    """
+    if holding.holds(turn):
+        return
     turn.emit(SaveRound(turn.state.round, "training"))
     _enter_training(turn)
     turn.record("round", f"offered to {', '.join(map(short_name, _willing_now(turn.state)))}")

@@ -73,7 +73,9 @@ class Evaluator:
 class Run:
     """One study's run. One owner, one event loop; only opening a sum happens in another thread."""
 
-    def __init__(self, config: CoordinatorConfig, rand: Rand, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: CoordinatorConfig, rand: Rand, now_s: Callable[[], float] = time.monotonic, *, held: str = ""
+    ) -> None:
         self.plan, self.layout, start = _read_study(config)
         self.update_layout = update_layout(self.layout, self.plan.training)
         self.now_s = now_s
@@ -86,7 +88,7 @@ class Run:
         self.bells: dict[str, asyncio.Event] = {}
         self.evaluators = {uri: Evaluator() for uri in self.plan.evaluators}
         self._started_s, self._took_over = now_s(), bool(self.store.rounds())
-        self.state = self._begin(config, start)
+        self.state = self._begin(config, start, held)
         self.mail = self._mailboxes()
         self.told: set[str] = set()  # parties that know that the run is over
         self._rand = rand
@@ -98,7 +100,7 @@ class Run:
         self._stored_seen_s = -SEEN_RESOLUTION_S
         self._opening: set[asyncio.Task[None]] = set()
 
-    def _begin(self, config: CoordinatorConfig, start: Vector) -> State:
+    def _begin(self, config: CoordinatorConfig, start: Vector, held: str) -> State:
         now = time.time()
         if not self.store.models():
             digest = self.models.write(start)
@@ -122,6 +124,7 @@ class Run:
             now_s=self.now_s(),
             drill_pause_s=config.drill_pause_s,
             kept=kept,
+            held=held,
         )
 
     def _restored(self) -> Restored | None:

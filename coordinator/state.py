@@ -29,6 +29,7 @@ class Phase(StrEnum):
     CONFIRM = "confirm"
     REVEAL = "reveal"
     OPENING = "opening"
+    HELD = "held"  # between rounds: the coordinator's people let no further one begin
     FINISHED = "finished"
 
 
@@ -137,6 +138,7 @@ class State:
     kept: Kept | None = None  # goes on with the first tick
     forming: tuple[str, ...] = ()  # roster whose session id is being drawn
     impossible: tuple[str, ...] = ()  # roster that was found not to hold
+    held: str = ""  # who lets no further round begin, and why
     finished: str = ""
 
 
@@ -151,6 +153,7 @@ def begin(
     now_s: float,
     drill_pause_s: float = 0.0,
     kept: Kept | None = None,
+    held: str = "",
 ) -> State:
     """State of a coordinator that has just started and will offer `round` on the model `base_digest`, or go on with `kept`."""
     members = {h.uri: Member(h.uri, h.weight, last_seen_s=now_s) for h in plan.hospitals}
@@ -168,6 +171,7 @@ def begin(
         drill_pause_s=drill_pause_s,
         phase_since_s=now_s,
         kept=kept,
+        held=held,
     )
 
 
@@ -236,7 +240,8 @@ def member_view(state: State, uri: str) -> tuple[str, str, str]:
     member, session = state.members[uri], state.session
     if session is not None and uri in session.expected:
         return "masking", state.phase.value, ""
-    word = "joined" if member.standing is Standing.IDLE else member.standing.value
+    over = state.phase is Phase.FINISHED and member.standing not in {*OUT, Standing.ABSENT}  # an update of then is no news
+    word = "joined" if over or member.standing is Standing.IDLE else member.standing.value
     trains = state.phase is Phase.TRAIN and uri in state.asked and member.standing not in OUT
     phase = Phase.TRAIN.value if trains else ""
     return word, phase, member.code if member.standing in OUT else ""
@@ -247,6 +252,8 @@ def waiting_for(state: State, now_s: float) -> str:
     if state.session is not None and state.session.closed_at_s is None and state.session.missing:
         names = _names(sorted(state.session.missing))
         return f"Round {state.round} · {state.phase} · waiting for {names}"
+    if state.phase is Phase.HELD:
+        return f"Round {state.round} · {state.held}"
     if state.phase is not Phase.TRAIN:
         return ""
     needed = smallest_cohort(state.plan)

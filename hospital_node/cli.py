@@ -41,6 +41,7 @@ from hospital_node.state import StateError, StateFolder
 from hospital_node.study import plan_offered
 from hospital_node.traffic import ByteMeter
 from hospital_node.work import WorkFailed
+from proto.control import ControlError
 from proto.modelfile import Model, ModelFileError, encode_model, read_model
 from proto.plan import Plan, PlanError, load_toml
 
@@ -54,6 +55,7 @@ USER_ERRORS = (
     CertificateError,
     CohortError,
     ConfigError,
+    ControlError,
     ExportError,
     LabelFileError,
     LedgerError,

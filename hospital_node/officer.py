@@ -1,7 +1,7 @@
 """Commands of the people at the hospital: read, approve, watch the budget, lower or raise the cap, pause and resume.
 
-Every decision is one entry of the ledger with a name and a reason; nothing is decided here. The node need not be stopped: it
-asks the ledger before every round and before every release.
+Every decision is one entry of the ledger with a name and a reason, made by the same functions as those of the app
+(`people.py`). The node need not be stopped: it asks the ledger before every round and before every release.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from certs.identity import load_identity
+from hospital_node import people
 from hospital_node.budget import budget_view
 from hospital_node.budget_screen import budget_screen, figure, two_columns
 from hospital_node.cap import plain, stated
-from hospital_node.config import CapSetting, ConfigError, NodeConfig, load_config
+from hospital_node.config import ConfigError, NodeConfig, load_config
 from hospital_node.ledger import Cap, Ledger
 from hospital_node.ledger_rules import mechanism_of, planned
+from hospital_node.people import new_cap
 from hospital_node.state import StateFolder, ledger_to_read
 from hospital_node.statement import statement
+from proto.control import Approve, Decline, Pause, Resume, decision
 from proto.plan import Plan, PlanError, from_canonical, load_toml, short_name
 
 app = typer.Typer(add_completion=False)
@@ -63,22 +65,21 @@ def approve(
     """Record that this hospital agrees to exactly this plan under a cap. Without it the node does not train."""
     node = load_config(config)
     chosen = read_plan(node, plan)
-    cap = _cap_for(chosen, node.cap, epsilon_cap, delta)
-    console = Console()
-    ledger = _ledger(node)
-    console.print(_summary(chosen, ledger.hospital))
-    ledger.approve(
-        chosen,
-        by,
-        reason,
-        cap,
-        datetime.now(UTC),
+    request = decision(
+        Approve,
+        by=by,
+        reason=reason,
+        plan=chosen.digest().hex(),
+        epsilon=epsilon_cap,
+        delta=delta,
         confirmed_by=confirmed_by,
         accept_no_guarantee=accept_no_guarantee,
         data_is_public=data_is_public,
     )
-    what = "without any guarantee" if chosen.privacy.no_guarantee else f"under the cap {cap}"
-    console.print(f"Approved by {by}: plan {chosen.digest().hex()[:12]} of study '{chosen.study}', {what}.")
+    cap, now = people.cap_for(chosen, node.cap, epsilon_cap, delta), datetime.now(UTC)
+    console, ledger = Console(), people.ledger_of(node, now)
+    console.print(_summary(chosen, ledger.hospital))
+    console.print(people.carry_out(node, request, chosen, now, "command line"))
     view = ledger.budget(chosen)
     if view.reading != view.read_by:  # this plan's noise or rate changes how everything before it is read
         console.print(view.sentence)
@@ -103,23 +104,37 @@ def budget(
 
 
 @app.command()
+def decline(
+    config: ConfigFile,
+    by: By,
+    reason: Reason,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="The plan, .toml or .json; the one offered last if left out.")
+    ] = None,
+) -> None:
+    """Say no to a plan, or take an approval of it back, at once. What was spent stays spent."""
+    node = load_config(config)
+    chosen = read_plan(node, plan)
+    request = decision(Decline, by=by, reason=reason, plan=chosen.digest().hex())
+    typer.echo(people.carry_out(node, request, chosen, datetime.now(UTC), "command line"))
+
+
+@app.command()
 def pause(config: ConfigFile, by: By, reason: Reason) -> None:
     """Hold the node: it trains and releases nothing until `resume`. A release under way cannot be called back."""
-    _ledger(load_config(config)).pause(by, reason, datetime.now(UTC))
-    typer.echo(f"Paused by {by}: the node declines from its next question to the ledger on.")
+    _carry_out(config, decision(Pause, by=by, reason=reason))
 
 
 @app.command()
 def resume(config: ConfigFile, by: By, reason: Reason) -> None:
     """Let the node go on, after a pause or after releases that came to nothing."""
-    _ledger(load_config(config)).resume(by, reason, datetime.now(UTC))
-    typer.echo(f"Resumed by {by}.")
+    _carry_out(config, decision(Resume, by=by, reason=reason))
 
 
 @cap_app.command("lower")
 def lower_cap(config: ConfigFile, by: By, reason: Reason, epsilon_cap: Epsilon, delta: Delta = None) -> None:
     """Lower the cap, at once. One person suffices."""
-    ledger = _ledger(load_config(config))
+    ledger = people.ledger_of(load_config(config), datetime.now(UTC))
     cap = _new_cap(ledger, epsilon_cap, delta)
     ledger.lower_cap(cap, by, reason, datetime.now(UTC))
     typer.echo(f"Lowered by {by}: the cap is {cap} now.")
@@ -135,7 +150,7 @@ def raise_cap(
     delta: Delta = None,
 ) -> None:
     """Raise the cap. Two different people have to agree."""
-    ledger = _ledger(load_config(config))
+    ledger = people.ledger_of(load_config(config), datetime.now(UTC))
     cap = _new_cap(ledger, epsilon_cap, delta)
     ledger.raise_cap(cap, by, confirmed_by, reason, datetime.now(UTC))
     typer.echo(f"Raised by {by} and {confirmed_by}: the cap is {cap} now.")
@@ -212,31 +227,12 @@ def _finite(value: object) -> object:
     return value
 
 
-def _cap_for(plan: Plan, setting: CapSetting | None, epsilon_cap: float | None, delta: float | None) -> Cap:
-    if epsilon_cap is None and setting is None:
-        if not plan.privacy.no_guarantee:
-            raise ConfigError("no cap is named: give --epsilon, or write a [cap] into the node's configuration")
-        return Cap(epsilon=1.0, delta=plan.privacy.delta)  # recorded, and without effect: a plan without noise has no reading
-    chosen_epsilon = epsilon_cap if epsilon_cap is not None else setting.epsilon if setting is not None else 0.0
-    usual = setting.delta if setting is not None and epsilon_cap is None else plan.privacy.delta
-    return _checked_cap(chosen_epsilon, usual if delta is None else delta)
-
-
 def _new_cap(ledger: Ledger, epsilon_cap: float, delta: float | None) -> Cap:
     present = ledger.cap
     if present is None:
         raise ConfigError("this ledger has no cap yet: the first approval sets it")
-    return _checked_cap(epsilon_cap, present.delta if delta is None else delta)
+    return new_cap(epsilon_cap, present.delta if delta is None else delta)
 
 
-def _checked_cap(epsilon_cap: float, delta: float) -> Cap:
-    if not (0 < epsilon_cap < math.inf and 0 < delta < 1):
-        raise ConfigError(f"a cap needs a finite epsilon above 0 and a delta in (0, 1), got {epsilon_cap:g} and {delta:g}")
-    return Cap(epsilon=epsilon_cap, delta=delta)
-
-
-def _ledger(node: NodeConfig) -> Ledger:
-    folder = StateFolder(node.state, node.ledger_counter)
-    folder.create()
-    folder.share_ledger(node.ledger)
-    return folder.open_ledger(load_identity(node.identity).uri, datetime.now(UTC))
+def _carry_out(config: Path, request: Pause | Resume) -> None:
+    typer.echo(people.carry_out(load_config(config), request, None, datetime.now(UTC), "command line"))

@@ -18,6 +18,7 @@ from typing import Any
 
 from certs.identity import Identity, load_identity
 from certs.peers import load_peers
+from hospital_node import people
 from hospital_node.config import ConfigError, NodeConfig
 from hospital_node.display import Display
 from hospital_node.ledger import Authorization, Ledger, LedgerError
@@ -35,6 +36,8 @@ from hospital_node.traffic import ByteMeter
 from hospital_node.work import Background, Trainer, WorkFailed, Workshop
 from proto import federation_pb2 as pb
 from proto import wire
+from proto.control import Answer
+from proto.control_socket import listening
 from proto.parts import update_layout
 from proto.plan import DECLINE_CODES, Plan, role_of
 from secagg import Policy, faster_door
@@ -76,7 +79,8 @@ def run_with(config: NodeConfig, workshop: Workshop, *, dial: Dial, clock: Clock
         folder.write_node(identity.uri, identity.name.study)
         hospital = Hospital(config, identity, dict(pinned), workshop, folder, clock, rand)
         try:
-            hospital.converse(dial, stop)
+            with listening(folder.path, hospital.asked):
+                hospital.converse(dial, stop)
         finally:
             hospital.close()
 
@@ -96,7 +100,7 @@ class AtWork:
 
 
 class Hospital:
-    """One node at work. Implements hospital_node.loop.Party; only `converse` may be called by others."""
+    """One node at work. Implements hospital_node.loop.Party; only `converse` and `asked` may be called by others."""
 
     def __init__(
         self,
@@ -136,6 +140,13 @@ class Hospital:
         self._wake = conversation.wake
         self._display.show("connecting", f"connecting to {self._config.coordinator}")
         conversation.run()
+
+    def asked(self, data: bytes) -> Answer:
+        """A request of the people here, in a thread of its own; the conversation looks at the ledger again at once."""
+        said = people.answer(self._config, data, self._now())
+        self._log.info("a decision of the people here", done=said.done)
+        self._wake()
+        return said
 
     def close(self) -> None:
         """Give up work in progress and write the last figures."""

@@ -31,6 +31,7 @@ ACTION = st.one_of(
     st.tuples(st.just("stale"), NODE),
     st.tuples(st.just("bad-opening"), NODE),
     st.tuples(st.just("crash"), NODE),
+    st.tuples(st.just("people"), st.sampled_from(["hold", "let on", "end"])),
 )
 
 
@@ -71,6 +72,9 @@ def perform(world: World, name: str, argument: object, last: dict[int, ev.Event]
             world.fail_opening = True
         case "crash", _:
             world.crash()
+        case "people", str(asked):
+            round_ended = ev.RoundEnded(world.state.round, "Operator", "why")
+            world.feed({"hold": ev.RoundsHeld("paused"), "let on": ev.RoundsLetOn("Operator"), "end": round_ended}[asked])
 
 
 @settings(max_examples=300)
@@ -95,6 +99,7 @@ def test_every_schedule_ends_once_hospitals_behave(schedule):
         if not hospital.alive:
             hospital.restart()
     world.fail_opening = False
+    world.feed(ev.RoundsLetOn("Operator"))
     assert world.settle(turns=600, seconds=2.0), (world.state.phase, waiting_for(world.state, world.now_s))
     assert all(row.state in {"opened", "aborted"} for row in world.saved.values()) or "remain" in world.state.finished
 

@@ -1,0 +1,140 @@
+"""What people decide at a node, by command line or in the app: one function for each decision, whoever asks for it.
+
+The ledger decides and keeps; the audit log says who asked, when and why, names the ledger's entry by number and digest, and
+keeps what was refused. Nothing is asked of the node itself: it reads its ledger before every round and every release.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Literal, TypeAlias, assert_never
+
+from certs.audit import Action, AuditError
+from certs.audit_file import AuditLog
+from certs.identity import load_identity
+from certs.party import CertificateError
+from hospital_node.cap import Cap
+from hospital_node.config import CapSetting, ConfigError, NodeConfig
+from hospital_node.ledger import Ledger, LedgerError
+from hospital_node.state import StateError, StateFolder
+from proto.control import Answer, Approve, ControlError, Decision, Decline, NodeRequest, Pause, Resume, node_request
+from proto.plan import Plan, PlanError
+
+Via: TypeAlias = Literal["command line", "app"]
+REFUSALS = (AuditError, CertificateError, ConfigError, ControlError, LedgerError, PlanError, StateError)
+
+
+def ledger_of(node: NodeConfig, at: datetime) -> Ledger:
+    """The hospital's ledger; a new one where there never was any. Raises LedgerError, StateError, CertificateError."""
+    folder = StateFolder(node.state, node.ledger_counter)
+    folder.create()
+    folder.share_ledger(node.ledger)
+    return folder.open_ledger(load_identity(node.identity).uri, at)
+
+
+def answer(node: NodeConfig, data: bytes, at: datetime) -> Answer:
+    """One request over the control socket: carried out, or refused in the sentence that says why."""
+    try:
+        request = node_request(data)
+        plan = _plan_meant(node, request.plan) if isinstance(request, Approve | Decline) else None
+        return Answer(done=True, sentence=carry_out(node, request, plan, at, "app"))
+    except REFUSALS as error:
+        return Answer(done=False, sentence=str(error))
+
+
+def carry_out(node: NodeConfig, request: NodeRequest, plan: Plan | None, at: datetime, via: Via) -> str:
+    """Decide, record, and say what was done. `plan` is that of an approval or a refusal. Raises what REFUSALS names."""
+    ledger = ledger_of(node, at)
+    log = AuditLog.within(node.state)
+    if not isinstance(request, Pause | Decline):
+        log.read()  # a damaged log refuses what lets the node do more, never what holds it
+    fields: dict[str, str] = {"by way of": via}
+    try:
+        said = _decide(node, ledger, request, plan, at, fields)
+    except LedgerError as error:
+        log.append(Action(request.by, f"{request.action}-refused", request.reason, {**fields, "because": error.code}), at)
+        raise
+    log.append(Action(request.by, request.action, request.reason, {**fields, **_kept_in(ledger, at)}), at)
+    return said
+
+
+def _decide(
+    node: NodeConfig, ledger: Ledger, request: NodeRequest, plan: Plan | None, at: datetime, fields: dict[str, str]
+) -> str:
+    if plan is not None:
+        fields |= {"study": plan.study, "plan": plan.digest().hex()}
+    match request:
+        case Approve():
+            assert plan is not None, "the caller has found the plan that an approval names"
+            return _approve(node, ledger, plan, request, at)
+        case Decline():
+            assert plan is not None, "the caller has found the plan that a refusal names"
+            return _decline(ledger, plan, request, at)
+        case Pause():
+            ledger.pause(request.by, request.reason, at)
+            return f"Paused by {request.by}: the node declines from its next question to the ledger on."
+        case Resume():
+            ledger.resume(request.by, request.reason, at)
+            return f"Resumed by {request.by}."
+        case _:
+            assert_never(request)
+
+
+def _approve(node: NodeConfig, ledger: Ledger, plan: Plan, request: Approve, at: datetime) -> str:
+    cap = cap_for(plan, node.cap, request.epsilon, request.delta)
+    ledger.approve(
+        plan,
+        request.by,
+        request.reason,
+        cap,
+        at,
+        confirmed_by=request.confirmed_by,
+        accept_no_guarantee=request.accept_no_guarantee,
+        data_is_public=request.data_is_public,
+    )
+    what = "without any guarantee" if plan.privacy.no_guarantee else f"under the cap {cap}"
+    return f"Approved by {request.by}: plan {plan.digest().hex()[:12]} of study '{plan.study}', {what}."
+
+
+def _decline(ledger: Ledger, plan: Plan, request: Decision, at: datetime) -> str:
+    """An approval is taken back in the ledger; a plan that was never approved leaves no entry there, only in the audit log."""
+    if ledger.approval(plan) is None:
+        return f"Declined by {request.by}: this hospital takes no part in study '{plan.study}'."
+    ledger.withdraw(plan, request.by, request.reason, at)
+    return f"Taken back by {request.by}: this hospital takes no part in study '{plan.study}' any more; what was spent is spent."
+
+
+def _kept_in(ledger: Ledger, at: datetime) -> Mapping[str, str]:
+    """The ledger's entry of this moment, which keeps the decision itself; nothing where it made none."""
+    made = next((event for event in reversed(ledger.events()) if event.at == at), None)
+    return {} if made is None else {"ledger entry": str(made.seq), "ledger digest": made.digest.hex()}
+
+
+def _plan_meant(node: NodeConfig, digest: str) -> Plan:
+    """The plan offered last, if it is the one that was read. Raises ControlError, PlanError."""
+    offered = StateFolder(node.state).read_plan()
+    if offered is None:
+        raise ControlError("the coordinator has offered no plan yet: there is nothing to decide")
+    if offered.digest().hex() != digest:
+        raise ControlError("another plan is offered now than the one that was read: read the new one, and decide again")
+    return offered
+
+
+def cap_for(plan: Plan, setting: CapSetting | None, epsilon: float | None, delta: float | None) -> Cap:
+    """The cap that an approval means: as named, or as the configuration proposes. Raises ConfigError."""
+    if epsilon is None and setting is None:
+        if not plan.privacy.no_guarantee:
+            raise ConfigError("no cap is named: give --epsilon, or write a [cap] into the node's configuration")
+        return Cap(epsilon=1.0, delta=plan.privacy.delta)  # recorded, and without effect: a plan without noise has no reading
+    chosen = epsilon if epsilon is not None else setting.epsilon if setting is not None else 0.0
+    usual = setting.delta if setting is not None and epsilon is None else plan.privacy.delta
+    return new_cap(chosen, usual if delta is None else delta)
+
+
+def new_cap(epsilon: float, delta: float) -> Cap:
+    """A cap from two figures. Raises ConfigError."""
+    if not (0 < epsilon < math.inf and 0 < delta < 1):
+        raise ConfigError(f"a cap needs a finite epsilon above 0 and a delta in (0, 1), got {epsilon:g} and {delta:g}")
+    return Cap(epsilon=epsilon, delta=delta)
