@@ -6,10 +6,12 @@ names them, so that a folder can be moved as a whole. This file decides nothing.
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from pydantic import Field, field_validator
 
+from coordinator.database import StoreError, has_password
 from proto.frozen import Frozen, from_toml
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -28,7 +30,7 @@ class CoordinatorConfig(Frozen):
     plan: Path
     start: Path  # safetensors of the public start
     state: Path  # store.db, models/, spool/, address
-    store_url: str | None = None  # SQLAlchemy URL; None: SQLite in the state folder
+    store_url: str | None = Field(default=None, repr=False)  # postgresql://...; None: SQLite in the state folder
     metrics: str | None = None  # host:port on this machine for Prometheus; None: no metrics are served
     json_logs: bool = False  # one JSON object a line instead of lines for people
     drill_pause_s: float = Field(default=0.0, ge=0, le=600)  # pause between masking phases, for demonstrations and drills
@@ -64,7 +66,20 @@ class CoordinatorConfig(Frozen):
 def load_config(path: Path) -> CoordinatorConfig:
     """Read the TOML file at `path`. Raises ConfigError with one sentence."""
     config = from_toml(CoordinatorConfig, path, "the configuration (--config)", ConfigError)
+    _check_secret(config, path)
     return _from_folder(config, path.resolve().parent)
+
+
+def _check_secret(config: CoordinatorConfig, path: Path) -> None:
+    """Raise ConfigError where an URL cannot be read, or others can read a password in this file."""
+    try:
+        secret = config.store_url is not None and has_password(config.store_url)
+    except StoreError as error:
+        raise ConfigError(f"{path}: 'store_url': {error}") from error
+    if secret and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(
+            f"{path} holds the store's password and others can read it: chmod 600 it, or leave the password to PGPASSFILE"
+        )
 
 
 def _from_folder(config: CoordinatorConfig, folder: Path) -> CoordinatorConfig:

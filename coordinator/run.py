@@ -34,6 +34,7 @@ from coordinator.spool import Spool, SpoolError
 from coordinator.state import State, begin, member_view, seats_of, smallest_cohort, waiting_for
 from coordinator.status import HEARTBEAT_S
 from coordinator.store import StoreError
+from coordinator.store_interface import RunStore
 from coordinator.store_write import Batch, StoreWriter
 from coordinator.wire_orders import to_open
 from proto.layout import Layout, Vector, model_digest
@@ -79,7 +80,8 @@ class Run:
         self.plan, self.layout, start = _read_study(config)
         self.update_layout = update_layout(self.layout, self.plan.training)
         self.now_s = now_s
-        self.store = StoreWriter.create(config.database, self.plan, self.layout)
+        self.store: RunStore = StoreWriter.create(config.database, self.plan, self.layout)
+        self._first_id = first_id(self.store.next_epoch())  # before anything is read: from here on no other start writes
         self.models = ModelFolder(config.state / "models", self.layout)
         self.spool = Spool(config.state / "spool")
         self.meter = Meter()
@@ -96,6 +98,7 @@ class Run:
         log.info("sums are opened", door=self.machine.door.value, threads=self.machine.threads)
         self._events: deque[ev.Event] = deque()
         self._shown: dict[str, tuple[str, str, str]] = {}
+        self._about, self._began_at = self.store.status_since()  # the phase that the status is about, and its wall time
         self._status: tuple[str, str, str, tuple[Awaited, ...]] = ("", "", "", ())
         self._stored_seen_s = -SEEN_RESOLUTION_S
         self._opening: set[asyncio.Task[None]] = set()
@@ -145,8 +148,7 @@ class Run:
         return restored
 
     def _mailboxes(self) -> dict[str, Mailbox]:
-        start = first_id(self.store.next_epoch())
-        boxes = {uri: Mailbox(start) for uri in (*self.state.members, *self.plan.evaluators)}
+        boxes = {uri: Mailbox(self._first_id) for uri in (*self.state.members, *self.plan.evaluators)}
         last = self.store.last_result()
         if last is not None:
             for uri in last.row.cohort:
@@ -247,9 +249,11 @@ class Run:
         missing = awaited(state, now_s)
         status = (waiting_for(state, now_s), state.finished, state.phase.value, missing)
         if status != self._status:
-            since = time.time() - (now_s - state.phase_since_s)
-            changes.status(*status[:2], phase=status[2], since=since, awaited=[asdict(one) for one in missing])
-            self._status = status
+            about: list[object] = [state.round, state.phase.value, "" if state.session is None else state.session.id.hex()]
+            began_at = self._began_at if about == self._about else time.time() - (now_s - state.phase_since_s)
+            them = [asdict(one) for one in missing]
+            changes.status(*status[:2], phase=status[2], about=about, since=began_at, awaited=them)
+            self._status, self._about, self._began_at = status, about, began_at
 
     def _wall(self, seen_s: float, state: str) -> float | None:
         return None if state == "absent" else time.time() - (self.now_s() - seen_s)

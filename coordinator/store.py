@@ -1,7 +1,7 @@
 """The read side of the coordinator's store: what the app, `status` and the study may see of a run.
 
 Opened read-only: nothing here can change a run. Rows are frozen values; times are aware (UTC); parties are certificate
-URIs. Writing lives in coordinator/store_write.py.
+URIs. Writing lives in coordinator/store_write.py. A store of an older release is read as it is: what it does not hold is none.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import quote
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, create_engine, event, func, inspect, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, func, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator import tables
+from coordinator.database import StoreError, StoreLost, read_engine, refused, shown
+from coordinator.migrations import refuse_newer, version_of
 from proto.layout import Layout
 from proto.plan import Plan, from_canonical
 
+__all__ = ["StoreError", "StoreLost"]  # of what others take from here
+
 PHASES = ("join", "broadcast", "train", "advertise", "share", "mask", "confirm", "reveal", "result", "evaluate")
 FLOAT32_BYTES = 4
-BUSY_S = 10.0  # a reader waits so long for a writer's checkpoint before it gives up
-
-
-class StoreError(RuntimeError):
-    """The store cannot be read or written; one sentence that names it and the remedy."""
+STORE_FILE = "store.db"
+URL_FILE = "store.url"  # of the state folder: where the store is, if it is no file of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +121,34 @@ class ModelRow:
     length: int
 
 
+@dataclass(frozen=True, slots=True)
+class MeanRow:
+    """The mean update that a round opened. Its values are models/<digest of the round's model>.mean.f32."""
+
+    round: int
+    digest: str
+    length: int
+
+
 def open_store(where: Path | str, readonly: bool = True) -> StoreReader:
-    """Open the store at a file path or SQLAlchemy URL for reading. Raises StoreError where there is none."""
+    """Open the store at a file path or URL for reading. Raises StoreError where there is none."""
     if not readonly:
         raise StoreError("the store is written by the coordinator alone: use coordinator.store_write.StoreWriter")
-    return StoreReader(_read_engine(str(where)))
+    engine = read_engine(str(where))
+    try:
+        return StoreReader(engine)
+    except StoreError:
+        engine.dispose()
+        raise
+
+
+def store_in(folder: Path) -> Path | str | None:
+    """Where the store of a state folder is: its file, or the URL of a server; None before there is one."""
+    file, server = folder / STORE_FILE, folder / URL_FILE
+    try:
+        return file if file.is_file() else server.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
 
 
 class StoreReader:
@@ -134,9 +157,10 @@ class StoreReader:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         with self._reading() as connection:
-            version = connection.scalar(select(tables.counters.c.number).where(tables.counters.c.name == "schema"))
-        if version != tables.SCHEMA_VERSION:
-            raise StoreError(f"the store {shown(engine)} has schema {version}, this software reads {tables.SCHEMA_VERSION}")
+            version = version_of(connection)
+        if version == 0:
+            raise StoreError(f"the database {shown(engine)} holds no store yet: start the coordinator once")
+        refuse_newer(version, shown(engine))
 
     def close(self) -> None:
         """Give the connections back."""
@@ -242,12 +266,9 @@ class StoreReader:
     def validations(self) -> list[ValidationRow]:
         """Noised means over the hospitals' validation patients, by round and label; none in a store made before there were."""
         table = tables.validations
-        with self._reading() as connection:
-            if not inspect(connection).has_table(table.name):
-                return []
         return [
             ValidationRow(row.round, row.label, row.model_round, row.hospitals, row.mean, row.standard_error, row.patients)
-            for row in self._all(select(table).order_by(table.c.round, table.c.position))
+            for row in self._all_of(table, select(table).order_by(table.c.round, table.c.position))
         ]
 
     def events(self, after_seq: int = 0, *, number: int | None = None, kinds: Sequence[str] = ()) -> list[EventRow]:
@@ -266,10 +287,10 @@ class StoreReader:
 
     def members(self) -> list[MemberRow]:
         """Every party that the plan admits, by URI."""
-        query = select(tables.members).order_by(tables.members.c.uri)
+        rows = sorted(self._all(select(tables.members)), key=lambda row: str(row.uri))  # servers sort text in their own ways
         return [
             MemberRow(row.uri, row.state, None if row.last_seen_at is None else _time(row.last_seen_at), row.phase, row.code)
-            for row in self._all(query)
+            for row in rows
         ]
 
     def models(self) -> list[ModelRow]:
@@ -277,10 +298,27 @@ class StoreReader:
         query = select(tables.models).order_by(tables.models.c.round)
         return [ModelRow(row.round, row.digest, row.length) for row in self._all(query)]
 
+    def means(self) -> list[MeanRow]:
+        """What rounds opened, by round; none of rounds before they were kept."""
+        table = tables.means
+        rows = self._all_of(table, select(table).order_by(table.c.round))
+        return [MeanRow(row.round, row.digest, row.length) for row in rows]
+
+    def sum_digests(self) -> dict[int, str]:
+        """Round -> digest of the sum that its hospitals were told, hexadecimal."""
+        table = tables.sessions
+        rows = self._all(select(table.c.round, table.c.sum_digest).where(table.c.state == "opened"))
+        return {row.round: row.sum_digest for row in rows}
+
     def sessions_used(self) -> int:
         """How many masking sessions this run has begun."""
         with self._reading() as connection:
             return int(connection.scalar(select(func.count()).select_from(tables.sessions)) or 0)
+
+    def _all_of(self, table: Table, query: Select[Any]) -> list[Any]:
+        """As `_all`; nothing where the store is older than the table."""
+        with self._reading() as connection:
+            return list(connection.execute(query).all()) if inspect(connection).has_table(table.name) else []
 
     def _all(self, query: Select[Any]) -> list[Any]:
         with self._reading() as connection:
@@ -295,33 +333,13 @@ class StoreReader:
         return bytes(body)
 
     @contextmanager
-    def _reading(self) -> Iterator[Connection]:
+    def _reading(self, does: str = "read") -> Iterator[Connection]:
+        """A connection while the block runs; what the database says against it is a StoreError."""
         try:
             with self._engine.connect() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise StoreError(f"cannot read the store {shown(self._engine)}: {cause(error)}") from error
-
-
-def _read_engine(where: str) -> Engine:
-    """Engine that cannot write: SQLite by mode=ro, others by a read-only transaction."""
-    path = where.removeprefix("sqlite:///")
-    if "://" in path:
-        return create_engine(where, execution_options={"postgresql_readonly": True})
-    if not Path(path).is_file():
-        raise StoreError(f"there is no store at {path}: start the coordinator, or name the state folder's store.db")
-    return sqlite_engine(f"file:{quote(str(Path(path).resolve()))}?mode=ro&uri=true")
-
-
-def sqlite_engine(name: str) -> Engine:
-    """SQLite engine on a path or file: URI whose connections wait for each other."""
-    engine = create_engine(f"sqlite:///{name}", connect_args={"timeout": BUSY_S})
-
-    @event.listens_for(engine, "connect")
-    def _prepare(connection: Any, _record: object) -> None:
-        connection.execute("PRAGMA foreign_keys=ON")
-
-    return engine
+            raise refused(self._engine, does, error) from error
 
 
 def _of_round(table: Table, number: int | None) -> tuple[ColumnElement[bool], ...]:
@@ -349,13 +367,3 @@ def _event(row: Any) -> EventRow:
 
 def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-def shown(engine: Engine) -> str:
-    """The store's URL for a sentence, without its password."""
-    return engine.url.render_as_string(hide_password=True)
-
-
-def cause(error: SQLAlchemyError) -> str:
-    """What the database said, in its first line."""
-    return str(getattr(error, "orig", None) or error).splitlines()[0]

@@ -7,29 +7,28 @@ afterwards. A session id is a primary key, so that a second use of one fails her
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, delete, event, insert, select, update
+from sqlalchemy import Connection, Engine, Table, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator import tables
+from coordinator.database import StoreError, StoreLost, is_server, refused, shown, transaction, whole, write_engine
 from coordinator.journal import Message
 from coordinator.meter import Direction, Lane
-from coordinator.store import RoundRow, StoreError, StoreReader, cause, shown, sqlite_engine
+from coordinator.migrations import migrate
+from coordinator.store import RoundRow, StoreReader
 from proto.evaluation import LabelMean
 from proto.layout import Layout
 from proto.plan import Plan, short_name
 
 DONE_STATES = ("opened", "aborted")
 UPSERTING: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}  # SQL has no standard form of it
-OWNER_ONLY = 0o600
 RESTARTED = "the coordinator was restarted in this round"
 
 
@@ -153,6 +152,10 @@ class Batch:
         """Name the model that a round published."""
         self._upsert(tables.models, {"round": round}, {"digest": digest, "length": length, "created_at": at})
 
+    def mean(self, round: int, digest: str, length: int) -> None:  # noqa: A002
+        """Name the mean update that a round opened."""
+        self._upsert(tables.means, {"round": round}, {"digest": digest, "length": length})
+
     def scores(self, round: int, evaluator: str, per_case: Sequence[tuple[str, Sequence[float]]]) -> None:  # noqa: A002
         """Replace an evaluator's measurement of a round."""
         for position, (label, values) in enumerate(per_case):
@@ -167,7 +170,7 @@ class Batch:
             self._upsert(tables.validations, {"round": round, "label": one.label}, values)
 
     def status(self, waiting: str, finished: str, **more: object) -> None:
-        """Say what the run waits for, or why it ended; `more`: phase, since, awaited (StoreReader)."""
+        """Say what the run waits for, or why it ended; `more`: phase, about, since, awaited (StoreReader)."""
         self.document("status", json.dumps({"waiting": waiting, "finished": finished, **more}).encode())
 
     def heartbeat(self, at: float) -> None:
@@ -196,18 +199,29 @@ class Batch:
 
 
 class StoreWriter(StoreReader):
-    """The one writer of a store. A store belongs to one plan for ever."""
+    """The one writer of a store. A store belongs to one plan for ever.
+
+    Of two coordinators on one server the later start has the store: the earlier one's transactions fail from then on. Once
+    `lost`, a writer does nothing more: what its last transaction did is found out by a new one, as after a kill.
+    """
+
+    _epoch: int | None = None
+    lost = ""  # why, once its server went away
 
     @classmethod
     def create(cls, url: str, plan: Plan, layout: Layout) -> StoreWriter:
-        """Open the store at `url`, making its tables where needed. StoreError if it belongs to another plan."""
-        engine = _write_engine(url)
+        """Open the store at `url`, making or migrating its tables. StoreError if it belongs to another plan."""
+        engine = write_engine(url)
         try:
-            tables.metadata.create_all(engine)
-            with engine.begin() as connection:
+            with whole(engine) as connection:
+                migrate(connection, shown(engine))
                 _claim(Batch(connection), connection, plan, layout, engine)
         except SQLAlchemyError as error:
-            raise StoreError(f"cannot write the store {shown(engine)}: {cause(error)}") from error
+            engine.dispose()
+            raise refused(engine, "write", error) from error
+        except StoreError:
+            engine.dispose()
+            raise
         return cls(engine)
 
     @contextmanager
@@ -216,20 +230,43 @@ class StoreWriter(StoreReader):
 
         Not `durable`: it outlives this process, and a power cut only together with a later one that is.
         """
-        try:
-            with self._engine.connect() as connection:
-                _wait_for_disk(connection, durable=durable)
-                with connection.begin():
-                    changes = Batch(connection)
-                    yield changes
-                    changes.count("revision")
-        except SQLAlchemyError as error:
-            raise StoreError(f"cannot write the store {shown(self._engine)}: {cause(error)}") from error
+        with self._reading("write") as connection, transaction(connection, durable=durable):
+            self._check_epoch(connection)
+            changes = Batch(connection)
+            yield changes
+            changes.count("revision")
 
     def next_epoch(self) -> int:
         """Count this start of the coordinator; instruction ids of later starts are larger than all earlier ones."""
         with self.batch() as changes:
-            return changes.count("epoch")
+            epoch = changes.count("epoch")
+        self._epoch = epoch
+        return epoch
+
+    @contextmanager
+    def _reading(self, does: str = "read") -> Iterator[Connection]:
+        if self.lost:
+            raise StoreLost(self.lost)
+        try:
+            with super()._reading(does) as connection:
+                yield connection
+        except StoreLost as error:
+            self.lost = str(error)
+            raise
+
+    def _check_epoch(self, connection: Connection) -> None:
+        """Raise StoreError where a later start has taken the store over. A file has its folder's lock instead."""
+        if self._epoch is None or not is_server(self._engine):
+            return
+        table = tables.counters
+        query = select(table.c.number).where(table.c.name == "epoch").with_for_update(read=True)
+        if connection.scalar(query) != self._epoch:
+            raise StoreError(f"another coordinator has taken the store {shown(self._engine)} over: stop one of the two")
+
+    def status_since(self) -> tuple[list[object], float]:
+        """What the last status was about (round, phase, session), and when that began; ([], 0) where none says so."""
+        status = json.loads(self._document("status"))
+        return status.get("about", []), status.get("since", 0.0)
 
     def open_session(self) -> StoredSession | None:
         """The session of the present round that an earlier start left open; None where nobody was told of one."""
@@ -283,29 +320,6 @@ class StoreWriter(StoreReader):
     def _open_sessions(self) -> list[Any]:
         table = tables.sessions
         return self._all(select(table).where(table.c.state.in_(("open", "masking"))))
-
-
-def _wait_for_disk(connection: Connection, *, durable: bool) -> None:
-    """Before a transaction begins: whether its end waits for the disk."""
-    if connection.dialect.name == "sqlite":
-        driver: Any = connection.connection.driver_connection
-        driver.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-
-
-def _write_engine(url: str) -> Engine:
-    path = url.removeprefix("sqlite:///")
-    if "://" in path:
-        return create_engine(url)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, OWNER_ONLY))  # SQLite gives its other files the same rights
-    engine = sqlite_engine(path)
-
-    @event.listens_for(engine, "connect")
-    def _durable(connection: Any, _record: object) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA secure_delete=ON")  # messages of a session that ended are overwritten
-
-    return engine
 
 
 def _claim(changes: Batch, connection: Connection, plan: Plan, layout: Layout, engine: Engine) -> None:

@@ -1,14 +1,15 @@
 """Tables of the coordinator's store, for SQLite and PostgreSQL alike.
 
 Facts only: what happened, when, and how many bytes. Epsilon, means and charts are computed from them elsewhere. Times
-are seconds since 1970 (UTC); names of parties are certificate URIs; digests are hexadecimal.
+are seconds since 1970 (UTC); names of parties are certificate URIs; digests are hexadecimal. Whoever changes a table here
+raises SCHEMA_VERSION and adds a step to migrations.py.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Column, Float, Integer, LargeBinary, MetaData, String, Table, Text, UniqueConstraint
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 3
 
 metadata = MetaData()
 
@@ -141,4 +142,12 @@ models = Table(  # round 0 is the public start
     Column("digest", String(64), nullable=False),
     Column("length", BigInteger, nullable=False),
     Column("created_at", Float, nullable=False),
+)
+
+means = Table(  # what a round opened, for replay; the values are models/<digest>.mean.f32 of the state folder
+    "means",
+    metadata,
+    Column("round", Integer, primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("length", BigInteger, nullable=False),  # of an update, which may be shorter than the model
 )

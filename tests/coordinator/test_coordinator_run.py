@@ -95,13 +95,15 @@ def test_a_session_opens_only_once_its_id_is_stored(run, identities):
 def test_only_answers_do_not_wait_for_the_disk(run, identities, monkeypatch):
     """What was decided outlives a power cut, and with it every answer that it rests on: SQLite's log is one."""
     waited = []
-    really = store_write._wait_for_disk
+    really = store_write.transaction
 
+    @contextmanager
     def watched(connection, *, durable):
-        really(connection, durable=durable)
-        waited.append((durable, connection.connection.driver_connection.execute("PRAGMA synchronous").fetchone()[0]))
+        with really(connection, durable=durable):
+            waited.append((durable, connection.connection.driver_connection.execute("PRAGMA synchronous").fetchone()[0]))
+            yield
 
-    monkeypatch.setattr(store_write, "_wait_for_disk", watched)
+    monkeypatch.setattr(store_write, "transaction", watched)
     answers = advertising(run, identities)
     assert all(durable for durable, _ in waited)
     waited.clear()

@@ -1,9 +1,9 @@
-"""The store's contract: what one side writes the other reads, whole or not at all."""
+"""The store's contract, for SQLite and for PostgreSQL: what one side writes the other reads, whole or not at all."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from coordinator_federation import LAYOUT
@@ -18,16 +18,11 @@ SESSION = bytes(range(16))
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'store.db'}"
-
-
-@pytest.fixture
-def writer(url: str) -> StoreWriter:
-    store = StoreWriter.create(url, PLAN, LAYOUT)
-    with store.batch() as changes:
-        changes.model(0, "00" * 32, LAYOUT.length, NOON)
-    return store
+def writer(url: str) -> Iterator[StoreWriter]:
+    with StoreWriter.create(url, PLAN, LAYOUT) as store:
+        with store.batch() as changes:
+            changes.model(0, "00" * 32, LAYOUT.length, NOON)
+        yield store
 
 
 def test_a_new_store_knows_plan_layout_and_members(writer, url):
@@ -59,7 +54,9 @@ def test_rounds_come_back_as_written(writer, url):
             dropped={uri(2): "mask"},
             model_digest="ab" * 32,
         )
-    assert open_store(url).rounds() == [
+    with open_store(url) as store:
+        rounds = store.rounds()
+    assert rounds == [
         RoundRow(
             number=1,
             state="opened",
@@ -116,7 +113,8 @@ def test_a_batch_is_all_or_nothing(writer, url):
 
     with pytest.raises(StoreError):
         event_and_used_session()
-    assert open_store(url).events() == []
+    with open_store(url) as store:
+        assert store.events() == []
     assert writer.revision() == revision
 
 
@@ -124,7 +122,7 @@ def test_a_session_id_cannot_be_used_twice_even_after_its_end(writer):
     with writer.batch() as changes:
         changes.new_session(SESSION, 1, [uri(0)], NOON)
         changes.session_state(SESSION, "aborted", reason="test")
-    with pytest.raises(StoreError, match="UNIQUE"), writer.batch() as changes:
+    with pytest.raises(StoreError, match=r"(?i)unique"), writer.batch() as changes:
         changes.new_session(SESSION, 2, [uri(0)], NOON)
     assert writer.sessions_used() == 1
 
@@ -136,13 +134,16 @@ def test_a_store_belongs_to_one_plan(writer, url):
         StoreWriter.create(url, make_plan(5), LAYOUT)
 
 
-def test_reading_cannot_write_and_needs_a_store(writer, url, tmp_path):
+def test_reading_cannot_write(writer, url):
     with (
-        open_store(tmp_path / "store.db") as store,
-        pytest.raises(StoreError, match="readonly"),
-        StoreWriter.batch(store) as changes,
+        open_store(url) as store,
+        pytest.raises(StoreError, match=r"read-?only"),
+        StoreWriter(store._engine).batch() as changes,
     ):
         changes.status("", "")
+
+
+def test_reading_needs_a_store(tmp_path):
     with pytest.raises(StoreError, match="there is no store"):
         open_store(tmp_path / "nothing.db")
     (tmp_path / "text.db").write_text("not a database, but long enough to be looked at by SQLite as one" * 20)
@@ -153,7 +154,8 @@ def test_reading_cannot_write_and_needs_a_store(writer, url, tmp_path):
 def test_epochs_grow_with_every_start(writer, url):
     first = writer.next_epoch()
     writer.close()
-    assert StoreWriter.create(url, PLAN, LAYOUT).next_epoch() == first + 1
+    with StoreWriter.create(url, PLAN, LAYOUT) as again:
+        assert again.next_epoch() == first + 1
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,7 @@ def test_a_store_from_before_has_none(database: Path) -> None:
 def test_a_restarted_coordinator_gives_an_older_store_the_table(database: Path) -> None:
     with sqlite3.connect(database) as connection:
         connection.execute("DROP TABLE validations")
+        connection.execute("UPDATE counters SET number = 1 WHERE name = 'schema'")
     with StoreWriter.create(f"sqlite:///{database}", plan_of(), LAYOUT) as store, store.batch() as changes:
         changes.validation(4, 3, 3, MEANS[:1])
     with open_store(database) as store:
