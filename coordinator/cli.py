@@ -27,6 +27,7 @@ from proto.control_socket import ask, listening
 from proto.plan import Evaluation, Plan, PlanError, load_toml, short_name
 
 EXIT_USER = 2  # something that a person has to mend
+EXIT_DIFFERS = 1  # an exported run is not what it claims
 WORD_BITS = 64
 app = typer.Typer(
     name="secagg-coordinator",
@@ -69,6 +70,37 @@ def status(
                 _show(store)
     except StoreError as error:
         _fail(error)
+
+
+@app.command()
+def export(config: ConfigPath, folder: Annotated[Path, typer.Argument(help="A new folder for the run.")]) -> None:
+    """Write the run up to its last finished round as one folder: plan, models, means, rounds, public records."""
+    from coordinator.export import ExportError, export_run
+
+    settings = _settings(config)
+    try:
+        with open_store(settings.database) as store:
+            rounds = export_run(store, settings.state / "models", folder.absolute(), datetime.now(UTC))
+    except (StoreError, ExportError) as error:
+        _fail(error)
+    typer.echo(f"{rounds} rounds are in {folder}; secagg-coordinator replay {folder} computes them again")
+
+
+@app.command()
+def replay(folder: Annotated[Path, typer.Argument(help="What `export` wrote.")]) -> None:
+    """Compute every model of an exported run again; exit 1 names the first round that differs."""
+    from coordinator.export import ExportError
+    from coordinator.replay import replay as rounds_of
+
+    count = 0
+    try:
+        for one in rounds_of(folder):
+            count += 1
+            typer.echo(f"Round {one.round}: {one.model[:12]}, as recorded")
+    except ExportError as error:
+        typer.echo(f"secagg-coordinator: {error}", err=True)
+        raise typer.Exit(EXIT_DIFFERS) from error
+    typer.echo(f"{count} opened rounds, every model bit for bit")
 
 
 @app.command("check-plan")

@@ -127,12 +127,13 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The sum of a session is open and the next model lies on disk. `sums`: of an evaluation that rode along, noised."""
+    """The sum of a session is open; its mean and the next model are on disk. `sums`: of an evaluation that rode along."""
 
     session: bytes
     sum_digest: bytes
     model_digest: bytes
     sums: tuple[float, ...] = ()
+    mean_digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,13 +231,14 @@ class AbortSession:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Name the model of a round and the sum behind it."""
+    """Name the model of a round, and the sum and mean behind it."""
 
     round: int
     session: bytes
     survivors: tuple[str, ...]
     sum_digest: bytes
     model_digest: bytes
+    mean_digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sqlalchemy import (
-    BigInteger,
     Column,
     Connection,
     Float,
@@ -81,7 +80,6 @@ STEPS = (
                 _then,
                 Column("round", Integer, primary_key=True),
                 Column("digest", String(64), nullable=False),
-                Column("length", BigInteger, nullable=False),
             ),
         ),
     ),

@@ -2,7 +2,8 @@
 
 `<digest>.f32` holds little-endian float32 values in the order of the layout, which is also what FetchModel streams, so a
 model is never loaded to be sent. `<digest>.velocity.f32` is the optimizer's memory at that model. `latest.safetensors`
-is the newest model for people and other tools. The coordinator knows names and shapes, never a network.
+is the newest model for people and other tools. `<digest>.mean.f32` is the mean that a round opened, by its own digest, so that
+everybody can repeat the server step (replay.py). The coordinator knows names and shapes, never a network.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ def read_start(path: Path) -> Model:
 
 
 class ModelFolder:
-    """The models of one run."""
+    """The models of one run. Only the coordinator may `tidy`: what is half written may be another process's work."""
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
+    def __init__(self, folder: Path, layout: Layout, *, tidy: bool = True) -> None:
         self._folder = folder
         self._layout = layout
-        folder.mkdir(parents=True, exist_ok=True)
-        for stray in folder.glob("*.part"):  # left by a crash in mid-write
-            stray.unlink()
+        if tidy:
+            folder.mkdir(parents=True, exist_ok=True)
+            for stray in folder.glob("*.part"):  # left by a crash in mid-write
+                stray.unlink()
 
     def path_of(self, digest: str) -> Path:
         """File of a model."""
@@ -51,6 +53,16 @@ class ModelFolder:
             write_atomically(self._velocity_path(digest.hex()), np.ascontiguousarray(velocity, dtype="<f4").data)
         write_atomically(self.path_of(digest.hex()), np.ascontiguousarray(vector, dtype="<f4").data)
         return digest
+
+    def write_mean(self, mean: Vector) -> bytes:
+        """Store what a round opened, durable on return. Returns its digest."""
+        digest = model_digest(mean)
+        write_atomically(self.mean_path_of(digest.hex()), np.ascontiguousarray(mean, dtype="<f4").data)
+        return digest
+
+    def mean_path_of(self, digest: str) -> Path:
+        """File of an opened mean."""
+        return self._folder / f"{digest}.mean.f32"
 
     def read(self, digest: str) -> Vector:
         """A model by digest, checked. Raises ModelError."""

@@ -17,7 +17,16 @@ from __future__ import annotations
 import numpy as np
 
 from proto.aggregation import Aggregation
-from proto.layout import Vector
+from proto.layout import Layout, Vector
+from proto.parts import spread
+from proto.plan import Plan
+
+
+def next_model(
+    plan: Plan, layout: Layout, base: Vector, update: Vector, memory: Vector | None, number: int
+) -> tuple[Vector, Vector | None]:
+    """The model that round `number` makes of the mean `update` that it opened, and what the rule remembers; see `apply`."""
+    return apply(plan.aggregation, base, spread(plan, layout, update, number), memory, number)
 
 
 def apply(

@@ -17,9 +17,10 @@ def store_effect(changes: Batch, effect: ev.Effect, length: int, at: float) -> N
             changes.session_state(session, "masking")
         case ev.AbortSession(session, reason):
             changes.session_state(session, "aborted", reason=reason)
-        case ev.Publish(number, session, survivors, sum_digest, model_digest):
+        case ev.Publish(number, session, survivors, sum_digest, model_digest, mean_digest):
             changes.session_state(session, "opened", survivors, sum_digest.hex())
             changes.model(number, model_digest.hex(), length, at)
+            changes.mean(number, mean_digest.hex())
         case ev.SaveRound():
             changes.round_state(
                 effect.number,

@@ -315,7 +315,8 @@ def _on_opened(turn: Turn, event: Opened) -> None:
         return
     state = turn.state
     turn.emit(SavePhase(state.round, "result", turn.now_s - state.phase_since_s))
-    turn.emit(Publish(state.round, session.id, session.survivors, event.sum_digest, event.model_digest))
+    digests = event.sum_digest, event.model_digest, event.mean_digest
+    turn.emit(Publish(state.round, session.id, session.survivors, *digests))
     dropped = tuple(sorted(session.dropped.items()))
     turn.emit(SaveRound(state.round, "opened", session.uris, session.survivors, dropped, event.model_digest))
     turn.record("opened", f"{len(session.survivors)} of {len(session.roster)} in the sum · sum opened")

@@ -19,7 +19,7 @@ import numpy as np
 import structlog
 
 from coordinator import events as ev
-from coordinator import journal, optimizer, orders
+from coordinator import journal, orders
 from coordinator.awaited import Awaited, awaited
 from coordinator.config import CoordinatorConfig
 from coordinator.journal import JournalError
@@ -27,6 +27,7 @@ from coordinator.machine import Machine
 from coordinator.mailbox import Mailbox, first_id
 from coordinator.meter import Meter
 from coordinator.models import ModelError, ModelFolder, read_start
+from coordinator.optimizer import next_model
 from coordinator.record import STORED, store_effect, store_session
 from coordinator.resume import Restored, restore, result_again
 from coordinator.rounds import step
@@ -38,7 +39,7 @@ from coordinator.store_interface import RunStore
 from coordinator.store_write import Batch, StoreWriter
 from coordinator.wire_orders import to_open
 from proto.layout import Layout, Vector, model_digest
-from proto.parts import spread, update_layout
+from proto.parts import update_layout
 from proto.plan import Plan, PlanError, load_toml, short_name
 from proto.wire import WireError, mean_error, open_params, tensor_clips_of
 from secagg import LocalError, SecaggError, TooFewSurvivors
@@ -311,12 +312,11 @@ class Run:
         opened = open_sum(view, total, threads=self.machine.threads, door=self.machine.door)
         for uri in opened.wrong_shares:
             log.warning("wrong shares were corrected", party=short_name(uri))
-        velocity = self.models.read_velocity(base)
-        mean = spread(self.plan, self.layout, opened.mean, view.params.round)
-        model, velocity = optimizer.apply(self.plan.aggregation, self.models.read(base), mean, velocity, view.params.round)
-        digest = self.models.write(model, velocity)
+        memory = self.models.read_velocity(base)
+        model, memory = next_model(self.plan, self.layout, self.models.read(base), opened.mean, memory, view.params.round)
+        mean_digest, digest = self.models.write_mean(opened.mean), self.models.write(model, memory)
         self.models.export(model, view.params.round)
-        return ev.Opened(session, opened.sum_digest, digest, opened.extras)
+        return ev.Opened(session, opened.sum_digest, digest, opened.extras, mean_digest)
 
     # ---- what is not the engine's: evaluators, bytes, notes ----
 

@@ -121,15 +121,6 @@ class ModelRow:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class MeanRow:
-    """The mean update that a round opened. Its values are models/<digest of the round's model>.mean.f32."""
-
-    round: int
-    digest: str
-    length: int
-
-
 def open_store(where: Path | str, readonly: bool = True) -> StoreReader:
     """Open the store at a file path or URL for reading. Raises StoreError where there is none."""
     if not readonly:
@@ -298,11 +289,10 @@ class StoreReader:
         query = select(tables.models).order_by(tables.models.c.round)
         return [ModelRow(row.round, row.digest, row.length) for row in self._all(query)]
 
-    def means(self) -> list[MeanRow]:
-        """What rounds opened, by round; none of rounds before they were kept."""
+    def means(self) -> dict[int, str]:
+        """Round -> digest of the mean that it opened, whose values are models/<digest>.mean.f32; of rounds that kept it."""
         table = tables.means
-        rows = self._all_of(table, select(table).order_by(table.c.round))
-        return [MeanRow(row.round, row.digest, row.length) for row in rows]
+        return {row.round: row.digest for row in self._all_of(table, select(table).order_by(table.c.round))}
 
     def sum_digests(self) -> dict[int, str]:
         """Round -> digest of the sum that its hospitals were told, hexadecimal."""

@@ -1,7 +1,7 @@
 """What a run needs of its store, whatever keeps it: nothing of a database is in these calls.
 
-The contract that every store keeps, and that tests/coordinator/test_coordinator_store.py asks of each: a batch is stored whole or
-not at all, and is durable when its block has ended; what one batch stored the next question sees; a session id is taken once
+The contract that every store keeps, and that tests/coordinator/test_coordinator_store.py asks of each: a batch is stored whole
+or not at all, and is durable when its block has ended; what one batch stored the next question sees; a session id is taken once
 for ever; a store belongs to one plan. Whatever fails raises StoreError and has changed nothing, unless `lost` says that this is
 not known.
 """

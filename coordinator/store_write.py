@@ -152,9 +152,9 @@ class Batch:
         """Name the model that a round published."""
         self._upsert(tables.models, {"round": round}, {"digest": digest, "length": length, "created_at": at})
 
-    def mean(self, round: int, digest: str, length: int) -> None:  # noqa: A002
+    def mean(self, round: int, digest: str) -> None:  # noqa: A002
         """Name the mean update that a round opened."""
-        self._upsert(tables.means, {"round": round}, {"digest": digest, "length": length})
+        self._upsert(tables.means, {"round": round}, {"digest": digest})
 
     def scores(self, round: int, evaluator: str, per_case: Sequence[tuple[str, Sequence[float]]]) -> None:  # noqa: A002
         """Replace an evaluator's measurement of a round."""

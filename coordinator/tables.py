@@ -149,5 +149,4 @@ means = Table(  # what a round opened, for replay; the values are models/<digest
     metadata,
     Column("round", Integer, primary_key=True),
     Column("digest", String(64), nullable=False),
-    Column("length", BigInteger, nullable=False),  # of an update, which may be shorter than the model
 )

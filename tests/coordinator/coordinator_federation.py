@@ -87,6 +87,7 @@ def write_study(
         **extra,
     }
     (folder / "coordinator.toml").write_text(tomli_w.dumps(fields), encoding="utf-8")
+    (folder / "coordinator.toml").chmod(0o600)  # it may hold a password
     return load_config(folder / "coordinator.toml")
 
 

@@ -34,6 +34,7 @@ from hospital_node.runner import _offset_bytes, _parts
 from hospital_node.session import Member, SessionRefused
 from proto import federation_pb2 as pb
 from proto.layout import Layout, Vector
+from proto.parts import update_layout
 from proto.plan import PROTOCOL_VERSION, Plan
 from secagg import Policy
 
@@ -190,9 +191,10 @@ class Node:
 class KillWorld:
     """Coordinator, nodes and a clock."""
 
-    def __init__(self, folder: Path, identities: Path, plan: Plan, layout: Layout = LAYOUT) -> None:
-        self.identities, self.plan, self.layout = identities, plan, layout
-        self.config = write_study(folder, identities, plan, layout=layout)
+    def __init__(self, folder: Path, identities: Path, plan: Plan, layout: Layout = LAYOUT, **config: object) -> None:
+        self.identities, self.plan = identities, plan
+        self.layout = update_layout(layout, plan.training)  # of what nodes train and send
+        self.config = write_study(folder, identities, plan, layout=layout, **config)
         self.config.state.mkdir()
         self.now_s = 100.0
         self.starts = self.commits = self.chunks = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -179,3 +180,34 @@ def test_weights_that_leave_no_safe_cohort_open_no_session_and_say_so(tmp_path, 
     with open_store(config.database) as store:
         assert "no session opens until the cohort changes" in store.events()[-1].text
         assert store.float32_bytes() == 4 * LAYOUT.length
+
+
+@pytest.mark.parametrize("phase", ["train", "advertise"])
+def test_since_when_it_waits_outlives_a_restart(tmp_path, identities, monkeypatch, phase):
+    """People ask how long a hospital has kept them waiting; deadlines are another matter and begin anew."""
+    config = write_study(tmp_path, identities, small_plan())
+    config.state.mkdir()
+    before = Run(config, os.urandom)
+    before.feed(ev.Tick())
+    if phase == "advertise":
+        answers = advertising(before, identities)
+        before.feed(take(before.state, before.views[before.state.session.id], uri(0), answers[0]).event)
+    before.flush()
+    began = before.store.phase()
+    before.store.close()
+    assert began[0] == phase
+    later = time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    after = Run(config, os.urandom)
+    after.feed(ev.Tick())
+    after.flush()
+    assert after.store.phase() == began
+    assert {round(item["since"], 3) for item in after.store.awaited()} == {round(began[1].timestamp(), 3)}
+    for number in range(4):
+        after.feed(ev.Joined(uri(number), load_identity(identities / f"h{number}").public_key_der))
+        after.feed(ev.Reported(uri(number), 1, ev.Report.READY, after.state.base_digest))
+    if phase == "train":
+        after.flush()
+        name, since = after.store.phase()
+        assert (name, since.timestamp()) == ("advertise", pytest.approx(later, abs=60)), "the next phase begins when it begins"
+    after.store.close()
