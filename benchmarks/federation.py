@@ -61,8 +61,8 @@ class Federation:
         sites.write_coordinator(self.world, self.plan, start, 0.0)
         unguarded = self.plan.privacy.no_guarantee
         for role in self.world.cast.hospitals:
-            uri = self.world.uri(role)
-            approvals.approve(self.world.state(role), uri, self.plan, self.cap, "Dr Bench", "a benchmark", data_is_public=unguarded)
+            state, uri = self.world.state(role), self.world.uri(role)
+            approvals.approve(state, uri, self.plan, self.cap, "Dr Bench", "a benchmark", data_is_public=unguarded)
 
     @property
     def start(self) -> Path:
@@ -71,8 +71,8 @@ class Federation:
 
     def coordinator(self, family: Family) -> tuple[Child, str]:
         """Start the coordinator; the process and the address that it listens on."""
-        command = [str(SCRIPTS / "secagg-coordinator"), "run", "--until-finished", "--config", str(self.world.coordinator_config)]
-        child = family.start("coordinator", command, self.folder / "coordinator.log")
+        command = [str(SCRIPTS / "secagg-coordinator"), "run", "--until-finished", "--config"]
+        child = family.start("coordinator", [*command, str(self.world.coordinator_config)], self.folder / "coordinator.log")
         address = self.world.coordinator / "state" / "address"
         until_s = time.monotonic() + ADDRESS_WITHIN_S
         while not address.is_file():

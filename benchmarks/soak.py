@@ -151,7 +151,8 @@ def draw(samples: Sequence[Sample], path: Path) -> None:
     begin = settled(samples)[0]
     for name in samples[-1].resident_mib:
         grown = [sample.resident_mib[name] - begin.resident_mib[name] for sample in samples]
-        axes.plot([sample.rounds for sample in samples], grown, label=f"{name}: {begin.resident_mib[name]:.0f} MiB", linewidth=1)
+        label = f"{name}: {begin.resident_mib[name]:.0f} MiB"
+        axes.plot([sample.rounds for sample in samples], grown, label=label, linewidth=1)
     rounds = np.array([begin.rounds, samples[-1].rounds])
     axes.plot(rounds, MIB_PER_1000 * (rounds - begin.rounds) / 1000, "k:", linewidth=1, label="1 MB per 1,000 rounds")
     axes.set(xlabel="finished rounds", ylabel="MiB beyond the first tenth", title="Resident memory of every process")

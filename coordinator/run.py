@@ -338,6 +338,12 @@ class Run:
             return self.evaluators[uri].state != "absent"
         return self.state.members[uri].public_key != b""
 
+    def round_of_model(self, digest: bytes) -> int | None:
+        """The round that published a model; None where none did. The present one, which is asked for most, is at hand."""
+        if digest == self.state.base_digest:
+            return self.state.base_round
+        return next((model.round for model in self.store.models() if model.digest == digest.hex()), None)
+
     def note(self, kind: str, text: str, party: str = "") -> None:
         """Record an event that the engine does not know of."""
         number = self.state.round

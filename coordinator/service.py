@@ -287,14 +287,13 @@ class Federation(rpc.FederationServicer):
         return self._acknowledged(caller, "evaluate", request, request.round)
 
     async def _model(self, caller: Caller, request: pb.ModelRequest) -> AsyncIterator[pb.Chunk]:
-        digest = request.digest.hex()
-        known = {model.digest: model.round for model in self._run.store.models()}
-        if digest not in known:
+        number = self._run.round_of_model(request.digest)
+        if number is None:
             raise Refusal("invalid", "there is no model of this digest in this study")
         evaluating = caller.role == "evaluator"
-        phase, about = ("evaluate", known[digest]) if evaluating else ("broadcast", self._run.state.round)
+        phase, about = ("evaluate", number) if evaluating else ("broadcast", self._run.state.round)
         self._count(caller, "up", phase, request, about)
-        return self._chunks(caller, digest, phase, about)
+        return self._chunks(caller, request.digest.hex(), phase, about)
 
     async def _chunks(self, caller: Caller, digest: str, phase: str, about: int) -> AsyncIterator[pb.Chunk]:
         with self._gate.held(caller.uri):

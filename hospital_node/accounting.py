@@ -32,6 +32,7 @@ SPAN_ORDERS: Final = (2, 3, 4, 6, 8, 16, 32, 64)  # integers: their series alway
 MAX_EPSILON: Final = 1e4  # beyond this the exact figure means nothing and would cost gigabytes: read as no guarantee
 SIGMA_STEP: Final = 1e-3  # resolution of `noise_multiplier_for`
 MAX_SIGMA: Final = 1e4
+KEPT_READINGS: Final = 512  # epsilons remembered: some curves of a page; a node asks for one more in every round, for years
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def _check_delta(delta: float) -> None:
         raise ValueError(f"delta lies between 0 and 1, got {delta}")
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=KEPT_READINGS)
 def _epsilon(canonical: tuple[Mechanism, ...], delta: float) -> float:
     if not canonical:
         return 0.0
@@ -144,7 +145,7 @@ def _epsilon(canonical: tuple[Mechanism, ...], delta: float) -> float:
     return math.inf if loss is None else float(loss.get_epsilon_for_delta(delta))
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=KEPT_READINGS)
 def _renyi_epsilon(canonical: tuple[Mechanism, ...], delta: float, orders: tuple[int, ...] | None) -> float:
     if not canonical:
         return 0.0

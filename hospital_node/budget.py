@@ -15,8 +15,9 @@ from hospital_node import ledger_rules as rules
 from hospital_node.accounting import Mechanism, attacker_recognised
 from hospital_node.cap import Cap, CapFilter, ReadingKind, rounded_up, stated
 from hospital_node.forecast import curve, rounds_left, thinned
+from hospital_node.ledger_chain import Event
 from hospital_node.ledger_errors import Paused
-from hospital_node.ledger_schema import Approved, Charge, Event, Verified
+from hospital_node.ledger_schema import Approved, Charge, Verified
 from hospital_node.releases import Program, Release, counted
 from proto.plan import Plan
 

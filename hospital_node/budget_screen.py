@@ -17,7 +17,8 @@ from hospital_node import ledger_rules as rules
 from hospital_node.budget import BudgetView, History, history
 from hospital_node.cap import ReadingKind, plain, rounded_up
 from hospital_node.crosscheck import agree, prv_epsilon
-from hospital_node.ledger_schema import Approved, CapLowered, CapRaised, ClockConfirmed, Event, Hold, Resume, Withdrawn
+from hospital_node.ledger_chain import Event
+from hospital_node.ledger_schema import Approved, CapLowered, CapRaised, ClockConfirmed, Hold, Resume, Withdrawn
 from hospital_node.releases import counted
 from hospital_node.statement import Statement
 

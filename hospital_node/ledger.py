@@ -20,6 +20,7 @@ from hospital_node import ledger_decisions as decisions
 from hospital_node import ledger_rules as rules
 from hospital_node.budget import BudgetView, budget_view, unreadable_view
 from hospital_node.cap import Cap
+from hospital_node.ledger_chain import Chain, Event
 from hospital_node.ledger_errors import (
     AlreadyReleased,
     BudgetExhausted,
@@ -43,7 +44,6 @@ from hospital_node.ledger_schema import (
     ClockConfirmed,
     Created,
     Entry,
-    Event,
     Hold,
     Note,
     Resume,
@@ -94,7 +94,10 @@ class Ledger:
     """One hospital's ledger. Every method opens the files for itself, so one object may serve several threads."""
 
     def __init__(self, files: LedgerFiles) -> None:
+        """Verified when made. Raises LedgerMissing, LedgerDamaged or LedgerRolledBack."""
+        files.check()
         self._files = files
+        self._hospital = rules.hospital_of(files.read())
 
     @classmethod
     def create(cls, path: Path, hospital_uri: str, at: datetime | None = None, *, witness: Path | None = None) -> Self:
@@ -108,18 +111,13 @@ class Ledger:
     def open(cls, path: Path, *, witness: Path | None = None) -> Self:
         """Open for the node. Verifies schema, pages, chain and counters: LedgerMissing, LedgerDamaged or LedgerRolledBack."""
         ledger = cls(LedgerFiles.beside(path, witness, "rw"))
-        ledger._files.check()
-        ledger.verify()
         ledger._files.catch_up()
         return ledger
 
     @classmethod
     def open_readonly(cls, path: Path, *, witness: Path | None = None) -> Self:
         """Open for the app: verified the same way, and no method of it can write."""
-        ledger = cls(LedgerFiles.beside(path, witness, "ro"))
-        ledger._files.check()
-        ledger.verify()
-        return ledger
+        return cls(LedgerFiles.beside(path, witness, "ro"))
 
     @classmethod
     def restore(
@@ -144,7 +142,7 @@ class Ledger:
         LedgerFiles.beside(path, witness, "rw").catch_up()
         return cls.open(path, witness=witness)
 
-    def events(self) -> tuple[Event, ...]:
+    def events(self) -> Chain:
         """Every entry, verified again. Raises LedgerDamaged, LedgerRolledBack."""
         return self._files.read()
 
@@ -158,8 +156,8 @@ class Ledger:
 
     @property
     def hospital(self) -> str:
-        """Name of the hospital."""
-        return rules.hospital_of(self.events())
+        """Name of the hospital, which the first entry fixes for the ledger's life."""
+        return self._hospital
 
     @property
     def head(self) -> bytes:

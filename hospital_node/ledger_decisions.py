@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from hospital_node import ledger_rules as rules
 from hospital_node.cap import ORDERS, Cap, best_order, plain
+from hospital_node.ledger_chain import Event
 from hospital_node.ledger_errors import DecisionRefused
-from hospital_node.ledger_schema import Approved, CapLowered, CapRaised, EvaluationAgreed, Event
+from hospital_node.ledger_schema import Approved, CapLowered, CapRaised, EvaluationAgreed
 from hospital_node.releases import Program
 from proto.evaluation import sensitivity
 from proto.plan import Plan, role_of, short_name

@@ -14,7 +14,8 @@ from typing import Final
 from pydantic import Field, ValidationError
 
 from hospital_node.durable import write_whole
-from hospital_node.ledger_schema import ChainError, Event, Row, read_chain
+from hospital_node.ledger_chain import Chain, Event, read_chain
+from hospital_node.ledger_schema import ChainError, Row
 from proto.plan import Frozen
 
 FORMAT: Final = "hospital-secagg ledger export v1"
@@ -56,7 +57,7 @@ def write_export(rows: Sequence[Row], path: Path) -> None:
         raise ExportError(f"cannot write {path}: {error.strerror}") from error
 
 
-def read_export(path: Path) -> tuple[Event, ...]:
+def read_export(path: Path) -> Chain:
     """Every entry of an export, its chain verified from the first. Raises ExportError."""
     try:
         return read_chain(read_rows(path))

@@ -7,13 +7,15 @@ which an officer would ask: does anyone hold the node, was this plan approved, w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from hospital_node.accounting import Mechanism
 from hospital_node.cap import ORDERS, Cap, CapFilter, ReadingKind, plain, rounded_up
+from hospital_node.ledger_chain import Event
 from hospital_node.ledger_errors import (
     AlreadyReleased,
     BudgetExhausted,
@@ -30,7 +32,6 @@ from hospital_node.ledger_schema import (
     Charge,
     Created,
     Evaluated,
-    Event,
     Hold,
     Resume,
     Verified,
@@ -197,17 +198,23 @@ def charges(events: Sequence[Event]) -> tuple[Charge, ...]:
 
 def releases(events: Sequence[Event], up_to: Callable[[Charge], bool] = lambda _: True) -> tuple[Release, ...]:
     """What every charge that `up_to` takes did, in order, each within the evaluations that its plan's approval foresees."""
-    approved = {event.entry.plan: event.entry for event in events if isinstance(event.entry, Approved)}
-    return tuple(_release(charge, approved.get(charge.plan)) for charge in charges(events) if up_to(charge))
+    foreseen = {event.entry.plan: event.entry.program.evaluations for event in events if isinstance(event.entry, Approved)}
+    return tuple(_release(charge, foreseen) for charge in charges(events) if up_to(charge))
 
 
-def _release(charge: Charge, approved: Approved | None) -> Release:
-    if approved is None:
+def _release(charge: Charge, foreseen: Mapping[str, Evaluations | None]) -> Release:
+    if charge.plan not in foreseen:
         raise LedgerDamaged(
             f"Round {charge.round} of study '{charge.study}' was charged and nobody approved its plan: bring back the newest "
             "intact copy of the ledger."
         )
-    return Release(charge.mechanism, 1, int(charge.evaluation is not None), approved.program.evaluations)
+    return _one_release(charge.mechanism, int(charge.evaluation is not None), foreseen[charge.plan])
+
+
+@lru_cache(maxsize=64)
+def _one_release(training: Mechanism, evaluated: int, evaluations: Evaluations | None) -> Release:
+    """The same release as one object: the rounds of a plan are thousands of equal ones."""
+    return Release(training, 1, evaluated, evaluations)
 
 
 def hospitals_per_patient(events: Sequence[Event]) -> dict[str, int]:

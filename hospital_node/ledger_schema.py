@@ -1,22 +1,24 @@
-"""What a ledger holds: a closed table of entry kinds, their bytes, and the hash chain over them.
+"""What a ledger holds: a closed table of entry kinds, and their bytes.
 
 Rules: an entry stores what was done or decided, never an epsilon as truth. Kinds are never removed and never change their
 meaning; a new field must be optional. An entry that this table does not know makes the ledger unreadable, never ignored. This
-file decides nothing and opens nothing.
+file decides nothing and opens nothing. What a round leaves (`Charge`, `Verified`) is kept small, since a ledger has thousands.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from hospital_node.accounting import Mechanism
 from hospital_node.cap import MAX_RENYI_ORDER, Cap
@@ -25,8 +27,21 @@ from proto.plan import Frozen
 
 ENTRY_LABEL: Final = b"hospital-secagg ledger entry v1\n"
 BEFORE_FIRST: Final = bytes(32)  # stands for the digest before entry 1
-KEPT_ROWS: Final = 16_384  # rows already checked in this process, about 1 kB each: a node asks its ledger all the time
 HEX_32_BYTES: Final = r"^[0-9a-f]{64}$"
+
+Number = TypeVar("Number", int, float)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _one_object(number: Number) -> Number:
+    """The same number as one object, for values that repeat from entry to entry."""
+    return number
+
+
+Name = Annotated[str, AfterValidator(sys.intern)]  # the same text as one object
+PlanDigest = Annotated[str, Field(pattern=HEX_32_BYTES), AfterValidator(sys.intern)]
+Round = Annotated[int, Field(ge=1), AfterValidator(_one_object)]
+STRICT: Final = ConfigDict(extra="forbid")
 
 
 class Created(Frozen):
@@ -110,18 +125,19 @@ class CapRaised(Frozen):
     reason: str = Field(min_length=1)
 
 
-class Charge(Frozen):
+@checked_dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Charge:
     """One release: written before its first masked byte leaves, never refunded."""
 
-    plan: str = Field(pattern=HEX_32_BYTES)
-    study: str
-    round: int = Field(ge=1)
+    plan: PlanDigest
+    study: Name
+    round: Round
     session: str = Field(pattern=r"^[0-9a-f]{2,128}$")
     update_id: str = Field(pattern=r"^[0-9a-f]{2,128}$")
-    noise_multiplier: float = Field(ge=0, allow_inf_nan=False)
-    sampling_rate: float = Field(gt=0, le=1)
-    steps: int = Field(ge=1)
-    clip_norm: float = Field(gt=0, allow_inf_nan=False)
+    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_one_object)]
+    sampling_rate: Annotated[float, Field(gt=0, le=1), AfterValidator(_one_object)]
+    steps: Annotated[int, Field(ge=1), AfterValidator(_one_object)]
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_one_object)]
     purpose: Literal["training"] = "training"
     unit: Literal["patient"] = "patient"
     adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
@@ -134,11 +150,12 @@ class Charge(Frozen):
         return Mechanism(self.noise_multiplier, self.sampling_rate, self.steps)
 
 
-class Verified(Frozen):
+@checked_dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Verified:
     """The sum of a charged round was opened and its result fits what this node signed."""
 
-    plan: str = Field(pattern=HEX_32_BYTES)
-    round: int = Field(ge=1)
+    plan: PlanDigest
+    round: Round
 
 
 class Hold(Frozen):
@@ -189,6 +206,7 @@ KINDS: Final[Mapping[str, type[Entry]]] = MappingProxyType(
     }
 )
 KIND_OF: Final[Mapping[type[Entry], str]] = MappingProxyType({model: kind for kind, model in KINDS.items()})
+FORMS: Final[Mapping[str, TypeAdapter[Any]]] = MappingProxyType({kind: TypeAdapter(model) for kind, model in KINDS.items()})
 
 
 class ChainError(ValueError):
@@ -207,23 +225,17 @@ class Row:
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One verified entry: its number, its time by the node's clock, what happened, and the chain's digest after it."""
-
-    seq: int
-    at: datetime
-    kind: str
-    entry: Entry
-    digest: bytes
-
-
 def row_digest(seq: int, at: str, kind: str, body: str, previous: bytes) -> bytes:
     """SHA-256 over every field of a row, each preceded by its length."""
-    state = hashlib.sha256(ENTRY_LABEL)
-    for part in (str(seq).encode(), at.encode(), kind.encode(), body.encode(), previous):
-        state.update(len(part).to_bytes(8, "big") + part)
-    return state.digest()
+    number, time, what, content = str(seq).encode(), at.encode(), kind.encode(), body.encode()
+    fields = (ENTRY_LABEL, _length(len(number)), number, _length(len(time)), time, _length(len(what)), what)
+    rest = (_length(len(content)), content, _length(len(previous)), previous)
+    return hashlib.sha256(b"".join(fields + rest)).digest()
+
+
+@lru_cache(maxsize=1024)  # every row of a ledger is hashed for every question, and lengths repeat
+def _length(size: int) -> bytes:
+    return size.to_bytes(8, "big")
 
 
 def make_row(seq: int, at: datetime, entry: Entry, previous: bytes) -> Row:
@@ -231,48 +243,27 @@ def make_row(seq: int, at: datetime, entry: Entry, previous: bytes) -> Row:
     if at.tzinfo is None:
         raise ValueError("a ledger entry needs a time with a time zone")
     stamp = at.astimezone(UTC).isoformat(timespec="microseconds")
-    fields = entry.model_dump(mode="json", exclude_none=True)  # what came later and is not there leaves no trace
-    body = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
     kind = KIND_OF[type(entry)]
+    fields = FORMS[kind].dump_python(entry, mode="json", exclude_none=True)  # what came later and is not there leaves no trace
+    body = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return Row(seq, stamp, kind, body, previous, row_digest(seq, stamp, kind, body, previous))
 
 
-def read_chain(rows: Iterable[Row]) -> tuple[Event, ...]:
-    """Verify and decode all rows of a ledger, first to last. Raises ChainError."""
-    events: list[Event] = []
-    previous = BEFORE_FIRST
-    for row in rows:
-        if row.seq != len(events) + 1:
-            raise ChainError(f"entry {len(events) + 1} is missing")
-        if row.previous != previous:
-            raise ChainError(f"entry {row.seq} was changed after it was written")
-        events.append(_checked(row))
-        previous = row.digest
-    if not events or not isinstance(events[0].entry, Created):
-        raise ChainError("the first entry, which names the hospital, is missing")
-    return tuple(events)
-
-
-@lru_cache(maxsize=KEPT_ROWS)
-def _checked(row: Row) -> Event:
-    """One row by itself, decoded. A pure function of everything in the row: one that was changed is another row."""
-    if row.digest != row_digest(row.seq, row.at, row.kind, row.body, row.previous):
-        raise ChainError(f"entry {row.seq} was changed after it was written")
-    return _decoded(row)
-
-
-def _decoded(row: Row) -> Event:
-    model = KINDS.get(row.kind)
-    if model is None:
+def decoded(row: Row) -> tuple[datetime, Entry]:
+    """When, and what happened. Raises ChainError where the row is no entry of this table."""
+    form = FORMS.get(row.kind)
+    if form is None:
         raise ChainError(f"entry {row.seq} is of the unknown kind '{row.kind}': a newer version of this software wrote it")
     try:
         at = datetime.fromisoformat(row.at)
-        entry = model.model_validate_json(row.body)
+        entry: Entry = form.validate_json(row.body)
     except ValidationError as error:
         fields = ", ".join(str(item["loc"][0]) for item in error.errors(include_url=False) if item["loc"])
         raise ChainError(f"entry {row.seq} ({row.kind}) has an unusable body: {fields or 'not JSON'}") from error
     except ValueError as error:
         raise ChainError(f"entry {row.seq} has no readable time") from error
+    if at.tzinfo is None:
+        raise ChainError(f"entry {row.seq} has no readable time")
     if isinstance(entry, Created) != (row.seq == 1):
         raise ChainError(f"entry {row.seq} names the hospital, which only the first entry does")
-    return Event(row.seq, at, row.kind, entry, row.digest)
+    return at, entry

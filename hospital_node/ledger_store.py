@@ -25,6 +25,7 @@ from urllib.parse import quote
 from pydantic import Field, ValidationError
 
 from hospital_node.durable import sync_folder, write_secret, write_whole
+from hospital_node.ledger_chain import Chain, Event, read_chain
 from hospital_node.ledger_errors import (
     AlreadyReleased,
     CannotRecord,
@@ -33,7 +34,7 @@ from hospital_node.ledger_errors import (
     LedgerMissing,
     LedgerRolledBack,
 )
-from hospital_node.ledger_schema import ChainError, Event, Row, read_chain
+from hospital_node.ledger_schema import ChainError, Row
 from proto.plan import Frozen
 
 Mode: TypeAlias = Literal["ro", "rw"]
@@ -181,7 +182,7 @@ class LedgerFiles:
         if pages != "ok":
             raise LedgerDamaged(f"{self.database} is damaged ({pages}): {RESTORE}")
 
-    def read(self) -> tuple[Event, ...]:
+    def read(self) -> Chain:
         """All entries, verified against the chain and the counter. Raises LedgerDamaged, LedgerRolledBack."""
         counters = self._read_counters()  # first: entries may be added meanwhile, and a ledger ahead of its counters is fine
         with self._connected(self.mode) as connection:
@@ -237,7 +238,7 @@ class LedgerFiles:
         for counter in self.counters:
             write_whole(counter, newest.model_dump_json().encode())
 
-    def _verified(self, connection: sqlite3.Connection, counters: Sequence[Counter]) -> tuple[Event, ...]:
+    def _verified(self, connection: sqlite3.Connection, counters: Sequence[Counter]) -> Chain:
         try:
             events = read_chain(_rows(connection))
         except ChainError as error:
@@ -259,7 +260,7 @@ class Appender:
     """The inside of one transaction."""
 
     connection: sqlite3.Connection
-    events: tuple[Event, ...]
+    events: Chain
 
     def add(self, row: Row) -> None:
         """Add the row; it counts once the transaction has ended."""

@@ -24,7 +24,8 @@ from hospital_node.accounting import (
 )
 from hospital_node.budget import BudgetView, budget_view
 from hospital_node.cap import Cap, plain, rounded_up, stated
-from hospital_node.ledger_schema import Charge, Event
+from hospital_node.ledger_chain import Event
+from hospital_node.ledger_schema import Charge
 from hospital_node.releases import counted
 from proto.plan import Plan
 

@@ -7,6 +7,7 @@ its file changes, and both are verified by their own packages. A file that does 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -44,7 +45,7 @@ class Hospital:
     folder: Path
     plan: Plan | None = None
     head: str = ""
-    events: tuple[Event, ...] = ()
+    events: Sequence[Event] = ()
     budget: BudgetView | None = None
     leaves: Leaves | None = None
     problem: str = ""

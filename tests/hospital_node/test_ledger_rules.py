@@ -361,7 +361,7 @@ def test_a_result_is_recorded_for_a_charge_whose_plan_is_not_at_hand(tmp_path: P
     release(ledger, PLAN, 1, verified=False)
     (charge,) = charges_of(ledger)
     with pytest.raises(DecisionRefused, match="Round 2 of study 'lidc' was never released"):
-        ledger.record_result_of(charge.model_copy(update={"round": 2}), at(20))
+        ledger.record_result_of(dataclasses.replace(charge, round=2), at(20))
     ledger.record_result_of(charge, at(20))
     assert ledger.events()[-1].entry == Verified(plan=PLAN.digest().hex(), round=1)
 
