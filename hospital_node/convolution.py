@@ -13,6 +13,10 @@ Measured on an AVX-512 CPU with torch 2.13 (TRAINING.md, Speed). No derivative o
 In bfloat16 oneDNN's gradient of the weights is wrong where a side of the grid is shorter than the kernel: it reads and writes
 memory that is not its own, so that one patient's gradient can hold what another left there (seen with oneDNN 3.12 on a CPU
 with avx512_bf16, in PyTorch's own layers too). `float32_on_short_sides` keeps all such convolutions in float32.
+
+In float16 no kernel of a CPU is used at all. PyTorch has im2col for it, 17 times slower than float32, and oneDNN's own, on CPUs
+with avx512_fp16, come from the code with the fault above. `between_float16` multiplies and adds in float32 what lies in memory
+in float16, as the matrix units of a GPU do, and rounds what goes on to the next layer.
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ ONEDNN = "Mkldnn"  # its name for oneDNN
 SHORT_SIDE = 2  # kernels long; wrong below one kernel, right in thousands of tried shapes of six voxels and more
 PROBE_TOLERANCE = 1e-4  # of the norm; float32 sums in another order differ by 1e-6
 PROBE_VOXELS = (1, 2, 18, 18, 18)  # enough columns for both layers tried
+
+HALF = torch.float16
 
 Sides = tuple[int, ...]
 MaybeTensor = torch.Tensor | None
@@ -62,6 +68,15 @@ def float32_on_short_sides(module: nn.Module) -> int:
     return len(layers)
 
 
+def between_float16(module: nn.Module) -> int:
+    """Let every convolution inside `module` compute in float32 under a float16 autocast, between float16; return how many."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.conv._ConvNd)]  # noqa: SLF001  of all kinds
+    for layer in layers:
+        kind: Any = type(layer)
+        layer.__class__ = _wide_inside(kind)
+    return len(layers)
+
+
 @cache
 def _guarded(kind: Any) -> Any:
     def forward(self: Any, x: torch.Tensor, *args: Any) -> Any:
@@ -70,6 +85,21 @@ def _guarded(kind: Any) -> Any:
             return kind.forward(self, x, *args)
         with torch.autocast("cpu", enabled=False):
             return kind.forward(self, x.float(), *args)
+
+    return type(kind.__name__, (kind,), {"forward": forward})
+
+
+@cache
+def _wide_inside(kind: Any) -> Any:
+    def forward(self: Any, x: torch.Tensor, *args: Any) -> Any:
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") != HALF:
+            return kind.forward(self, x, *args)
+        with torch.autocast("cpu", enabled=False):
+            if not args and isinstance(self, tuple(OWN_KIND.values())) and x.dim() == 5:
+                layer: Any = self
+                geometry = _geometry(layer, x.new_empty(x.shape, dtype=torch.float32), layer.weight, layer.bias)
+                return _Forward.apply(x.to(HALF), layer.weight, layer.bias, geometry)
+            return kind.forward(self, x.to(HALF).float(), *args).to(HALF)
 
     return type(kind.__name__, (kind,), {"forward": forward})
 
@@ -114,29 +144,37 @@ OWN_KIND: dict[type[nn.Module], type[nn.Module]] = {nn.Conv3d: _Convolution, nn.
 
 
 class _Forward(torch.autograd.Function):
-    """x (N, C, z, y, x), weight (O, C, kz, ky, kx) or transposed (C, O, kz, ky, kx), bias (O) or None."""
+    """x (N, C, z, y, x), weight (O, C, kz, ky, kx) or transposed (C, O, kz, ky, kx), bias (O) or None.
+
+    In float16 only x, the result and their gradients are: what is kept for the gradient takes half the memory.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: MaybeTensor, geometry: _Geometry) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry = geometry
-        if geometry.transposed:
-            return torch.ops.aten.convolution(x, weight, bias, *geometry.grid)
-        return _onednn(x, weight, bias, geometry.stride, geometry.padding)
+        if geometry.transposed or not geometry.choice:
+            return torch.ops.aten.convolution(_wide(x), _wide(weight), bias, *geometry.grid).to(x.dtype)
+        return _onednn(_wide(x), _wide(weight), bias, geometry.stride, geometry.padding).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, towards: torch.Tensor) -> tuple[MaybeTensor, MaybeTensor, MaybeTensor, None]:
-        x, weight = ctx.saved_tensors
+        kept, weight = ctx.saved_tensors
         of_x_wanted, of_weight_wanted, of_bias_wanted = ctx.needs_input_grad[:3]
-        towards, geometry = towards.contiguous(), ctx.geometry
+        x, weight, towards, geometry = _wide(kept), _wide(weight), _wide(towards.contiguous()), ctx.geometry
         of_x = _mirrored(towards, weight, geometry) if of_x_wanted else None
         of_weight = _filled_up(towards, x, weight, geometry) if of_weight_wanted else None
         left = (of_x_wanted and of_x is None, of_weight_wanted and of_weight is None)
         if any(left):
             others = _backward(towards, x, weight, geometry, *left)
             of_x, of_weight = (others[0] if left[0] else of_x), (others[1] if left[1] else of_weight)
+        of_x = None if of_x is None else of_x.to(kept.dtype)
         return of_x, of_weight, towards.sum((0, 2, 3, 4), dtype=torch.float32) if of_bias_wanted else None, None
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype == HALF else tensor
 
 
 def _is_plain(layer: Any) -> bool:

@@ -173,8 +173,9 @@ def take_step(
 
 
 def backward(module: nn.Module, plan: Plan, patient: Keyed, coins: StepCoins, objective: Objective = SEGMENTATION) -> None:
-    """Leave the gradient of one patient's loss in `p.grad`."""
-    objective.loss(module, plan, patient, coins.generator(patient.key)).backward()
+    """Leave the gradient of one patient's loss in `p.grad`, which is None before."""
+    loss = objective.loss(module, plan, patient, coins.generator(patient.key))
+    economy.backward(loss, module.parameters(), plan.training)
 
 
 def private_optimizer(

@@ -84,6 +84,7 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("balance_labels", "training"),
     ("augment_rotation_deg", "training"),
     ("augment_scale", "training"),
+    ("loss_scale", "training"),
 )
 SELECTION_LABEL = b"hospital-secagg participants v1\n"
 MIN_COHORT = 3  # with two members each learns the other's update from the sum

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from proto.frozen import Frozen, Positive
 
 WHOLE_PARTS = ("all", "norms-and-biases")  # of training.parts that are no names of tensors
+
+FP16_LOSS_SCALE = 1 << 12  # gradients from 1.5e-11 to 16 pass through float16: hospital_node/TRAINING.md, Half precision
+MAX_LOSS_SCALE = 1 << 24  # gradients from 3.6e-15 to 0.004: nobody needs smaller ones
 
 LossName = Literal["dice_ce", "dice", "ce", "focal_tversky"]  # hospital_node/losses.py
 
@@ -27,6 +30,17 @@ Parts = Annotated[
     Literal["all", "norms-and-biases"] | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)],
     BeforeValidator(_parts),
 ]
+
+
+def _power_of_two(scale: int) -> int:
+    if scale & (scale - 1):
+        raise ValueError(
+            f"loss_scale {scale} is no power of two, so that dividing by it again would round: take {1 << scale.bit_length()}"
+        )
+    return scale
+
+
+LossScale = Annotated[int, Field(ge=1, le=MAX_LOSS_SCALE), AfterValidator(_power_of_two)]
 
 
 class Training(Frozen):
@@ -51,7 +65,8 @@ class Training(Frozen):
     proximal: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # mu of FedProx, pulls towards the round's base model
     parts: Parts = "all"  # which tensors are trained and sent: proto/parts.py
     adapter_rank: int | None = Field(default=None, ge=1)  # of low-rank factors in the place of tensors with two or more axes
-    precision: Literal["fp32", "bf16"] = "fp32"  # inside the network; gradients, clip, loss and noise are float32 or wider
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # inside the network; norm, clip, loss and noise are float32 or wider
+    loss_scale: LossScale | None = None  # of fp16: the loss times this before the way back; None: FP16_LOSS_SCALE
     micro_batch: int | None = Field(default=None, ge=1)  # patches of a patient run at once; None: all
     checkpointing: bool = False  # inner values of each block are computed again for the gradient, not kept
 
@@ -69,6 +84,8 @@ class Training(Frozen):
             )
         if self.schedule != "exponential" and self.learning_rate_decay != 1:
             raise ValueError(f"learning_rate_decay is for schedule exponential: leave it out with schedule {self.schedule}")
+        if self.loss_scale is not None and self.precision != "fp16":
+            raise ValueError(f"loss_scale is for precision fp16, {self.precision} has the range of float32: leave it out")
         if self.parts == "norms-and-biases" and self.adapter_rank is not None:
             raise ValueError("adapter_rank is for tensors with two or more axes, and parts leaves none: leave one of them out")
         if self.optimizer == "sgd" and self.proximal * self.learning_rate >= 1:
@@ -77,6 +94,11 @@ class Training(Frozen):
                 "throw the model past its base: lower one of them"
             )
         return self
+
+    @property
+    def scale_of_loss(self) -> int:
+        """What a patient's loss is multiplied by before the way back, and its gradient divided by; 1 but for fp16."""
+        return (self.loss_scale or FP16_LOSS_SCALE) if self.precision == "fp16" else 1
 
     @property
     def trains_all(self) -> bool:

@@ -35,6 +35,8 @@ FREE = {
     "adapters": {"parts": ["output_block"], "adapter_rank": 2},
     "patches": {"patches_per_patient": 8},
     "bfloat16": {"precision": "bf16"},
+    "float16": {"precision": "fp16"},
+    "a loss scale": {"precision": "fp16", "loss_scale": 1 << 16},
     "micro-batches": {"micro_batch": 1},
     "checkpointing": {"checkpointing": True},
 }

@@ -99,6 +99,7 @@ def test_what_is_kept_for_the_gradient_shrinks():
 
     whole = bytes_of()
     assert bytes_of(precision="bf16") < 0.75 * whole
+    assert bytes_of(precision="fp16") < 0.75 * whole
     assert bytes_of(checkpointing=True) < 0.6 * whole
     assert bytes_of(micro_batch=1) < 0.15 * whole
 
@@ -154,11 +155,12 @@ def test_bfloat16_changes_the_network_alone():
 
 def test_noise_is_the_same_to_the_bit_in_every_precision():
     base = network.vector_of(built(plan()))
-    exact, rough = (
+    exact, rough, half = (
         train_round(plan(training={"precision": precision}), URI, base, [], rand=replayed(b"n")).update
-        for precision in ("fp32", "bf16")
+        for precision in ("fp32", "bf16", "fp16")
     )
     assert np.array_equal(exact, rough)
+    assert np.array_equal(exact, half)
     assert len(np.unique(exact.view(np.uint32) & 0xFFFF)) > 1000  # float32 all the way: low bits are in use
 
 
@@ -170,7 +172,8 @@ def contributions(monkeypatch):
     return recorded_contributions(monkeypatch)
 
 
-ALL_WAYS = [*WAYS, {"precision": "bf16"}, {"precision": "bf16", "micro_batch": 1, "checkpointing": True}]
+ROUGH = [{"precision": "bf16"}, {"precision": "fp16"}]
+ALL_WAYS = [*WAYS, *ROUGH, *({**one, "micro_batch": 1, "checkpointing": True} for one in ROUGH)]
 
 
 @pytest.mark.parametrize("way", ALL_WAYS)

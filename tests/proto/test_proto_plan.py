@@ -155,7 +155,9 @@ def test_a_later_field_of_one_hospital_is_in_the_digest_and_of_none_in_no_digest
     assert (own.most_local_steps, plain.most_local_steps) == (9, 2)
 
 
-@pytest.mark.parametrize(("name", "value"), [("precision", "bf16"), ("micro_batch", 2), ("checkpointing", True)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("precision", "bf16"), ("precision", "fp16"), ("micro_batch", 2), ("checkpointing", True)]
+)
 def test_savings_in_training_are_public_choices_that_old_plans_do_not_have(name, value):
     training = fields()["training"]
     plain, thrifty = Plan.model_validate(fields()), Plan.model_validate(fields(training={**training, name: value}))
@@ -165,7 +167,32 @@ def test_savings_in_training_are_public_choices_that_old_plans_do_not_have(name,
     assert from_canonical(thrifty.canonical()) == thrifty
 
 
-@pytest.mark.parametrize(("name", "value"), [("precision", "fp16"), ("micro_batch", 0), ("checkpointing", "some")])
+@pytest.mark.parametrize(("name", "value"), [("precision", "fp8"), ("micro_batch", 0), ("checkpointing", "some")])
 def test_a_saving_that_does_not_exist_is_refused(name, value):
     with pytest.raises(ValidationError, match=name):
         Plan.model_validate(fields(training={**fields()["training"], name: value}))
+
+
+def test_a_loss_scale_is_a_power_of_two_of_fp16_and_public():
+    training = {**fields()["training"], "precision": "fp16"}
+    usual, own = (Plan.model_validate(fields(training={**training, **more})) for more in ({}, {"loss_scale": 1024}))
+    assert (usual.training.scale_of_loss, own.training.scale_of_loss) == (4096, 1024)
+    assert b"loss_scale" not in usual.canonical()
+    assert b'"loss_scale":1024' in own.canonical()
+    assert from_canonical(own.canonical()) == own
+    assert Plan.model_validate(fields()).training.scale_of_loss == 1
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"precision": "fp16", "loss_scale": 1000}, r"no power of two.*take 1024"),
+        ({"precision": "fp16", "loss_scale": 0}, "greater than or equal to 1"),
+        ({"precision": "fp16", "loss_scale": 1 << 25}, "less than or equal to 16777216"),
+        ({"precision": "bf16", "loss_scale": 1024}, "bf16 has the range of float32: leave it out"),
+        ({"loss_scale": 1024}, "fp32 has the range of float32: leave it out"),
+    ],
+)
+def test_a_loss_scale_that_rounds_or_that_nothing_reads_is_refused(training, said):
+    with pytest.raises(ValidationError, match=said):
+        Plan.model_validate(fields(training={**fields()["training"], **training}))
