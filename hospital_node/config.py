@@ -7,7 +7,7 @@ for everybody is in the plan, never here; what is here never changes the mechani
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
@@ -59,6 +59,7 @@ class NodeConfig(Frozen):
     site: str | None = None  # selection inside a folder that holds several sites
     fold: str | None = None  # selection inside a folder that holds several folds
     threads: int = Field(default=1, ge=1)
+    device: Literal["cpu", "cuda"] = "cpu"  # where networks run: hospital_node/device.py
     policy: NodePolicy = NodePolicy()
     cap: CapSetting | None = None
 

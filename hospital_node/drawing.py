@@ -15,7 +15,7 @@ from hospital_node.config import NodeConfig
 from hospital_node.prepared import PreparedCase
 from hospital_node.scans import Drawn, Scan, ScanIndex, write_scans
 from hospital_node.work import Count, Score
-from hospital_node.workshop import layout_of_plan, prepare_studies, real_scorer
+from hospital_node.workshop import configured_device, layout_of_plan, prepare_studies, real_scorer
 from proto.modelfile import Model, ModelFileError
 from proto.plan import Plan
 
@@ -31,7 +31,7 @@ def draw_on_scans(node: NodeConfig, plan: Plan, model: Model, most: int, count: 
         raise ModelFileError(f"the model does not fit the network of study '{plan.study}': name one of this study with --model")
     prepared = prepare_studies(node, plan, lambda _done, _total: None)
     cases = [case for patient in prepared.patients for case in patient.cases][:most]
-    drawn = _drawn(cases, real_scorer(plan, model.vector, node.threads), count)
+    drawn = _drawn(cases, real_scorer(plan, model.vector, node.threads, configured_device(node)), count)
     number = model.provenance.get(ROUND_KEY, "")
     return write_scans(node.state, plan, model.digest.hex(), int(number) if number.isdigit() else None, at, drawn)
 

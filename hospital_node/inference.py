@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
 from torch import nn
 
+from hospital_node.device import device_of
 from hospital_node.patches import Case, Image
+from hospital_node.sliding import Windows, slabs
 
 OVERLAP = 0.25  # of a window's side; more costs time, less shows seams
 WINDOWS_AT_ONCE = 4
@@ -22,19 +23,15 @@ WINDOWS_AT_ONCE = 4
 
 def predict(module: nn.Module, image: Image, patch_zyx: tuple[int, int, int], overlap: float = OVERLAP) -> NDArray[np.uint8]:
     """The most likely label of each voxel of `image` (z, y, x)."""
-    inputs = torch.from_numpy(np.array(image, dtype=np.float32))[None, None]
     module.eval()
+    labels = np.empty(image.shape, np.uint8)
+    first = 0
     with torch.inference_mode():
-        logits = sliding_window_inference(
-            inputs,
-            patch_zyx,
-            WINDOWS_AT_ONCE,
-            lambda windows: _forward(module, windows),
-            overlap=overlap,
-            mode="gaussian",
-            cval=float(inputs.min()),  # outside the scan is background, as in training
-        )
-    return np.asarray(logits[0].argmax(0).to(torch.uint8).numpy())
+        for slab in slabs(lambda windows: _forward(module, windows), image, Windows(patch_zyx, overlap, WINDOWS_AT_ONCE)):
+            last = first + slab.shape[1]
+            labels[first:last] = slab.argmax(0).numpy()
+            first = last
+    return labels
 
 
 def dice(prediction: NDArray[np.uint8], truth: NDArray[np.uint8], value: int) -> float | None:
@@ -61,7 +58,9 @@ def dice_per_label(
 
 
 def _forward(module: nn.Module, windows: torch.Tensor) -> torch.Tensor:
+    """Logits on the processor, wherever the network runs."""
+    windows = windows.to(device_of(module))
     # PyTorch sends a single small window to its old im2col convolution, up to 20 times slower than oneDNN on two.
-    if len(windows) > 1:
-        return torch.as_tensor(module(windows))
+    if len(windows) > 1 or windows.device.type != "cpu":
+        return torch.as_tensor(module(windows)).cpu()
     return torch.as_tensor(module(windows.repeat(2, 1, 1, 1, 1))[:1])

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hospital_node import economy, network
+from hospital_node.device import PROCESSOR, device_of
 from hospital_node.prepare import checked_scaling
 from hospital_node.reading import read_stored, same_grid, to_lps
 from hospital_node.resample import Grid, resample_image, target_grid
@@ -42,9 +43,16 @@ class Segmenter:
     threads: int = 1
 
     @classmethod
-    def of(cls, plan: Plan, model: Model, windows: Windows | None = None, threads: int = 1) -> Segmenter:
+    def of(
+        cls,
+        plan: Plan,
+        model: Model,
+        windows: Windows | None = None,
+        threads: int = 1,
+        device: torch.device = PROCESSOR,
+    ) -> Segmenter:
         """`windows`: the plan's patches with a quarter of overlap if left out. Raises NetworkError."""
-        module = network.build(plan.network)
+        module = network.build(plan.network).to(device)
         network.load_vector(module, model.layout, model.vector)
         torch.set_num_threads(threads)
         economy.economical(module.eval(), plan.training)
@@ -57,8 +65,8 @@ class Segmenter:
         return replace(self, plan=self.plan.model_copy(update={"training": training}))
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        """Logits of a batch of windows, float32."""
-        return economy.logits(self.module, windows, self.plan.training)
+        """Logits of a batch of windows, float32, on the processor wherever the network runs."""
+        return economy.logits(self.module, windows.to(device_of(self.module)), self.plan.training).cpu()
 
 
 def segment(segmenter: Segmenter, scan: Path, progress: Progress = lambda *_: None) -> sitk.Image:

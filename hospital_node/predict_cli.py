@@ -15,6 +15,13 @@ EXIT_SOME_SKIPPED = 1
 app = typer.Typer()
 
 
+class Device(StrEnum):
+    """Where the network runs."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class Precision(StrEnum):
     """Inside the network."""
 
@@ -37,11 +44,12 @@ def predict(
     overlap: Annotated[float, typer.Option(min=0.0, max=0.9, help="Of neighbouring windows, as a share of their side.")] = 0.25,
     flips: Annotated[bool, typer.Option("--flips", help="Mean over all mirrorings: eight times the work.")] = False,
     threads: Annotated[int, typer.Option(min=1)] = 1,
+    device: Annotated[Device, typer.Option(help="cuda needs a CUDA device and a torch built for it.")] = Device.CPU,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace label volumes that are there.")] = False,
 ) -> None:
     """Segment scans with a released model; labels come in each scan's own geometry. Nothing leaves this computer."""
     from hospital_node import predict_scans
 
     work = predict_scans.Work(tuple(scans), out, ending, truth, overwrite)
-    if predict_scans.run(work, plan, model, predict_scans.Manner(precision.value, overlap, flips, threads)):
+    if predict_scans.run(work, plan, model, predict_scans.Manner(precision.value, overlap, flips, threads, device.value)):
         raise typer.Exit(EXIT_SOME_SKIPPED)

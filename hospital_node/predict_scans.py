@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hospital_node.cohort import UnreadableStudy
+from hospital_node.device import DeviceMissingError
+from hospital_node.device import chosen as device_named
 from hospital_node.durable import write_whole
 from hospital_node.label_files import LabelFileError, output_path, write_labels
 from hospital_node.network import NetworkError
@@ -51,6 +53,7 @@ class Manner:
     overlap: float = 0.25
     flips: bool = False
     threads: int = 1
+    device: str = "cpu"
 
 
 def run(work: Work, plan: Path, model: Path, manner: Manner) -> int:
@@ -59,7 +62,11 @@ def run(work: Work, plan: Path, model: Path, manner: Manner) -> int:
     targets = _targets(work)
     windows = Windows(chosen.preparation.patch_zyx, manner.overlap, flips=manner.flips)
     try:
-        segmenter = Segmenter.of(chosen, read_model(model), windows, manner.threads).in_precision(manner.precision)
+        device = device_named(manner.device)
+        whole = Segmenter.of(chosen, read_model(model), windows, manner.threads, device)
+        segmenter = whole.in_precision(manner.precision)
+    except DeviceMissingError as error:
+        raise LabelFileError(f"--device {manner.device}: {error}") from error
     except NetworkError as error:
         raise ModelFileError(f"{model} does not fit the plan {plan}: {error}") from error
     work.out.mkdir(parents=True, exist_ok=True)

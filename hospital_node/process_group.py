@@ -2,7 +2,8 @@
 
 Rule: one mechanism, however many processes. The first process draws one key a step and hands it to the others; each drawn
 patient falls to exactly one process, by its place among the drawn, which is why all must see the same patients; clipped
-gradients are summed over the processes in float64; the first process adds the noise, once, and hands the noised sum out. So
+gradients are summed over the processes in float64, by NCCL where each has a CUDA device to itself and by gloo otherwise
+(device.py); the first process adds the noise, once, and hands the noised sum out. So
 every process takes the same step, and the update of the first is that of one process but for the rounding of sums in another
 order.
 
@@ -34,13 +35,14 @@ import torch.distributed as dist
 
 from hospital_node import runner
 from hospital_node.config import NodeConfig
+from hospital_node.device import PROCESSOR, backend
 from hospital_node.dp_optimizer import PatientOptimizer
 from hospital_node.logs import logger
 from hospital_node.network import NetworkError
 from hospital_node.noise import KEY_BYTES, Rand, StepCoins
 from hospital_node.train import TrainedUpdate, TrainingError, train_round
 from hospital_node.work import WorkFailed
-from hospital_node.workshop import prepare_studies
+from hospital_node.workshop import configured_device, prepare_studies
 from proto.layout import Vector
 from proto.plan import Plan, PlanError, from_canonical
 
@@ -74,13 +76,16 @@ class Stopped(TrainingError):
 class ProcessGroup:
     """The processes of one hospital. Implements hospital_node.ranks.Ranks; the same calls in the same order in each process."""
 
-    def __init__(self, meeting: str | None = None) -> None:
+    def __init__(self, meeting: str | None = None, device: torch.device = PROCESSOR) -> None:
         """Join at `meeting`, a URL of torch.distributed; by the environment that torchrun sets where it is None."""
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # NCCL takes the current one
         if meeting is None:
-            dist.init_process_group("gloo", timeout=PATIENCE)
+            dist.init_process_group(backend(device), timeout=PATIENCE)
         else:
             index, count = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-            dist.init_process_group("gloo", meeting, PATIENCE, count, index)
+            dist.init_process_group(backend(device), meeting, PATIENCE, count, index)
         self.index, self.count = dist.get_rank(), dist.get_world_size()
         self._in_step = False  # since GO, until all have said whether they are fine
         self._over = True  # the first process has said that the round is over, or it has not begun
@@ -93,7 +98,7 @@ class ProcessGroup:
         number = str(options.get("round", 1)).encode()
         self._hand_out(b"\0".join([number, uri.encode(), plan.canonical()]))
         self._hand_out(np.ascontiguousarray(base, dtype="<f4").tobytes())
-        return train_round(plan, uri, base, patients, ranks=self, **options)
+        return train_round(plan, uri, base, patients, ranks=self, device=self._device, **options)
 
     def dismiss(self) -> None:
         """In the first process: the others end."""
@@ -113,7 +118,8 @@ class ProcessGroup:
                 self._decline()
                 continue
             try:
-                train_round(job.plan, job.uri, job.base, patients, threads=threads, round=job.round, ranks=self)
+                train = partial(train_round, threads=threads, round=job.round, ranks=self, device=self._device)
+                train(job.plan, job.uri, job.base, patients)
             except (TrainingError, NetworkError, PlanError) as error:
                 if self._broken:
                     raise
@@ -167,7 +173,7 @@ class ProcessGroup:
         """Sums over the processes into each `p.summed_grad`, then the first process's noised sums into each `p.grad`."""
         if not self._all_fine(fine=True):
             raise TrainingError("another process of this hospital could not finish the step: its log says why")
-        fresh = torch.tensor([float(optimizer.nonfinite - optimizer.counted)])
+        fresh = torch.tensor([float(optimizer.nonfinite - optimizer.counted)], device=optimizer.params[0].device)
         sums = torch.cat([*(p.summed_grad.reshape(-1) for p in optimizer.params), fresh]).double()
         self._talk(lambda: dist.all_reduce(sums))
         optimizer.counted += int(sums[-1])
@@ -242,7 +248,7 @@ class SharedOptimizer(PatientOptimizer):
 
 def live(config: NodeConfig, stop: threading.Event) -> None:
     """One process of a hospital that torchrun started: the node itself in the first, training alone in the others."""
-    group = ProcessGroup()
+    group = ProcessGroup(device=configured_device(config))
     if group.index != FIRST:
         prepared: dict[bytes, Sequence[Any]] = {}
 

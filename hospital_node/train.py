@@ -22,6 +22,7 @@ from torch import nn
 
 from hospital_node import economy, network, patches
 from hospital_node.chance import FirstLossWatched
+from hospital_node.device import PROCESSOR, device_of
 from hospital_node.dp_optimizer import PatientOptimizer
 from hospital_node.local_optimizer import local_optimizer
 from hospital_node.losses import loss_of
@@ -105,7 +106,8 @@ class Segmentation:
 
     def loss(self, module: nn.Module, plan: Plan, patient: Patient, rng: np.random.Generator) -> torch.Tensor:
         """Mean loss of the patient's patches."""
-        images, labels = patches.draw(patient, plan.preparation, plan.training, rng)
+        device = device_of(module)
+        images, labels = (one.to(device) for one in patches.draw(patient, plan.preparation, plan.training, rng))
         return loss_of(plan.training.loss)(economy.logits(module, images, plan.training), labels)
 
 
@@ -124,6 +126,7 @@ def train_round(
     objective: Objective = SEGMENTATION,
     rand: Rand = os.urandom,
     ranks: Ranks = ONE_PROCESS,
+    device: torch.device = PROCESSOR,
 ) -> TrainedUpdate:
     """Train `plan.local_steps(uri)` steps at hospital `uri` from `base` and return the difference in what is trained.
 
@@ -136,7 +139,7 @@ def train_round(
         module = objective.build(plan)
         network.refuse_shared_statistics(module)
         network.refuse_own_chance(module)
-        network.load_vector(module, network.layout_of(module), base)
+        network.load_vector(module.to(device), network.layout_of(module), base)
         trained = choose(module, plan.training, round)
         before = values_of(trained)
         optimizer = private_optimizer(module, plan, uri, round=round, normals=NormalStream(rand), ranks=ranks)

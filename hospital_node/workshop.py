@@ -6,13 +6,15 @@ The only file between the node's loop and torch; importing it loads torch, MONAI
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from hospital_node.cases import CohortError, discover
-from hospital_node.config import NodeConfig
+from hospital_node.config import ConfigError, NodeConfig
+from hospital_node.device import PROCESSOR, DeviceMissingError, chosen
 from hospital_node.inference import dice, predict
 from hospital_node.network import NetworkError, build, layout_of, load_vector, vector_of
 from hospital_node.prepare import PreparedCase, PreparedCohort, TooManySkipped, prepare
@@ -26,8 +28,12 @@ from proto.modelfile import Model
 from proto.plan import Plan, PlanError
 
 
-def real_workshop(config: NodeConfig, train: Trainer = train_round) -> Workshop:
-    """What a node works with. `train` may wrap the real one. At a terminal a bar shows how preparing goes."""
+def real_workshop(config: NodeConfig, train: Trainer | None = None) -> Workshop:
+    """What a node works with. `train` may wrap the real one. At a terminal a bar shows how preparing goes.
+
+    Raises ConfigError where the configured device is not there.
+    """
+    device = configured_device(config)
 
     def prepared(plan: Plan, count: Count) -> Sequence[Any]:
         with counted("preparing studies") as bar:
@@ -38,7 +44,16 @@ def real_workshop(config: NodeConfig, train: Trainer = train_round) -> Workshop:
 
             return prepare_studies(config, plan, both).patients
 
-    return Workshop(layout_of_plan, prepared, _with_known_errors(train), real_scorer)
+    trainer = partial(train_round, device=device) if train is None else train
+    return Workshop(layout_of_plan, prepared, _with_known_errors(trainer), partial(real_scorer, device=device))
+
+
+def configured_device(config: NodeConfig) -> torch.device:
+    """The device of the key `device`. Raises ConfigError where it is not there."""
+    try:
+        return chosen(config.device)
+    except DeviceMissingError as error:
+        raise ConfigError(f"the node's configuration says device = '{config.device}', but {error}") from error
 
 
 def prepare_studies(config: NodeConfig, plan: Plan, count: Count) -> PreparedCohort:
@@ -68,11 +83,11 @@ def random_model(plan: Plan) -> Model:
     return Model(layout_of(module), vector_of(module))
 
 
-def real_scorer(plan: Plan, model: Vector, threads: int) -> Score:
+def real_scorer(plan: Plan, model: Vector, threads: int, device: torch.device = PROCESSOR) -> Score:
     """How well `model` segments one prepared case."""
     torch.set_num_threads(threads)
     module = build(plan.network)
-    load_vector(module, layout_of(module), model)
+    load_vector(module.to(device), layout_of(module), model)
 
     def score(case: PreparedCase) -> Scored:
         prediction = predict(module, case.image, plan.preparation.patch_zyx)

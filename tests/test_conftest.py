@@ -29,6 +29,11 @@ def test_skips_by_mark():
 def test_expected_failure():
     assert False
 
+@pytest.mark.gpu
+@pytest.mark.skipif(True, reason="no CUDA device")
+def test_on_a_device():
+    pass
+
 def test_passes():
     pass
 """
@@ -68,7 +73,7 @@ def run(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_on_a_bare_machine_skips_name_what_is_missing(suite: Path) -> None:
     done = run(suite)
     assert done.returncode == 0, done.stdout
-    assert "1 passed, 3 skipped, 1 xfailed" in done.stdout
+    assert "1 passed, 4 skipped, 1 xfailed" in done.stdout
     assert "the real volumes 'msd-hippocampus' are absent" in done.stdout
 
 
@@ -77,7 +82,10 @@ def test_where_everything_is_required_each_skip_fails_with_its_reason(suite: Pat
     assert done.returncode == 1
     assert "1 passed" in done.stdout
     assert "1 xfailed" in done.stdout
-    assert "skipped" not in done.stdout.splitlines()[-1]
+    assert "1 failed, 1 passed, 1 skipped, 1 xfailed" in done.stdout
+    assert "2 errors" in done.stdout
+    assert "no CUDA device" in done.stdout
+    assert "forbids skipping test_inner.py::test_on_a_device" not in done.stdout
     for reason in ("the real volumes 'msd-hippocampus' are absent", "no reason is good enough", "marked"):
         assert f": {reason}" in done.stdout or f"Skipped: {reason}" in done.stdout
 
@@ -93,4 +101,4 @@ def test_a_file_that_skips_itself_fails_too(suite: Path) -> None:
 def test_data_that_is_there_is_found(suite: Path) -> None:
     for part in ("msd-hippocampus", "ct-lung", "odd"):
         (suite / "absent" / part).mkdir(parents=True)
-    assert "2 passed, 2 skipped" in run(suite).stdout
+    assert "2 passed, 3 skipped" in run(suite).stdout

@@ -135,7 +135,7 @@ def predicting(monkeypatch, tmp_path):
     counted = []
 
     def run(model, most):
-        node = SimpleNamespace(state=tmp_path, threads=1)
+        node = SimpleNamespace(state=tmp_path, threads=1, device="cpu")
         return drawing.draw_on_scans(node, plan(), model, most, lambda done, total: counted.append((done, total)), AT)
 
     return run, counted

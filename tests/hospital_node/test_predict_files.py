@@ -218,6 +218,25 @@ def test_the_command_writes_labels_and_says_where(files, extra, capsys) -> None:
     assert labels.GetSize() == sitk.ReadImage(str(files["scan"])).GetSize()
 
 
+def test_a_device_that_is_not_there_is_refused(files, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert call(files, files["scan"], "--device", "cuda") == 2
+    assert "--device cuda: this torch" in (said := " ".join(capsys.readouterr().err.split()))
+    assert "finds no CUDA device" in said
+    assert not (files["scan"].parent / "out").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_labels_from_a_device_are_those_of_the_processor(files, precision) -> None:
+    segmented = []
+    for device in ("cpu", "cuda"):
+        assert call(files, files["scan"], "--device", device, "--precision", precision, "--overwrite") == 0
+        segmented.append(sitk.GetArrayFromImage(sitk.ReadImage(str(files["scan"].parent / "out" / "case-labels.nii.gz"))))
+    assert (segmented[0] == segmented[1]).mean() > 0.99
+
+
 def test_a_scan_that_cannot_be_read_is_left_out_and_the_others_are_done(files, capsys) -> None:
     broken = files["scan"].parent / "patient-4711.nii.gz"
     broken.write_bytes(b"no scan")
