@@ -113,7 +113,7 @@ def create_authority(folder: Path, study: str, now: datetime | None = None) -> A
         .not_valid_before(at - CLOCK_SKEW)
         .not_valid_after(at + timedelta(days=ROOT_DAYS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(ca=True), critical=True)
+        .add_extension(key_usage(ca=True), critical=True)
         .add_extension(identifier, critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -156,7 +156,7 @@ def sign_leaf(authority: Authority, leaf: Leaf, now: datetime) -> bytes:
         .not_valid_before(now - CLOCK_SKEW)
         .not_valid_after(until)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(ca=False), critical=True)
+        .add_extension(key_usage(ca=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
         .add_extension(x509.SubjectAlternativeName(_names(leaf)), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(leaf.public_key), critical=False)
@@ -238,7 +238,8 @@ def _ip_address(text: str) -> IpAddress:
         raise CertificateError(f"'{text}' is not an IP address: write it like 192.0.2.7, and names with --dns") from error
 
 
-def _key_usage(*, ca: bool) -> x509.KeyUsage:
+def key_usage(*, ca: bool) -> x509.KeyUsage:
+    """A CA signs certificates and lists, a leaf signs handshakes and messages; nobody both."""
     return x509.KeyUsage(
         digital_signature=not ca,
         key_cert_sign=ca,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from certs import authority, enrol, files
-from certs.identity import CERTIFICATE_FILE, KEY_FILE, ROOT_FILE
+from certs.identity import CALLERS_FILE, CERTIFICATE_FILE, ROOT_FILE
 from certs.party import (
     CertificateError,
     PartyName,
@@ -26,6 +26,7 @@ from certs.peers import UNCONFIRMED, PeerList, load_peers, peer_of, write_peers
 from certs.words import compare_words, words_of
 
 EXIT_REFUSED = 2
+WHOSE_KEY = "The eight words that the hospital read to you from its own screen"
 PEM_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 
 app = typer.Typer(
@@ -38,6 +39,9 @@ app = typer.Typer(
 AuthorityFolder = Annotated[Path, typer.Option("--ca", help="Folder of the authority, made by init-ca.")]
 Days = Annotated[
     int, typer.Option(help=f"Life of the certificate, 1 to {authority.MAX_LEAF_DAYS} days; there is no revocation list.")
+]
+SpokenWords = Annotated[
+    str | None, typer.Option(help="The eight words that the hospital read from its own screen; asked for if left out.")
 ]
 Uri = Annotated[str, typer.Argument(help="secagg://<study>/<hospital|evaluator|coordinator>/<name>")]
 
@@ -59,7 +63,7 @@ def init_ca(
     """Make the root of a study. Read its words to every hospital: they ask for them in `install`."""
     made = authority.create_authority(out, study)
     typer.echo(f"{out / ROOT_FILE}: root of study '{study}'")
-    _show_key(made.fingerprint)
+    show_key(made.fingerprint)
 
 
 @app.command()
@@ -80,43 +84,47 @@ def issue(
     addresses = tuple(ip or ()) if dns or ip else authority.LOOPBACK_IP
     made = authority.issue(ca, uri, out, days=days, dns_names=names, ip=addresses)
     typer.echo(f"{out / CERTIFICATE_FILE}: {made.uri}, valid until {made.not_after:%Y-%m-%d}")
-    _show_key(made.fingerprint)
+    show_key(made.fingerprint)
 
 
 @app.command()
-def request(
-    uri: Uri,
-    out: Annotated[Path, typer.Option(help="Folder for node.key, which stays there, and node.csr, which is sent.")],
-) -> None:
-    """At a hospital: make a key and ask for a certificate. Send node.csr; read the words to the coordinator by telephone."""
-    fingerprint = enrol.create_request(out, uri)
-    typer.echo(f"{out / KEY_FILE}: private key, stays here\n{out / enrol.REQUEST_FILE}: send this file to the coordinator")
-    _show_key(fingerprint)
-
-
-@app.command()
-def sign(
+def approve(
     request_file: Annotated[Path, typer.Argument(metavar="REQUEST", help="The node.csr that was received.")],
     ca: AuthorityFolder,
     out: Annotated[Path, typer.Option(help="New file for the certificate and the root, to be sent back.")],
-    words: Annotated[str, typer.Option(help="The eight words that the hospital read from its own screen.")],
+    words: SpokenWords = None,
     days: Days = authority.LEAF_DAYS,
 ) -> None:
-    """At the coordinator: sign a request whose words were compared. Copies the public key from it and nothing else."""
-    leaf = enrol.sign_request(ca, request_file, out, words, days=days)
+    """Sign a hospital's request whose words were compared. Copies the public key from it and nothing else."""
+    asked = enrol.read_request(files.read_bytes(request_file, "the request", enrol.REQUESTED), str(request_file))
+    typer.echo(f"{request_file}: request of {asked.uri}")
+    leaf = enrol.sign_request(ca, request_file, out, asked_words(words, "--words", WHOSE_KEY), days=days)
     typer.echo(f"{out}: certificate of {leaf.uri} and the root. The hospital will ask for the root's words:")
-    _show_key(authority.load_authority(ca).fingerprint)
+    show_key(authority.load_authority(ca).fingerprint)
 
 
 @app.command()
-def install(
-    signed: Annotated[Path, typer.Argument(help="The file that came back from the coordinator.")],
-    identity: Annotated[Path, typer.Option(help="Folder in which `request` made the key.")],
-    root_words: Annotated[str, typer.Option(help="The eight words of the root, as the coordinator read them.")],
+def admit(
+    certificate: Annotated[Path, typer.Argument(help="The certificate that the hospital's own CA signed.")],
+    issuer: Annotated[Path, typer.Option(help="That CA's certificates (PEM), from the one that signed upwards.")],
+    identity: Annotated[Path, typer.Option(help="Folder of the coordinator's own node.key and node.crt.")],
+    words: SpokenWords = None,
 ) -> None:
-    """At a hospital: put the signed certificate beside its key, after comparing the root's words."""
-    installed = enrol.install(identity, signed, root_words)
-    typer.echo(f"{identity}: {installed.uri}, valid until {installed.not_after:%Y-%m-%d}")
+    """Let the coordinator's connections accept certificates of a hospital's own CA. Membership stays with `peers`."""
+    party = enrol.admit_issuer(identity, certificate, issuer, asked_words(words, "--words", WHOSE_KEY))
+    typer.echo(f"{identity / CALLERS_FILE}: the CA of {party.uri} may sign callers; a running coordinator takes it up")
+    show_key(party.fingerprint)
+
+
+@app.command()
+def revoke(
+    uri: Uri,
+    allow: Annotated[Path, typer.Option("--list", help="The list to take the key from (peers.toml).")],
+) -> None:
+    """Take a party from a list of confirmed keys. A running coordinator or node acts on it within seconds."""
+    present = load_peers(allow)
+    write_peers(allow, present.without(uri))
+    typer.echo(f"{allow}: {uri} is removed; its next call is refused, and a masking session with it ends or goes on without it")
 
 
 @app.command()
@@ -126,7 +134,7 @@ def fingerprint(
     """Show whose key a file holds: name, SHA-256 of the key, and the eight words that people compare."""
     name, key_sha256 = _read_any(_file_in(path))
     typer.echo(name)
-    _show_key(key_sha256)
+    show_key(key_sha256)
 
 
 @app.command()
@@ -167,8 +175,18 @@ def peers(
     typer.echo(f"{out}: {len(listed.peers)} confirmed keys")
 
 
-def _show_key(key_sha256: bytes) -> None:
+def show_key(key_sha256: bytes) -> None:
+    """Hash and words of a key, as every command prints them."""
     typer.echo(f"key SHA-256  {key_sha256.hex()}\nkey words    {words_of(key_sha256)}")
+
+
+def asked_words(given: str | None, option: str, question: str) -> str:
+    """The words that a person heard: from the option, or typed at a terminal. There is no way around them."""
+    if given is not None:
+        return given
+    if not sys.stdin.isatty():
+        raise CertificateError(f"nobody typed the eight words: give them with {option}")
+    return str(typer.prompt(question))
 
 
 def _file_in(path: Path) -> Path:

@@ -30,8 +30,10 @@ from certs.party import (
 KEY_FILE = "node.key"
 CERTIFICATE_FILE = "node.crt"
 ROOT_FILE = "ca.crt"
-KEY_ORIGIN = "make it with secagg-certs request, a coordinator's with secagg-certs issue"
-CERTIFICATE_ORIGIN = "install the signed one with secagg-certs install, a coordinator's comes from secagg-certs issue"
+CALLERS_FILE = "callers.crt"  # beside a coordinator's key: CAs of hospitals with a PKI of their own
+ISSUER_FILE = "issuer.crt"  # of a leaf that the hospital's own CA signed; trusted for nothing else
+KEY_ORIGIN = "make it with secagg-node request, a coordinator's with secagg-certs issue"
+CERTIFICATE_ORIGIN = "install the signed one with secagg-node install, a coordinator's comes from secagg-certs issue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def load_identity(folder: Path, now: datetime | None = None) -> Identity:
         raise CertificateError(
             f"{folder}: {CERTIFICATE_FILE} was made for another key than {KEY_FILE}: install the one for this key"
         )
-    check_issued(certificate, ca_pem, at, str(folder / ROOT_FILE))
+    check_issued(certificate, ca_pem + _own_issuer(folder), at, str(folder / ROOT_FILE))
     return Identity(
         uri=party.uri,
         key=key,
@@ -79,6 +81,23 @@ def load_identity(folder: Path, now: datetime | None = None) -> Identity:
     )
 
 
+def stamp_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Changes whenever a file of the folder is replaced: to read an identity again where, and only where, it changed."""
+    stamps = []
+    for name in (KEY_FILE, CERTIFICATE_FILE, ROOT_FILE, ISSUER_FILE, CALLERS_FILE):
+        try:
+            state = (folder / name).stat()
+        except OSError:
+            continue
+        stamps.append((name, state.st_mtime_ns, state.st_ino))
+    return tuple(stamps)
+
+
+def _own_issuer(folder: Path) -> bytes:
+    path = folder / ISSUER_FILE
+    return b"\n" + files.read_bytes(path, "the issuer's certificate", CERTIFICATE_ORIGIN) if path.exists() else b""
+
+
 def load_private_key(pem: bytes, source: str) -> ec.EllipticCurvePrivateKey:
     """Read an unencrypted P-256 private key; CertificateError naming `source`."""
     try:
@@ -86,7 +105,7 @@ def load_private_key(pem: bytes, source: str) -> ec.EllipticCurvePrivateKey:
     except MALFORMED as error:  # TypeError: the key is encrypted
         raise CertificateError(f"{source} holds no readable private key (PEM, without passphrase)") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise CertificateError(f"{source} is not an EC P-256 key: make one with secagg-certs request")
+        raise CertificateError(f"{source} is not an EC P-256 key: make one with secagg-node request")
     return key
 
 

@@ -47,7 +47,7 @@ class Purpose(StrEnum):
     SERVER = "server"
 
 
-_PURPOSE_OID = {
+PURPOSE_OID = {
     Purpose.CLIENT: ExtendedKeyUsageOID.CLIENT_AUTH,
     Purpose.SERVER: ExtendedKeyUsageOID.SERVER_AUTH,
 }
@@ -95,6 +95,14 @@ class Party:
 def fingerprint_of(public_key_der: bytes) -> bytes:
     """SHA-256 of a key's SubjectPublicKeyInfo: what peer lists pin and people compare."""
     return hashlib.sha256(public_key_der).digest()
+
+
+def certified_key_der(certificate: x509.Certificate, source: str) -> bytes:
+    """SubjectPublicKeyInfo (DER) of any kind of key: a hospital's own CA need not be P-256, only its leaves."""
+    try:
+        return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except MALFORMED as error:
+        raise CertificateError(f"{source} holds a key of an unknown kind: ask for another certificate") from error
 
 
 def public_key_der_of(key: ec.EllipticCurvePublicKey) -> bytes:
@@ -186,7 +194,7 @@ def _check_purpose(certificate: x509.Certificate, purpose: Purpose, source: str)
         usage: list[ObjectIdentifier] = list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
     except MALFORMED as error:
         raise CertificateError(f"{source} states no purpose: issue it again with secagg-certs") from error
-    if usage != [_PURPOSE_OID[purpose]]:
+    if usage != [PURPOSE_OID[purpose]]:
         raise CertificateError(
             f"{source} is not a {purpose} certificate, which its role needs: issue it again with secagg-certs"
         )

@@ -84,6 +84,15 @@ class PeerList:
                 raise CertificateError(f"{peer.uri} is already listed with another key: remove the old entry by hand first")
         return PeerList(tuple(result))
 
+    def without(self, uri: str) -> PeerList:
+        """A list without a party; CertificateError where it is not on it, or would leave the list empty."""
+        left = tuple(peer for peer in self.peers if peer.uri != uri)
+        if len(left) == len(self.peers):
+            raise CertificateError(f"{uri} is not on the list: its keys are named by secagg-certs fingerprint")
+        if not left:
+            raise CertificateError(f"{uri} is the only party on the list: stop the program that reads it instead")
+        return PeerList(left)
+
 
 AllowList = PeerList  # the coordinator's list of admitted parties is the same thing in the same format
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import certs
 
@@ -23,7 +23,8 @@ if not certs.TLS_FLOOR_SET:
 import grpc
 from cryptography import x509
 
-from certs.identity import Identity, load_identity
+from certs import files
+from certs.identity import CALLERS_FILE, Identity, load_identity, stamp_of
 from certs.party import CertificateError, Party, Purpose, check_dates, parse_certificate, party_named_in
 
 KNOWN_CERTIFICATES = 1024  # of parties that call; each takes a few kB
@@ -37,11 +38,15 @@ class TlsContext(Protocol):
 
 
 def server_credentials(identity_folder: Path, now: datetime | None = None) -> grpc.ServerCredentials:
-    """The coordinator's side: shows its certificate and requires one of the same root from every client."""
-    identity = _load_for(Purpose.SERVER, identity_folder, now)
-    return grpc.ssl_server_credentials(
-        [(identity.key_pem, identity.certificate_pem)], root_certificates=identity.ca_pem, require_client_auth=True
-    )
+    """The coordinator's side: shows its certificate and requires one of the same root (or of callers.crt) from every client.
+
+    The folder is looked at before every handshake: a renewed certificate is shown from the next connection on, and connections
+    that stand keep theirs. While a folder is half replaced, or wrong, the last whole one is shown.
+    """
+    _load_for(Purpose.SERVER, identity_folder, now)
+    shown = _Shown(identity_folder, now)
+    fetch: Any = shown.newer  # it may return None, which grpc's types do not say
+    return grpc.dynamic_ssl_server_credentials(shown.current(), fetch, require_client_authentication=True)
 
 
 def channel_credentials(identity_folder: Path, now: datetime | None = None) -> grpc.ChannelCredentials:
@@ -71,6 +76,39 @@ def party_of(context: TlsContext, now: datetime | None = None) -> Party:
     if party.name.purpose is not Purpose.CLIENT:
         raise CertificateError(f"{party.uri} is not a party that may call: only hospitals and evaluators dial in")
     return party
+
+
+class _Shown:
+    """What a server shows: read again where a file of its folder changed."""
+
+    def __init__(self, folder: Path, now: datetime | None) -> None:
+        self._folder = folder
+        self._now = now
+        self._stamp = stamp_of(folder)
+
+    def current(self) -> grpc.ServerCertificateConfiguration:
+        """Raises CertificateError."""
+        identity = _load_for(Purpose.SERVER, self._folder, self._now)
+        roots = identity.ca_pem + _callers(self._folder)
+        shown = [(identity.key_pem, identity.certificate_pem)]
+        return grpc.ssl_server_certificate_configuration(shown, root_certificates=roots)
+
+    def newer(self) -> grpc.ServerCertificateConfiguration | None:
+        """None where nothing changed, or what is there now cannot be used."""
+        stamp = stamp_of(self._folder)
+        if stamp == self._stamp:
+            return None
+        try:
+            changed = self.current()
+        except CertificateError:
+            return None
+        self._stamp = stamp
+        return changed
+
+
+def _callers(folder: Path) -> bytes:
+    path = folder / CALLERS_FILE
+    return b"\n" + files.read_bytes(path, "the issuers of callers", "restore it") if path.exists() else b""
 
 
 @lru_cache(maxsize=KNOWN_CERTIFICATES)

@@ -231,7 +231,7 @@ def test_commands_are_found_in_blocks_and_spans() -> None:
     [
         ("make dmeo", "make has no dmeo"),
         ("make demo COLOUR=red", "make has no COLOUR"),
-        ("secagg-certs approve x", "there is no command 'approve'"),
+        ("secagg-certs bless x", "there is no command 'bless'"),
         ("secagg-certs issue x --ca ca --output c", "--output is not in its help"),
         ("secagg-certs init-ca x --ca=y", "--ca is not in its help"),
         ("secagg-certs -q fingerprint x", "-q is not in its help"),

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from certs.cli import main
-from certs.identity import load_identity
+from certs.enrol import create_request, install
 from certs.peers import UNCONFIRMED, load_peers
+from certs.words import words_of
 
 ST_ANNA = "secagg://lidc/hospital/st-anna"
 
@@ -44,23 +45,22 @@ def certs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
 def test_two_machines_from_request_to_peer_list(certs, tmp_path: Path) -> None:
     root = certs("init-ca", "lidc", "--out", "ca")
     certs("issue", "secagg://lidc/coordinator/main", "--ca", "ca", "--out", "coordinator", "--dns", "c.example.org")
-    asked = certs("request", ST_ANNA, "--out", "identity")
-    signed = certs("sign", "identity/node.csr", "--ca", "ca", "--out", "st-anna.pem", "--words", asked.words)
+    key_words = words_of(create_request(Path("identity"), ST_ANNA))
+    signed = certs("approve", "identity/node.csr", "--ca", "ca", "--out", "st-anna.pem", "--words", key_words)
     assert signed.words == root.words
-    installed = certs("install", "st-anna.pem", "--identity", "identity", "--root-words", root.words)
-    listed = certs("peers", "st-anna.pem", "--out", "peers.toml", "--confirmed-by", "Dr. Adler", "--words", asked.words)
-    assert [one.code for one in (root, asked, signed, installed, listed)] == [0] * 5
-    identity = load_identity(tmp_path / "identity")
+    identity = install(tmp_path / "identity", tmp_path / "st-anna.pem", root.words)
+    listed = certs("peers", "st-anna.pem", "--out", "peers.toml", "--confirmed-by", "Dr. Adler", "--words", key_words)
+    assert [one.code for one in (root, signed, listed)] == [0] * 3
     assert dict(load_peers(tmp_path / "peers.toml").pinned) == {ST_ANNA: identity.fingerprint}
     for shown in ("identity", "st-anna.pem", "identity/node.csr", "identity/node.crt"):
-        assert certs("fingerprint", shown).words == asked.words
+        assert certs("fingerprint", shown).words == key_words
     assert certs("fingerprint", "ca").words == certs("fingerprint", "identity/ca.crt").words == root.words
 
 
 def test_no_command_shows_a_private_key(certs, tmp_path: Path) -> None:
     certs("init-ca", "lidc", "--out", "ca")
     shown = [
-        certs("request", ST_ANNA, "--out", "a"),
+        certs("issue", ST_ANNA, "--ca", "ca", "--out", "a"),
         certs("issue", ST_ANNA, "--ca", "ca", "--out", "b"),
         certs("fingerprint", "b"),
     ]
@@ -83,7 +83,9 @@ def test_lists_are_extended_only_when_asked(certs, tmp_path: Path) -> None:
 
 
 REFUSALS = {
-    "a name that is none": (("request", "st-anna", "--out", "x"), "is not a party"),
+    "a name that is none": (("issue", "st-anna", "--ca", "ca", "--out", "x"), "is not a party"),
+    "words that nobody typed": (("approve", "c/node.csr", "--ca", "ca", "--out", "x"), "give them with --words"),
+    "a party that is not listed": (("revoke", ST_ANNA, "--list", "peers.toml"), "is not on the list"),
     "no authority": (("issue", ST_ANNA, "--ca", "nowhere", "--out", "x"), "cannot read the root key nowhere/ca.key"),
     "a second root": (("init-ca", "lidc", "--out", "ca"), "ca/ca.key exists already"),
     "nobody compared": (("peers", "a", "--out", "p"), "say who compared the words"),
@@ -99,23 +101,26 @@ REFUSALS = {
 def test_a_refusal_is_one_sentence_and_status_2(certs, case: str) -> None:
     certs("init-ca", "lidc", "--out", "ca")
     certs("issue", ST_ANNA, "--ca", "ca", "--out", "a")
+    certs("issue", "secagg://lidc/evaluator/public", "--ca", "ca", "--out", "b")
+    create_request(Path("c"), ST_ANNA)
     arguments, reason = REFUSALS[case]
+    certs("peers", "b", "--out", "peers.toml", "--unconfirmed")
     outcome = certs(*arguments)
-    assert (outcome.code, outcome.out) == (2, "")
+    assert (outcome.code, "Traceback" in outcome.out) == (2, False)
     assert outcome.err.startswith("secagg-certs: ")
     assert outcome.err.count("\n") == 1
     assert reason in outcome.err
 
 
 def test_a_missing_option_is_a_usage_error(certs) -> None:
-    outcome = certs("sign", "node.csr", "--ca", "ca", "--out", "x")
+    outcome = certs("approve", "node.csr", "--ca", "ca")
     assert outcome.code == 2
-    assert "--words" in outcome.err
+    assert "--out" in outcome.err
 
 
 def test_help_names_every_command(certs) -> None:
     outcome = certs("--help")
     assert outcome.code == 0
-    for command in ("init-ca", "issue", "request", "sign", "install", "fingerprint", "peers"):
+    for command in ("init-ca", "issue", "approve", "admit", "fingerprint", "peers", "revoke"):
         assert command in outcome.out
         assert certs(command, "--help").code == 0

@@ -5,27 +5,35 @@ Every refusal stands beside the same connection with one thing right, so that no
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent import futures
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
 import grpc
-import grpc.aio
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from enrolled_study import CLIENT, EVALUATOR, LAKESIDE, SERVER, ST_ANNA, Forged, Study, forge
+from enrolled_study import CLIENT, EVALUATOR, LAKESIDE, SERVER, ST_ANNA, Study, forge
+from live_service import (
+    METHOD,
+    PATIENCE_S,
+    REFUSED_BY_SERVICE,
+    REFUSED_BY_TLS,
+    SERVER_NAMES,
+    Reply,
+    aio_server,
+    call,
+    files_of,
+    raw_channel,
+    raw_server,
+    sync_server,
+)
 
 from certs.authority import create_authority, issue
 from certs.identity import load_identity
@@ -35,108 +43,15 @@ from certs.tls import channel_credentials, party_of, server_credentials
 
 pytestmark = pytest.mark.sockets
 
-METHOD = "/test.Who/Calls"
-REFUSED_BY_SERVICE = grpc.StatusCode.UNAUTHENTICATED
-REFUSED_BY_TLS = grpc.StatusCode.UNAVAILABLE
-PATIENCE_S = 20.0
-SERVER_NAMES = (x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1")))
-
-
-def answer(context: grpc.ServicerContext) -> bytes:
-    party = party_of(context)
-    return f"{party.uri} {party.fingerprint.hex()}".encode()
-
-
-def who_sync(_: bytes, context: grpc.ServicerContext) -> bytes:
-    try:
-        return answer(context)
-    except CertificateError as error:
-        return context.abort(REFUSED_BY_SERVICE, str(error))
-
-
-async def who_aio(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
-    try:
-        return answer(context)
-    except CertificateError as error:
-        return await context.abort(REFUSED_BY_SERVICE, str(error))
-
-
-def handler(function: Callable) -> grpc.GenericRpcHandler:
-    return grpc.method_handlers_generic_handler("test.Who", {"Calls": grpc.unary_unary_rpc_method_handler(function)})
-
-
-@contextmanager
-def sync_server(credentials: grpc.ServerCredentials, function: Callable = who_sync) -> Iterator[int]:
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    server.add_generic_rpc_handlers((handler(function),))
-    port = server.add_secure_port("127.0.0.1:0", credentials)
-    server.start()
-    try:
-        yield port
-    finally:
-        server.stop(0).wait()
-
-
-@contextmanager
-def aio_server(credentials: grpc.ServerCredentials) -> Iterator[int]:
-    """The asyncio server in a loop of its own, so that clients and plain sockets can block."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    async def start() -> tuple[grpc.aio.Server, int]:
-        server = grpc.aio.server()
-        server.add_generic_rpc_handlers((handler(who_aio),))
-        port = server.add_secure_port("127.0.0.1:0", credentials)
-        await server.start()
-        return server, port
-
-    server, port = asyncio.run_coroutine_threadsafe(start(), loop).result(PATIENCE_S)
-    try:
-        yield port
-    finally:
-        asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(PATIENCE_S)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(PATIENCE_S)
-        loop.close()
-
-
-@dataclass(frozen=True)
-class Reply:
-    code: grpc.StatusCode
-    text: str
-
-
-def call(
-    port: int, credentials: grpc.ChannelCredentials, message: bytes = b"", metadata: tuple = (), host: str = "localhost"
-) -> Reply:
-    with grpc.secure_channel(f"{host}:{port}", credentials) as channel:
-        try:
-            reply = channel.unary_unary(METHOD)(message, timeout=PATIENCE_S, metadata=metadata)
-        except grpc.RpcError as error:
-            return Reply(error.code(), error.details())
-        return Reply(grpc.StatusCode.OK, reply.decode())
-
-
-def raw_channel(root: bytes, shown: Forged | None) -> grpc.ChannelCredentials:
-    """Credentials as a cheat makes them: without our own checks of the folder."""
-    if shown is None:
-        return grpc.ssl_channel_credentials(root_certificates=root)
-    return grpc.ssl_channel_credentials(root_certificates=root, private_key=shown.key, certificate_chain=shown.certificate)
-
-
-def raw_server(root: bytes, shown: Forged) -> grpc.ServerCredentials:
-    return grpc.ssl_server_credentials([(shown.key, shown.certificate)], root_certificates=root, require_client_auth=True)
-
-
-def files_of(folder: Path) -> Forged:
-    return Forged((folder / "node.key").read_bytes(), (folder / "node.crt").read_bytes())
-
 
 @pytest.fixture(scope="module", params=[sync_server, aio_server], ids=["sync", "aio"])
 def port(request: pytest.FixtureRequest, enrolled: Study) -> Iterator[int]:
     with request.param(server_credentials(enrolled.coordinator)) as port:
         yield port
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
 
 
 @pytest.fixture
@@ -187,6 +102,34 @@ def test_an_expired_certificate(enrolled: Study, port: int, root: bytes) -> None
     past = datetime.now(UTC) - timedelta(days=100)
     assert call(port, raw_channel(root, forge(enrolled.authority, start=past, days=99))).code is REFUSED_BY_TLS
     assert call(port, raw_channel(root, forge(enrolled.authority, start=past, days=101))).code is grpc.StatusCode.OK
+
+
+def test_a_certificate_that_is_not_yet_valid(enrolled: Study, port: int, root: bytes) -> None:
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    assert call(port, raw_channel(root, forge(enrolled.authority, start=tomorrow))).code is REFUSED_BY_TLS
+    assert (
+        call(port, raw_channel(root, forge(enrolled.authority, start=tomorrow - timedelta(days=2)))).code is grpc.StatusCode.OK
+    )
+
+
+def test_a_revoked_certificate_is_refused_by_the_list(enrolled: Study) -> None:
+    confirmed = [load_identity(folder) for folder in (enrolled.st_anna, enrolled.lakeside)]
+    both = PeerList(tuple(peer_of(Party(i.uri, i.fingerprint, i.public_key_der), "Dr. Adler", now()) for i in confirmed))
+    allowed = [both]
+
+    def admitted(_: bytes, context: grpc.ServicerContext) -> bytes:
+        try:
+            allowed[0].check(party_of(context))
+        except CertificateError as error:
+            return context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        return b"admitted"
+
+    with sync_server(server_credentials(enrolled.coordinator), admitted) as port:
+        assert call(port, channel_credentials(enrolled.st_anna)).text == "admitted"
+        allowed[0] = both.without(ST_ANNA)
+        revoked = call(port, channel_credentials(enrolled.st_anna))
+        assert call(port, channel_credentials(enrolled.lakeside)).text == "admitted"
+    assert (revoked.code, "not on the list of confirmed keys" in revoked.text) == (grpc.StatusCode.PERMISSION_DENIED, True)
 
 
 def test_a_server_certificate_used_as_a_client(enrolled: Study, port: int, root: bytes) -> None:

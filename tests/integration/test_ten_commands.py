@@ -184,7 +184,7 @@ def seen_from(hospital: str, command: str) -> str:
 
 def for_each_signed(command: str) -> list[str]:
     """A line of the coordinator that names one hospital's request is typed once for each."""
-    return [seen_from(hospital, command) for hospital in HOSPITALS] if command.split()[1] == "sign" else [command]
+    return [seen_from(hospital, command) for hospital in HOSPITALS] if command.split()[1] == "approve" else [command]
 
 
 @pytest.fixture
