@@ -1,0 +1,97 @@
+"""What a round with shared noise costs one patient: Renyi accounting for Poisson-sampled sums of discrete Gaussians.
+
+Rule: every reading is an upper bound, and holds against the coordinator together with the colluders that the plan names.
+The derivation, line by line, is in README.md (Shared noise). In short, for whole orders a >= 2:
+
+1. Integers x with P(x) ~ exp(-|x|**2 / (2V)), moved by an integer vector v: E[(P_v / P)**k] = exp((k*k - k) |v|**2 / (2V)),
+   as completing the square moves the lattice by k*v onto itself (Canonne, Kamath and Steinke 2020, proposition 5).
+2. With rate q the moment of order a is the binomial sum of 1, as for the continuous Gaussian (Mironov, Talwar and Zhang
+   2019, arXiv 1908.10530, section 3.3); the other direction is no larger (theorem 5: x -> v - x exchanges P and P_v).
+3. The noise is a sum of shares, within e**t of one discrete Gaussian at every point (`secagg.noise_shares.ratio_bound`,
+   summed over coordinates): adds t * (2a - 1) / (a - 1).
+4. From order a to (epsilon, delta): Canonne, Kamath and Steinke 2020, proposition 12. What the sampler leaves out of the
+   tails is a statistical distance and enters delta, from both sides: (1 + e**epsilon) times it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+ORDERS = (*range(2, 65), 72, 80, 96, 128, 192, 256, 384, 512)
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerMechanism:
+    """`steps` rounds: a sum of integer vectors with norm at most `sensitivity`, each patient in it with `sampling_rate`.
+
+    `deviation`: of the noise that no colluder knows; `ratio`: t above, over all coordinates; `left_out`: statistical distance
+    of one round's noise from exact shares. Steps of the integer grid throughout.
+    """
+
+    deviation: float
+    sensitivity: float
+    sampling_rate: float
+    steps: int
+    ratio: float = 0.0
+    left_out: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.deviation > 0 and self.sensitivity > 0 and math.isfinite(self.deviation + self.sensitivity)):
+            raise ValueError("shared noise needs a deviation and a sensitivity above zero")
+        if not 0 < self.sampling_rate <= 1 or self.steps < 0:
+            raise ValueError("a sampling rate lies in (0, 1] and steps are not negative")
+        if not (self.ratio >= 0 and self.left_out >= 0):
+            raise ValueError("corrections are not negative")
+
+
+def integer_epsilon(mechanisms: Iterable[IntegerMechanism], delta: float) -> float:
+    """Epsilon at `delta` of all rounds together, by the best order; infinite where the corrections use up delta."""
+    if not 0 < delta < 1:
+        raise ValueError(f"delta lies between 0 and 1, got {delta}")
+    listed = [one for one in mechanisms if one.steps]
+    if not listed:
+        return 0.0
+    divergences = [(order, sum(one.steps * divergence(one, order) for one in listed)) for order in ORDERS]
+    distance = sum(one.steps * one.left_out for one in listed)
+    found = min(_converted(divergences, delta), math.inf)
+    while math.isfinite(found):  # delta must also carry (1 + e**epsilon) times the distance, which raises epsilon a little
+        rest = delta - distance * (1 + math.exp(min(found, 700.0)))
+        if rest <= 0:
+            return math.inf
+        again = _converted(divergences, rest)
+        if again <= found * (1 + 1e-12):
+            return again
+        found = again
+    return found
+
+
+def divergence(mechanism: IntegerMechanism, order: int) -> float:
+    """Renyi divergence of one round at a whole order, in the larger of both directions."""
+    if order < 2 or order != int(order):
+        raise ValueError(f"the lattice argument needs whole orders from 2 on, got {order}")
+    exact = _sampled(mechanism.sampling_rate, mechanism.sensitivity / mechanism.deviation, order)
+    return exact + mechanism.ratio * (2 * order - 1) / (order - 1)
+
+
+@lru_cache(maxsize=4096)
+def _sampled(rate: float, shift: float, order: int) -> float:
+    half = shift * shift / 2
+    if rate == 1:
+        return order * half
+    terms = [
+        math.log(math.comb(order, k)) + k * math.log(rate) + (order - k) * math.log1p(-rate) + (k * k - k) * half
+        for k in range(order + 1)
+    ]
+    top = max(terms)
+    moment = top + math.log(math.fsum(math.exp(term - top) for term in terms))
+    return max(0.0, moment) / (order - 1)
+
+
+def _converted(divergences: list[tuple[int, float]], delta: float) -> float:
+    def at(order: int, total: float) -> float:
+        return total + math.log1p(-1 / order) - math.log(delta * order) / (order - 1)
+
+    return max(0.0, min(at(order, total) for order, total in divergences))

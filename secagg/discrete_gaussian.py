@@ -1,0 +1,204 @@
+"""Discrete Gaussian noise drawn exactly from a seed: the value x has probability proportional to exp(-x**2 / (2 * variance)).
+
+Rule: a value is a function of key, place and variance alone, on every machine, because a share of noise that has to be
+taken out again is drawn a second time by somebody else. So no decision may hang on how a processor rounds.
+
+Method: rejection from a staircase. The line is cut into blocks of equal width; a block is chosen with probability
+proportional to an integer above scale * density everywhere in it, a place in the block evenly, and the place is kept with
+probability scale * density / integer. Canonne, Kamath and Steinke (2020, arXiv 2004.00010, algorithm 3) reject from a discrete
+Laplace distribution in the same way; here nearly every coin falls clear of the least chance in its block, so that no
+exponential is needed. A coin too close to its chance for float64 is settled by rational bounds and as many further
+bits as it takes. What is left out is the tail beyond TAIL_DEVIATIONS; its weight (`left_out`) is the accountant's to add.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Context, Decimal
+from fractions import Fraction
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secagg.errors import LocalError
+from secagg.keystream import CHUNK_WORDS, Door, Stream
+from secagg.params import WORD_BYTES, Words
+
+Integers: TypeAlias = NDArray[np.int64]
+
+TAIL_DEVIATIONS = 14  # 2 * exp(-97): 1e-42 a value
+SLOT_BITS = 14  # bits 0 to 13 of a word choose a block
+SLOTS = 1 << SLOT_BITS
+BLOCKS_A_DEVIATION = 16  # at least; finer blocks decide more coins at once, coarser ones waste fewer words
+PLACE_BITS = 16  # bits 16 to 31 choose a place in a block
+COIN_BITS = 32  # bits 32 to 63 are the coin
+COINS = 1 << COIN_BITS
+LARGEST_DEVIATION = BLOCKS_A_DEVIATION << PLACE_BITS  # a million steps: more than lanes of 32 bits leave room for
+SMALLEST_VARIANCE = Fraction(1, 4)  # a share below it is mostly zeros
+RUN_VALUES = CHUNK_WORDS  # values under one nonce: runs are drawn independently of each other
+MORE_WORDS = 2048  # read at a time for the last values of a run
+FLOAT_ERROR = 2.0**-40  # relative, of a chance in float64: exponents below 128 and four roundings keep to 2**-45
+DIGITS = 60  # of the decimal numbers that the staircase is made from
+BLOCK_BITS = 128  # a coin that is still open reads one cipher block more
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Staircase:
+    """Tables of one variance by slot, which is what a word's lowest bits choose; slots to spare belong to no block."""
+
+    variance: Fraction
+    width: int  # of a block, a power of two
+    scale: int  # of the density at zero
+    first: Integers  # the block's lowest value
+    sure: NDArray[np.uint32]  # coins below it are good everywhere in the block
+    last: NDArray[np.uint32]  # coins above it are good nowhere
+    weight: Integers  # height of the stair; 0 in slots to spare
+
+
+@lru_cache(maxsize=32)
+def staircase(variance: Fraction) -> Staircase:
+    """Tables for one variance; LocalError where words of 64 bits do not serve it."""
+    if not SMALLEST_VARIANCE <= variance <= LARGEST_DEVIATION**2:
+        raise LocalError(f"the variance of discrete noise lies between 1/4 and {LARGEST_DEVIATION}**2, got {float(variance):g}")
+    width = _width(variance)
+    half = _blocks_a_side(variance, width)
+    starts = [block * width for block in range(-half, half)]
+    highest = [density(max(start, -start - width + 1, 0), variance) for start in starts]
+    lowest = [density(max(start + width - 1, -start), variance) for start in starts]
+    scale = int((SLOTS - len(starts)) / sum(highest))
+    weights = [int(scale * height) + 1 for height in highest]
+    slots = [*weights, SLOTS - sum(weights)]
+    sure = [int(COINS * scale * height / weight) for height, weight in zip(lowest, weights, strict=True)]
+    last = [int(COINS * scale * height / weight) for height, weight in zip(highest, weights, strict=True)]
+    return Staircase(
+        variance,
+        width,
+        scale,
+        np.repeat(np.array([*starts, 0], dtype=np.int64), slots),
+        np.repeat(np.array([*sure, 0], dtype=np.uint32), slots),
+        np.repeat(np.array([*last, 0], dtype=np.uint32), slots),
+        np.repeat(np.array([*weights, 0], dtype=np.int64), slots),
+    )
+
+
+def density(value: int, variance: Fraction, digits: int = DIGITS) -> Decimal:
+    """exp(-value**2 / (2 * variance)), off by less than 10**(3 - digits) of itself; the same on every machine."""
+    context = Context(prec=digits)
+    exponent = context.divide(Decimal(-value * value * variance.denominator), Decimal(2 * variance.numerator))
+    return context.exp(exponent)
+
+
+def left_out(variance: Fraction, values: int) -> float:
+    """Upper bound on the probability that any of `values` exact values lies in the tail that is never drawn.
+
+    A discrete Gaussian exceeds m no more often than a Gaussian of the same parameter exceeds m - 1 (Canonne, Kamath and
+    Steinke 2020, proposition 25).
+    """
+    deviation = math.sqrt(variance)
+    return values * math.erfc((TAIL_DEVIATIONS * deviation - 1) / deviation / math.sqrt(2))
+
+
+def largest_value(variance: Fraction) -> int:
+    """No value drawn is further from zero."""
+    return _blocks_a_side(variance, _width(variance)) * _width(variance)
+
+
+def _width(variance: Fraction) -> int:
+    return 1 << max(0, math.frexp(math.sqrt(variance) / BLOCKS_A_DEVIATION)[1] - 1)
+
+
+def _blocks_a_side(variance: Fraction, width: int) -> int:
+    return math.ceil(TAIL_DEVIATIONS * math.sqrt(variance) / width)
+
+
+class NoiseStream:
+    """Discrete Gaussian values under one key, which serves nothing else; for one thread.
+
+    Run r are values r * RUN_VALUES onwards, and is a function of key, variance and r.
+    """
+
+    __slots__ = ("_key", "_stairs", "_words")
+
+    def __init__(self, key: bytes, variance: Fraction, door: Door = Door.GCM) -> None:
+        self._key = key
+        self._stairs = staircase(variance)
+        self._words = Stream(key, door=Door.GCM if door is Door.XTS else door)  # a run is read once from its beginning
+
+    def values(self, count: int) -> Integers:
+        """The first `count` values."""
+        return np.concatenate([*self.runs(count), np.empty(0, dtype=np.int64)])
+
+    def runs(self, count: int) -> Iterator[Integers]:
+        """The same, run by run."""
+        for number in range(-(-count // RUN_VALUES)):
+            yield self.run(number)[: count - number * RUN_VALUES]
+
+    def run(self, number: int) -> Integers:
+        """All values of one run."""
+        out = np.empty(RUN_VALUES, dtype=np.int64)
+        self._words.seek(number)
+        filled, read, wanted = 0, 0, CHUNK_WORDS
+        while filled < RUN_VALUES:
+            words: Words = np.empty(wanted, dtype="<u8")
+            self._words.fill(words.data.cast("B"))
+            kept = self._kept(words, number, read)[: RUN_VALUES - filled]
+            out[filled : filled + len(kept)] = kept
+            filled, read, wanted = filled + len(kept), read + wanted, MORE_WORDS
+        return out
+
+    def _kept(self, words: Words, run: int, first_word: int) -> Integers:
+        """The values that a few words give, in order."""
+        stairs = self._stairs
+        slots = (words & np.uint64(SLOTS - 1)).view(np.int64)
+        coins = words.view("<u4")[1::2]
+        good = coins < stairs.sure.take(slots, mode="wrap")
+        values = stairs.first.take(slots, mode="wrap")
+        if stairs.width > 1:
+            values += ((words >> np.uint64(16)) & np.uint64(stairs.width - 1)).view(np.int64)
+        unsure = np.flatnonzero(~good)
+        unsure = unsure[coins[unsure] <= stairs.last[slots[unsure]]]
+        good[unsure] = self._tossed(values[unsure], coins[unsure], stairs.weight[slots[unsure]], (run, first_word), unsure)
+        return values[good]
+
+    def _tossed(
+        self, values: Integers, coins: NDArray[np.uint32], weights: Integers, place: tuple[int, int], unsure: NDArray[np.intp]
+    ) -> NDArray[np.bool_]:
+        """Whether each coin is below its value's chance; those that float64 cannot tell are settled exactly."""
+        chances = np.square(values.astype(np.float64)) * (-0.5 / float(self._stairs.variance))
+        np.exp(chances, out=chances)
+        with np.errstate(divide="ignore", invalid="ignore"):  # slots to spare
+            chances *= COINS * self._stairs.scale / weights
+        chances[weights == 0] = -1.0
+        good = coins + 1.0 <= chances * (1 - FLOAT_ERROR)
+        run, first_word = place
+        for at in np.flatnonzero(~good & (coins < chances * (1 + FLOAT_ERROR))):
+            bits = self._further_bits(run, first_word + int(unsure[at]))
+            good[at] = below_chance(int(coins[at]), bits, int(values[at]), int(weights[at]), self._stairs)
+        return good
+
+    def _further_bits(self, run: int, word: int) -> Iterator[int]:
+        """Blocks of a coin beyond its first bits, from lanes that no words come from."""
+        lane = 1
+        while True:
+            stream = Stream(self._key, door=Door.CTR)
+            stream.seek(run, lane, word)
+            yield int.from_bytes(stream.words(BLOCK_BITS // (8 * WORD_BYTES)).tobytes(), "big")
+            lane += 1
+
+
+def below_chance(coin: int, further: Iterator[int], value: int, weight: int, stairs: Staircase) -> bool:
+    """Whether the number 0.coin further... in binary is below scale * density(value) / weight; exact."""
+    bits, digits = COIN_BITS, DIGITS
+    while True:
+        chance = Fraction(density(value, stairs.variance, digits)) * stairs.scale / weight
+        error = chance / 10 ** (digits - 3)
+        if Fraction(coin + 1, 1 << bits) <= chance - error:
+            return True
+        if Fraction(coin, 1 << bits) >= chance + error:
+            return False
+        coin = coin << BLOCK_BITS | next(further)
+        bits, digits = bits + BLOCK_BITS, digits + DIGITS

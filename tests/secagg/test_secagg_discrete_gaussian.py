@@ -1,0 +1,198 @@
+"""Discrete Gaussian noise: exact, the same wherever it is drawn, and equal to the slow sampler of the paper."""
+
+import math
+import random
+from collections import Counter
+from fractions import Fraction
+from itertools import repeat
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from secagg import discrete_gaussian
+from secagg.discrete_gaussian import (
+    COIN_BITS,
+    COINS,
+    LARGEST_DEVIATION,
+    RUN_VALUES,
+    SLOTS,
+    NoiseStream,
+    below_chance,
+    density,
+    largest_value,
+    left_out,
+    staircase,
+)
+from secagg.errors import LocalError
+from secagg.keystream import Door
+
+KEY = bytes(range(16))
+KNOWN = [-409, -1062, 619, -106, 150, -591]
+VARIANCES = [Fraction(1, 4), Fraction(1), Fraction(7, 3), Fraction(90), Fraction(512**2) / 3, Fraction(100_000**2)]
+
+
+def chances(variance: Fraction, largest: int) -> dict[int, float]:
+    weights = {x: float(density(x, variance)) for x in range(-largest, largest + 1)}
+    total = math.fsum(weights.values())
+    return {x: weight / total for x, weight in weights.items()}
+
+
+def p_value(seen: Counter[int], expected: dict[int, float]) -> float:
+    """Chi-square over single values where each is expected at least ten times, the rest in one class."""
+    count = seen.total()
+    often = [x for x, chance in expected.items() if chance * count >= 10]
+    rest = 1 - math.fsum(expected[x] for x in often)
+    observed = [seen[x] for x in often] + [count - sum(seen[x] for x in often)]
+    wanted = [expected[x] * count for x in often] + [rest * count]
+    if wanted[-1] < 5:
+        observed[-2:], wanted[-2:] = [sum(observed[-2:])], [sum(wanted[-2:])]
+    return float(stats.chisquare(observed, np.array(wanted) * count / sum(wanted)).pvalue)
+
+
+@pytest.mark.parametrize("variance", [Fraction(1, 4), Fraction(1), Fraction(7, 3), Fraction(90), Fraction(2500)])
+def test_values_come_as_often_as_the_density_says(variance: Fraction) -> None:
+    values = NoiseStream(KEY, variance).values(200_000)
+    assert p_value(Counter(values.tolist()), chances(variance, 14 * math.isqrt(int(variance) + 1) + 14)) > 1e-4
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_moments_are_those_of_the_distribution(variance: Fraction) -> None:
+    count, values = 300_000, NoiseStream(KEY, variance).values(300_000).astype(np.float64)
+    deviation = math.sqrt(variance)
+    if deviation < 50:
+        exact = math.fsum(x * x * chance for x, chance in chances(variance, 200 + 14 * int(deviation)).items())
+    else:
+        exact = float(variance)  # to within exp(-2 pi**2 * variance)
+    assert abs(values.mean()) < 5 * deviation / math.sqrt(count)
+    assert abs((values**2).mean() / exact - 1) < 5 * math.sqrt(3 / count)
+    if deviation > 5:
+        assert abs((values**4).mean() / deviation**4 - 3) < 5 * math.sqrt(96 / count)
+    assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 5 / math.sqrt(count)
+
+
+def slow_sample(variance: Fraction, source: random.Random) -> int:
+    """Canonne, Kamath and Steinke 2020, algorithms 1 to 3, in rational numbers only."""
+
+    def bernoulli(chance: Fraction) -> bool:
+        return source.randrange(chance.denominator) < chance.numerator
+
+    def bernoulli_exp(gamma: Fraction) -> bool:
+        if gamma > 1:
+            return all(bernoulli_exp(Fraction(1)) for _ in range(math.floor(gamma))) and bernoulli_exp(
+                gamma - math.floor(gamma)
+            )
+        k = 1
+        while bernoulli(gamma / k):
+            k += 1
+        return k % 2 == 1
+
+    scale = math.isqrt(math.floor(variance)) + 1
+    while True:
+        part = source.randrange(scale)
+        if not bernoulli_exp(Fraction(part, scale)):
+            continue
+        times = 0
+        while bernoulli_exp(Fraction(1)):
+            times += 1
+        size = part + scale * times
+        negative = source.randrange(2)
+        if negative and size == 0:
+            continue
+        if bernoulli_exp((size - variance / scale) ** 2 / (2 * variance)):
+            return -size if negative else size
+
+
+@pytest.mark.parametrize("variance", [Fraction(2), Fraction(30)])
+def test_the_slow_exact_sampler_gives_the_same_distribution(variance: Fraction) -> None:
+    source = random.Random(20261121)
+    slow = Counter(slow_sample(variance, source) for _ in range(8000))
+    fast = Counter(NoiseStream(KEY, variance).values(80_000).tolist())
+    often = [x for x in fast if fast[x] >= 200]
+    table = [[counts[x] for x in often] + [counts.total() - sum(counts[x] for x in often)] for counts in (slow, fast)]
+    assert stats.chi2_contingency(table).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_rational_bounds_decide_as_float64_does(variance: Fraction, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 2 % of error allowed to float64, hundreds of coins are settled exactly: every value is the same."""
+    usual = NoiseStream(KEY, variance).run(0)
+    asked: list[int] = []
+
+    def counted(coin: int, *rest: object) -> bool:
+        asked.append(coin)
+        return below_chance(coin, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(discrete_gaussian, "FLOAT_ERROR", 0.02)
+    monkeypatch.setattr(discrete_gaussian, "below_chance", counted)
+    assert np.array_equal(NoiseStream(KEY, variance).run(0), usual)
+    assert bool(asked) == (staircase(variance).width > 1), "single values have one chance, which is known to 32 bits"
+
+
+def test_an_open_coin_reads_further_bits_until_it_is_settled() -> None:
+    stairs = staircase(Fraction(90))
+    value, weight = 7, int(stairs.weight[np.flatnonzero(stairs.first == 7)[0]])
+    chance = Fraction(density(value, stairs.variance, 200)) * stairs.scale / weight
+    coin = math.floor(chance * COINS)  # the coin that its first bits leave open
+    rest = chance * COINS - coin
+    below, above = math.floor(rest * 2**128) - 1, math.floor(rest * 2**128) + 1
+    assert below_chance(coin, repeat(below), value, weight, stairs)
+    assert not below_chance(coin, repeat(above), value, weight, stairs)
+    exact, more = below + 1, math.floor((rest * 2**128 - below - 1) * 2**128)  # equal in 160 bits: the next block decides
+    assert below_chance(coin, iter([exact, more - 1]), value, weight, stairs)
+    assert not below_chance(coin, iter([exact, more + 1]), value, weight, stairs)
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_the_staircase_lies_above_the_density_and_its_bounds_hold_in_every_block(variance: Fraction) -> None:
+    stairs = staircase(variance)
+    used = stairs.weight > 0
+    assert len(used) == SLOTS
+    assert np.count_nonzero(~used) < SLOTS // 8, "slots to spare are words wasted"
+    firsts, places = np.unique(stairs.first[used], return_index=True)
+    assert np.array_equal(np.diff(firsts), np.full(len(firsts) - 1, stairs.width)), "blocks leave no gap"
+    assert firsts[-1] + stairs.width - 1 <= largest_value(variance) == -firsts[0]
+    for place in places[:: max(1, len(places) // 40)]:
+        first, weight = int(stairs.first[used][place]), int(stairs.weight[used][place])
+        assert np.count_nonzero(stairs.first[used] == first) == weight, "as many slots as its weight"
+        for value in {first, first + stairs.width - 1, first + stairs.width // 2}:
+            chance = Fraction(density(value, variance)) * stairs.scale / weight
+            assert chance < 1
+            assert Fraction(int(stairs.sure[used][place]), COINS) <= chance < Fraction(int(stairs.last[used][place]) + 1, COINS)
+
+
+@given(key=st.binary(min_size=16, max_size=16), door=st.sampled_from(Door), count=st.integers(0, 2 * RUN_VALUES + 3))
+def test_a_value_depends_on_key_place_and_variance_alone(key: bytes, door: Door, count: int) -> None:
+    stream = NoiseStream(key, Fraction(400), door)
+    whole = stream.values(count)
+    assert len(whole) == count
+    if count:
+        run, within = divmod(count - 1, RUN_VALUES)
+        assert NoiseStream(key, Fraction(400), Door.CTR).run(run)[within] == whole[-1]
+        assert np.array_equal(stream.run(0)[: min(count, RUN_VALUES)], whole[:RUN_VALUES])
+
+
+def test_known_values() -> None:
+    """Drawn once and kept: other values on another machine or release would leave noise in an opened sum."""
+    assert NoiseStream(KEY, Fraction(10**6)).values(6).tolist() == KNOWN
+    assert COIN_BITS == 32
+
+
+def test_two_keys_and_two_runs_are_unrelated() -> None:
+    one, other = NoiseStream(KEY, Fraction(10**4)), NoiseStream(bytes(16), Fraction(10**4))
+    for left, right in ((one.run(0), other.run(0)), (one.run(0), one.run(1))):
+        assert abs(np.corrcoef(left, right)[0, 1]) < 5 / math.sqrt(RUN_VALUES)
+
+
+@pytest.mark.parametrize("variance", [Fraction(0), Fraction(1, 5), Fraction(LARGEST_DEVIATION**2 + 1)])
+def test_variances_that_words_do_not_serve_are_refused(variance: Fraction) -> None:
+    with pytest.raises(LocalError, match="variance of discrete noise"):
+        NoiseStream(KEY, variance)
+
+
+def test_what_is_left_out_weighs_next_to_nothing_and_grows_with_the_vector() -> None:
+    assert 0 < left_out(Fraction(10**6), 1) < 1e-40
+    assert left_out(Fraction(1), 10**9) < 1e-28
+    assert left_out(Fraction(1), 2000) == pytest.approx(2000 * left_out(Fraction(1), 1))
