@@ -186,20 +186,22 @@ class Finished(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Advert(_message.Message):
-    __slots__ = ("party", "seal_key", "mask_key", "seed_commitment", "signature", "neighbours")
+    __slots__ = ("party", "seal_key", "mask_key", "seed_commitment", "signature", "neighbours", "noise_commitments")
     PARTY_FIELD_NUMBER: _ClassVar[int]
     SEAL_KEY_FIELD_NUMBER: _ClassVar[int]
     MASK_KEY_FIELD_NUMBER: _ClassVar[int]
     SEED_COMMITMENT_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
+    NOISE_COMMITMENTS_FIELD_NUMBER: _ClassVar[int]
     party: str
     seal_key: bytes
     mask_key: bytes
     seed_commitment: bytes
     signature: bytes
     neighbours: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, party: _Optional[str] = ..., seal_key: _Optional[bytes] = ..., mask_key: _Optional[bytes] = ..., seed_commitment: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., neighbours: _Optional[_Iterable[int]] = ...) -> None: ...
+    noise_commitments: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, party: _Optional[str] = ..., seal_key: _Optional[bytes] = ..., mask_key: _Optional[bytes] = ..., seed_commitment: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., neighbours: _Optional[_Iterable[int]] = ..., noise_commitments: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ShareSet(_message.Message):
     __slots__ = ("party", "boxes", "digests", "signature", "summary")
@@ -256,14 +258,16 @@ class RevealedShares(_message.Message):
     def __init__(self, shares: _Optional[_Iterable[_Union[RevealedShare, _Mapping]]] = ...) -> None: ...
 
 class RevealedShare(_message.Message):
-    __slots__ = ("peer", "self_mask_seed", "mask_key")
+    __slots__ = ("peer", "self_mask_seed", "mask_key", "noise")
     PEER_FIELD_NUMBER: _ClassVar[int]
     SELF_MASK_SEED_FIELD_NUMBER: _ClassVar[int]
     MASK_KEY_FIELD_NUMBER: _ClassVar[int]
+    NOISE_FIELD_NUMBER: _ClassVar[int]
     peer: str
     self_mask_seed: bytes
     mask_key: bytes
-    def __init__(self, peer: _Optional[str] = ..., self_mask_seed: _Optional[bytes] = ..., mask_key: _Optional[bytes] = ...) -> None: ...
+    noise: bytes
+    def __init__(self, peer: _Optional[str] = ..., self_mask_seed: _Optional[bytes] = ..., mask_key: _Optional[bytes] = ..., noise: _Optional[bytes] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("code", "detail", "culprit")

@@ -182,6 +182,7 @@ def to_advert(advert: Advert) -> pb.Advert:
         seed_commitment=advert.seed_commitment,
         signature=advert.signature,
         neighbours=advert.neighbours,
+        noise_commitments=advert.noise_commitments,
     )
 
 
@@ -194,6 +195,7 @@ def from_advert(message: pb.Advert) -> Advert:
         seed_commitment=_exactly(message.seed_commitment, 32, "seed_commitment"),
         signature=message.signature,
         neighbours=tuple(message.neighbours),
+        noise_commitments=tuple(_exactly(item, DIGEST_BYTES, "noise commitment") for item in message.noise_commitments),
     )
 
 
@@ -270,16 +272,18 @@ def from_uris(uris: Sequence[str]) -> tuple[str, ...]:
 
 def _to_revealed_share(share: RevealedShare) -> pb.RevealedShare:
     if share.kind is ShareKind.SELF_MASK_SEED:
-        return pb.RevealedShare(peer=share.peer, self_mask_seed=share.share)
+        return pb.RevealedShare(peer=share.peer, self_mask_seed=share.share, noise=share.noise)
     return pb.RevealedShare(peer=share.peer, mask_key=share.share)
 
 
 def _from_revealed_share(message: pb.RevealedShare) -> RevealedShare:
     match message.WhichOneof("share"):
         case "self_mask_seed":
-            return RevealedShare(peer=message.peer, kind=ShareKind.SELF_MASK_SEED, share=message.self_mask_seed)
+            return RevealedShare(
+                peer=message.peer, kind=ShareKind.SELF_MASK_SEED, share=message.self_mask_seed, noise=message.noise
+            )
         case "mask_key":
-            return RevealedShare(peer=message.peer, kind=ShareKind.MASK_KEY, share=message.mask_key)
+            return RevealedShare(peer=message.peer, kind=ShareKind.MASK_KEY, share=message.mask_key, noise=message.noise)
         case _:
             raise WireError(f"the revealed share of {message.peer} is empty")
 

@@ -22,30 +22,36 @@ BOX_BYTES = PLAIN_BYTES + 16  # GCM tag
 
 @dataclass(frozen=True, slots=True, repr=False)
 class HeldShares:
-    """What one member holds of another: a share of its self-mask seed and one of its mask key. Only one ever leaves."""
+    """What one member holds of another: a share of its self-mask seed and one of its mask key. Only one ever leaves.
+
+    `noise`: shares of the secrets of components 1 ... d of its noise, of which at most one leaves.
+    """
 
     seed: bytes
     mask_key: bytes
+    noise: tuple[bytes, ...] = ()
 
 
 def seal(key: bytes, context: bytes, sender: int, receiver: int, shares: HeldShares) -> bytes:
     """Ciphertext and tag; sender and receiver are places in the roster, which the context binds."""
-    plain = _header(sender, receiver) + shares.seed + shares.mask_key
+    plain = b"".join([_header(sender, receiver), shares.seed, shares.mask_key, *shares.noise])
     return AESGCM(key).encrypt(NONCE, plain, context)
 
 
-def unseal(key: bytes, context: bytes, sender: int, receiver: int, sealed: bytes, *, blame: str) -> HeldShares:
+def unseal(
+    key: bytes, context: bytes, sender: int, receiver: int, sealed: bytes, *, blame: str, noise_shares: int = 0
+) -> HeldShares:
     """The shares; RemoteError (bad-box) naming `blame`, the sender who signed this box, where it is not what it should be."""
     try:
         plain = AESGCM(key).decrypt(NONCE, sealed, context)
     except InvalidTag as error:
         raise RemoteError(blame, "bad-box", f"the box from {blame} does not open") from error
-    if len(plain) != PLAIN_BYTES or plain[: 2 * PLACE_BYTES] != _header(sender, receiver):
+    if len(plain) != PLAIN_BYTES + noise_shares * SHARE_BYTES or plain[: 2 * PLACE_BYTES] != _header(sender, receiver):
         raise RemoteError(blame, "bad-box", f"the box from {blame} names another sender or receiver")
-    shares = HeldShares(plain[2 * PLACE_BYTES : -SHARE_BYTES], plain[-SHARE_BYTES:])
-    if not (is_share(shares.seed) and is_share(shares.mask_key)):
+    seed, mask_key, *noise = [plain[at : at + SHARE_BYTES] for at in range(2 * PLACE_BYTES, len(plain), SHARE_BYTES)]
+    if not all(map(is_share, (seed, mask_key, *noise))):
         raise RemoteError(blame, "bad-box", f"the box from {blame} holds something that is no share")
-    return shares
+    return HeldShares(seed, mask_key, tuple(noise))
 
 
 def _header(sender: int, receiver: int) -> bytes:

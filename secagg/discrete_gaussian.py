@@ -8,32 +8,28 @@ proportional to an integer above scale * density everywhere in it, a place in th
 probability scale * density / integer. Canonne, Kamath and Steinke (2020, arXiv 2004.00010, algorithm 3) reject from a discrete
 Laplace distribution in the same way; here nearly every coin falls clear of the least chance in its block, so that no
 exponential is needed. A coin too close to its chance for float64 is settled by rational bounds and as many further
-bits as it takes. What is left out is the tail beyond TAIL_DEVIATIONS; its weight (`left_out`) is the accountant's to add.
+bits as it takes. What is left out is the tail beyond noise_shares.TAIL_DEVIATIONS; its weight (`noise_shares.left_out`) is
+the accountant's to add.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from fractions import Fraction
 from functools import lru_cache
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secagg.errors import LocalError
 from secagg.keystream import CHUNK_WORDS, Door, Stream
-from secagg.params import WORD_BYTES, Words
+from secagg.noise_shares import BLOCKS_A_DEVIATION, block_width, blocks_a_side
+from secagg.params import WORD_BYTES, Integers, Words
 
-Integers: TypeAlias = NDArray[np.int64]
-
-TAIL_DEVIATIONS = 14  # 2 * exp(-97): 1e-42 a value
 SLOT_BITS = 14  # bits 0 to 13 of a word choose a block
 SLOTS = 1 << SLOT_BITS
-BLOCKS_A_DEVIATION = 16  # at least; finer blocks decide more coins at once, coarser ones waste fewer words
 PLACE_BITS = 16  # bits 16 to 31 choose a place in a block
 COIN_BITS = 32  # bits 32 to 63 are the coin
 COINS = 1 << COIN_BITS
@@ -64,8 +60,8 @@ def staircase(variance: Fraction) -> Staircase:
     """Tables for one variance; LocalError where words of 64 bits do not serve it."""
     if not SMALLEST_VARIANCE <= variance <= LARGEST_DEVIATION**2:
         raise LocalError(f"the variance of discrete noise lies between 1/4 and {LARGEST_DEVIATION}**2, got {float(variance):g}")
-    width = _width(variance)
-    half = _blocks_a_side(variance, width)
+    width = block_width(variance)
+    half = blocks_a_side(variance, width)
     starts = [block * width for block in range(-half, half)]
     highest = [density(max(start, -start - width + 1, 0), variance) for start in starts]
     lowest = [density(max(start + width - 1, -start), variance) for start in starts]
@@ -90,29 +86,6 @@ def density(value: int, variance: Fraction, digits: int = DIGITS) -> Decimal:
     context = Context(prec=digits)
     exponent = context.divide(Decimal(-value * value * variance.denominator), Decimal(2 * variance.numerator))
     return context.exp(exponent)
-
-
-def left_out(variance: Fraction, values: int) -> float:
-    """Upper bound on the probability that any of `values` exact values lies in the tail that is never drawn.
-
-    A discrete Gaussian exceeds m no more often than a Gaussian of the same parameter exceeds m - 1 (Canonne, Kamath and
-    Steinke 2020, proposition 25).
-    """
-    deviation = math.sqrt(variance)
-    return values * math.erfc((TAIL_DEVIATIONS * deviation - 1) / deviation / math.sqrt(2))
-
-
-def largest_value(variance: Fraction) -> int:
-    """No value drawn is further from zero."""
-    return _blocks_a_side(variance, _width(variance)) * _width(variance)
-
-
-def _width(variance: Fraction) -> int:
-    return 1 << max(0, math.frexp(math.sqrt(variance) / BLOCKS_A_DEVIATION)[1] - 1)
-
-
-def _blocks_a_side(variance: Fraction, width: int) -> int:
-    return math.ceil(TAIL_DEVIATIONS * math.sqrt(variance) / width)
 
 
 class NoiseStream:

@@ -21,6 +21,7 @@ from secagg.params import RoundParams
 
 KEY_LABEL = "hospital-secagg key v1"
 COMMITMENT_LABEL = "hospital-secagg seed commitment v1"
+NOISE_LABEL = "hospital-secagg noise commitment v1"
 STREAM_KEY_BYTES = 16  # AES-128: masks need 128-bit secrecy for minutes to decades; AES-256 costs 12 % more time
 BOX_KEY_BYTES = 16
 SECRET_BYTES = 32  # X25519 private keys and seeds
@@ -34,6 +35,7 @@ class Use(Enum):
     PAIR = "pair"
     SELF = "self"
     ROUNDING = "rounding"
+    NOISE = "noise"
 
 
 def derive(secret: bytes, context: bytes, use: Use, size: int, *names: Field) -> bytes:
@@ -124,3 +126,13 @@ def rounding_key(params: RoundParams, seed: bytes, party: str) -> bytes:
 def seed_commitment(params: RoundParams, seed: bytes, party: str) -> bytes:
     """SHA-256 over the seed: binding, and hiding because the seed has 256 random bits."""
     return digest(COMMITMENT_LABEL, params.context(), party, seed)
+
+
+def noise_key(params: RoundParams, secret: bytes, party: str, number: int) -> bytes:
+    """Key of one component of one member's noise, from its place in the chain of secrets."""
+    return derive(secret, params.context(), Use.NOISE, STREAM_KEY_BYTES, party, number)
+
+
+def noise_commitment(params: RoundParams, secret: bytes, party: str, number: int) -> bytes:
+    """SHA-256 over one secret of the chain: opened only where its component is to be taken out of the sum."""
+    return digest(NOISE_LABEL, params.context(), party, number, secret)

@@ -29,18 +29,22 @@ class Advert:
     seed_commitment: bytes
     signature: bytes
     neighbours: tuple[int, ...] = ()  # places of the members drawn as holders of my shares; () in the complete graph
+    noise_commitments: tuple[bytes, ...] = ()  # to the secrets of components 1 ... d; () without shared noise
 
     def __post_init__(self) -> None:
         _require(self.party, len(self.seal_key) == KEY_BYTES, "the sealing key is not 32 bytes")
         _require(self.party, len(self.mask_key) == KEY_BYTES, "the masking key is not 32 bytes")
         _require(self.party, len(self.seed_commitment) == DIGEST_BYTES, "the seed commitment is not 32 bytes")
         _require(self.party, 0 < len(self.signature) <= MAX_SIGNATURE_BYTES, "the signature has an impossible length")
+        _require(
+            self.party, {len(item) for item in self.noise_commitments} <= {DIGEST_BYTES}, "a noise commitment is not 32 bytes"
+        )
         _require(self.party, all(0 <= place < 1 << 32 for place in self.neighbours), "a neighbour's place is impossible")
 
     @property
-    def values(self) -> tuple[bytes, bytes, bytes]:
+    def values(self) -> tuple[bytes, ...]:
         """What no two adverts may have in common."""
-        return self.seal_key, self.mask_key, self.seed_commitment
+        return self.seal_key, self.mask_key, self.seed_commitment, *self.noise_commitments
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +160,16 @@ class ShareKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RevealedShare:
-    """One share of one secret of one peer."""
+    """One share of one secret of one peer; of a survivor's surplus noise a share too, where there is any."""
 
     peer: str
     kind: ShareKind
     share: bytes
+    noise: bytes = b""
+
+    def __post_init__(self) -> None:
+        if self.noise and self.kind is ShareKind.MASK_KEY:
+            raise RemoteError(UNKNOWN, "malformed", "the noise of a member that is not in the sum is not taken out")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -40,8 +40,10 @@ from secagg.messages import (
     UploadSeal,
     digests_of,
 )
+from secagg.noise_shares import chain
+from secagg.noised import NoisedEncoder, add_shares, check_enough_noise, cut_sums
 from secagg.once import Once
-from secagg.params import RoundParams, Vector
+from secagg.params import Integers, RoundParams, Vector
 from secagg.policy import Policy, check_session
 from secagg.seat import Seat
 from secagg.shamir import Rand
@@ -74,6 +76,7 @@ class Secrets:
     mask_key: X25519PrivateKey  # shared, and opened if this member drops
     seed: bytes  # of the self mask; shared, and opened if this member survives
     rounding_seed: bytes  # never shared
+    noise: tuple[bytes, ...] = ()  # with shared noise: of components 0 ... d; all but the first are shared
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -127,6 +130,7 @@ class MaskReady:
     sharing: Sharing
     masks: tuple[SignedMask, ...]
     rounding_key: bytes
+    noise: tuple[bytes, ...] = ()  # key of each component of my share of the noise
     once: Once[tuple[Masked, PackedUpload]] = field(default_factory=Once)
 
 
@@ -179,16 +183,23 @@ def advertise(
         raise RemoteError(UNKNOWN, "policy", f"the session says that {me} trained on another model than it did")
     check_session(params, me, policy)
     seat = Seat(params, me, signing_key, policy)
-    drawn = [shamir.draw(rand, keys.SECRET_BYTES) for _ in range(4)]
-    secrets = Secrets(keys.private_key(drawn[0]), keys.private_key(drawn[1]), drawn[2], drawn[3])
+    secrets = _draw_secrets(params, rand)
     public = (
         keys.public_of(secrets.seal_key),
         keys.public_of(secrets.mask_key),
         keys.seed_commitment(params, secrets.seed, me),
     )
     neighbours = draw_neighbours(params.graph, seat.place, len(params.participants), rand)
-    advert = Advert(me, *public, seat.sign(Purpose.ADVERT, advert_statement(me, *public, neighbours)), neighbours)
+    noise = tuple(keys.noise_commitment(params, secret, me, k) for k, secret in enumerate(secrets.noise) if k)
+    signature = seat.sign(Purpose.ADVERT, advert_statement(me, *public, neighbours, noise))
+    advert = Advert(me, *public, signature, neighbours, noise)
     return Advertised(seat, secrets, advert), advert
+
+
+def _draw_secrets(params: RoundParams, rand: Rand) -> Secrets:
+    drawn = [shamir.draw(rand, keys.SECRET_BYTES) for _ in range(4)]
+    noise = chain(shamir.draw(rand, keys.SECRET_BYTES), 0, params.shared.may_drop) if params.shared else ()
+    return Secrets(keys.private_key(drawn[0]), keys.private_key(drawn[1]), drawn[2], drawn[3], noise)
 
 
 def share(state: Advertised, adverts: Sequence[Advert], rand: Rand) -> tuple[Shared, ShareSet]:
@@ -215,13 +226,15 @@ def _share(state: Advertised, adverts: Sequence[Advert], rand: Rand) -> tuple[Sh
 
 
 def _split(state: Advertised, receivers: Sequence[str], rand: Rand) -> dict[str, HeldShares]:
-    """Shares of both secrets for the receivers and for myself."""
-    params = state.seat.params
+    """Shares of all shared secrets for the receivers and for myself."""
+    params, secrets = state.seat.params, state.secrets
     points = {party: params.place(party) + 1 for party in sorted({state.seat.me, *receivers})}
-    seeds = shamir.split(state.secrets.seed, params.share_threshold, list(points.values()), rand)
-    mask_key = state.secrets.mask_key.private_bytes_raw()
-    mask_keys = shamir.split(mask_key, params.share_threshold, list(points.values()), rand)
-    return {party: HeldShares(seeds[point], mask_keys[point]) for party, point in points.items()}
+    shared = (secrets.seed, secrets.mask_key.private_bytes_raw(), *secrets.noise[1:])
+    seeds, mask_keys, *noise = [shamir.split(one, params.share_threshold, list(points.values()), rand) for one in shared]
+    return {
+        party: HeldShares(seeds[point], mask_keys[point], tuple(part[point] for part in noise))
+        for party, point in points.items()
+    }
 
 
 def _checked_adverts(state: Advertised, adverts: Sequence[Advert]) -> dict[str, Advert]:
@@ -269,7 +282,8 @@ def _ready(state: Shared, sets: Sequence[ShareSet]) -> MaskReady:
             pair = keys.pair_key(params, state.agreed[party].mask, mine, state.adverts[party])
             masks.append(SignedMask(pair, subtract=party < seat.me))
     rounding = keys.rounding_key(params, state.secrets.rounding_seed, seat.me)
-    return MaskReady(seat, Sharing(state.seen, state.graph, sharers, held), tuple(masks), rounding)
+    noise = tuple(keys.noise_key(params, secret, seat.me, k) for k, secret in enumerate(state.secrets.noise))
+    return MaskReady(seat, Sharing(state.seen, state.graph, sharers, held), tuple(masks), rounding, noise)
 
 
 def _open_set(state: Shared, item: ShareSet) -> HeldShares | None:
@@ -287,14 +301,18 @@ def _open_set(state: Shared, item: ShareSet) -> HeldShares | None:
     if box is None:
         return None
     key = keys.box_key(params, state.agreed[item.party].seal, state.adverts[item.party], state.adverts[seat.me])
-    return boxes.unseal(key, params.context(), params.place(item.party), seat.place, box.sealed, blame=item.party)
+    places = (params.place(item.party), seat.place)
+    return boxes.unseal(key, params.context(), *places, box.sealed, blame=item.party, noise_shares=params.shared_secrets)
 
 
-def mask(state: MaskReady, update: Vector, door: Door = Door.GCM, extras: Sequence[float] = ()) -> tuple[Masked, PackedUpload]:
+def mask(
+    state: MaskReady, update: Vector | Integers, door: Door = Door.GCM, extras: Sequence[float] = ()
+) -> tuple[Masked, PackedUpload]:
     """Step 3.5: the masked vector as a resumable sequence of segments. LocalError for an update that cannot be sent.
 
-    `extras` are the extra coordinates, as many as the session has. The masks of a session serve one vector: a second call
-    with another array or other extras raises LocalError.
+    `update` is float32, or with shared noise the int64 sums of the member's patients. `extras` are the extra coordinates, as
+    many as the session has. The masks of a session serve one vector: a second call with another array or other extras
+    raises LocalError.
     """
     _expect(state, MaskReady)
     used = LocalError("the masks of this session are already used for another update: discard the session")
@@ -305,7 +323,7 @@ def mask(state: MaskReady, update: Vector, door: Door = Door.GCM, extras: Sequen
 class _Same:
     """Equal for the very same array only; holds it, so that no other array can take its place in memory."""
 
-    array: Vector = field(repr=False)
+    array: Vector | Integers = field(repr=False)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and other.array is self.array
@@ -314,15 +332,24 @@ class _Same:
         return id(self.array)
 
 
-def _mask(state: MaskReady, update: Vector, door: Door, extras: Sequence[float]) -> tuple[Masked, PackedUpload]:
-    params = state.seat.params
-    coded = code(params, update)
-    clipped = count_clipped(params, coded)
-    extra = extra_words(params, extras, state.rounding_key)
-    encoder = Encoder(params, state.seat.me, coded, state.rounding_key, door, extra)
+def _mask(state: MaskReady, update: Vector | Integers, door: Door, extras: Sequence[float]) -> tuple[Masked, PackedUpload]:
+    encoder, clipped = _encoder(state, update, door, extras)
     seat = replace(state.seat, signed_under=uploads_context(state.seat.params, state.sharing.seen, state.sharing.sharers))
     upload = PackedUpload(seat, encoder, state.masks, clipped, door)
     return Masked(state.seat, state.sharing), upload
+
+
+def _encoder(
+    state: MaskReady, update: Vector | Integers, door: Door, extras: Sequence[float]
+) -> tuple[Encoder | NoisedEncoder, int]:
+    """What makes the words of the upload, and how many coordinates were clipped."""
+    params, me = state.seat.params, state.seat.me
+    extra = extra_words(params, extras, state.rounding_key)
+    if params.shared is not None:
+        sums, cut = cut_sums(params, params.shared, update)
+        return NoisedEncoder(params, add_shares(params, params.shared, sums, state.noise, door), extra), cut
+    coded = code(params, cast("Vector", update))
+    return Encoder(params, me, coded, state.rounding_key, door, extra), count_clipped(params, coded)
 
 
 def confirm(
@@ -349,6 +376,7 @@ def _confirm(state: Masked, survivors: tuple[str, ...], seals: Mapping[str, Uplo
             raise RemoteError(UNKNOWN, "never-shared", f"the survivor list names {party}, which shared nothing")
     seat.check_cohort(survivors, "confirm")
     sharing.graph.check_kept(sharing.sharers, survivors, "confirm")
+    check_enough_noise(seat.params, survivors, "confirm")  # 4.1
     _check_seals(state, survivors, seals)  # 4.2
     statement = list_statement(sharing.seen, sharing.sharers, survivors)
     confirmation = Confirmation(seat.me, seat.sign(Purpose.CONFIRM, statement))
@@ -394,9 +422,11 @@ def verify_result(state: Finished, survivors: Sequence[str]) -> None:
 
 def _one_share(state: Confirmed, party: str, listed: frozenset[str]) -> RevealedShare:
     """Step 5.3: survivors lose their self mask, dropped members their mask key; never both, by type."""
-    if party in listed:
-        return RevealedShare(party, ShareKind.SELF_MASK_SEED, state.held[party].seed)
-    return RevealedShare(party, ShareKind.MASK_KEY, state.held[party].mask_key)
+    held = state.held[party]
+    if party not in listed:
+        return RevealedShare(party, ShareKind.MASK_KEY, held.mask_key)
+    surplus = state.seat.params.surplus_from(len(listed))  # 5.3: which secret is a function of the signed list alone
+    return RevealedShare(party, ShareKind.SELF_MASK_SEED, held.seed, b"" if surplus is None else held.noise[surplus - 1])
 
 
 def _in_order(messages: Sequence[M]) -> tuple[M, ...]:

@@ -1,4 +1,4 @@
-"""Shares of noise that add up to a target whoever is lost, and integers whose norm is bounded without exception.
+"""Shares of noise that add up to a target whoever is lost.
 
 Rule: with n members, of whom d may be lost and c may collude, every member adds d + 1 components of discrete Gaussian
 noise. Component k has the variance V / (n - c) for k = 0 and V / ((n - k - c) * (n - k - c + 1)) for k = 1 ... d, so that
@@ -17,18 +17,13 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-import numpy as np
-from numpy.typing import NDArray
-
-from secagg.discrete_gaussian import Integers, largest_value, left_out
 from secagg.encoding import encode
 from secagg.errors import LocalError
-from secagg.keystream import Door, Stream
 
 CHAIN_LABEL = "hospital-secagg noise chain v1"
-ROUNDING_BITS = 16
-ROUNDING_TRIES = 64  # each is kept with probability >= 1 - exp(-1/2); all fail with probability below 1e-25
-KEPT_ROUNDING = 0.5  # log of one over the chance that a try may fail (Kairouz, Liu and Steinke 2021, section 4.1)
+TAIL_DEVIATIONS = 14  # how far exact draws reach: 2 * exp(-97), 1e-42 a value, is beyond
+BLOCKS_A_DEVIATION = 16  # at least; the sampler cuts the line into blocks of a power of two
+MAX_DROP = 100  # shares of as many secrets more fit a sealed box
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +43,8 @@ class NoiseShares:
                 f"of {self.members} members, {self.may_drop} may drop and {self.may_collude} may collude: nobody honest is "
                 "left to hide the sum; lower one of them or admit more hospitals"
             )
+        if self.may_drop > MAX_DROP:
+            raise LocalError(f"{self.may_drop} members may drop: shared noise is planned for at most {MAX_DROP}")
         if self.variance <= 0:
             raise LocalError("shared noise needs a variance above zero")
 
@@ -76,6 +73,38 @@ class NoiseShares:
     def left_out(self, values: int) -> float:
         """Statistical distance of all members' components for a vector of `values` from what exact sampling gives."""
         return self.members * sum(left_out(variance, values) for variance in self.components())
+
+
+@dataclass(frozen=True, slots=True)
+class SharedNoise:
+    """What a session with shared noise agrees on besides its roster: all of it is in the context.
+
+    `variance` of the noise that c colluders leave unknown, in squared steps; `largest_sum` of one member in a coordinate,
+    which it cuts its sums to before noise comes on top. `quantizer.clip` of the session is what `offset` steps are worth.
+    """
+
+    variance: Fraction
+    may_drop: int
+    may_collude: int
+    largest_sum: int
+
+    def __post_init__(self) -> None:
+        if self.largest_sum < 1:
+            raise LocalError("a member's largest sum is at least one step")
+
+    def shares(self, members: int) -> NoiseShares:
+        """The shares of a roster of that many; LocalError where nobody honest would be left."""
+        return NoiseShares(self.variance, members, self.may_drop, self.may_collude)
+
+    def offset(self, members: int) -> int:
+        """Largest size of a member's integers, noise included: noise is never clipped, because it reaches no further."""
+        return self.largest_sum + self.shares(members).largest()
+
+    def field(self) -> bytes:
+        """Its encoding in the context (README, step 0.3)."""
+        return encode(
+            str(self.variance.numerator), str(self.variance.denominator), self.may_drop, self.may_collude, self.largest_sum
+        )
 
 
 def chain(secret: bytes, first: int, may_drop: int) -> tuple[bytes, ...]:
@@ -107,36 +136,26 @@ def ratio_bound(variances: list[Fraction]) -> float:
     return bound
 
 
-def rounded_norm_squared(norm: float, length: int) -> int:
-    """Bound on the squared norm of `length` coordinates of norm <= `norm` after conditional rounding, a whole number.
+def left_out(variance: Fraction, values: int) -> float:
+    """Upper bound on the probability that any of `values` exact values lies in the tail that is never drawn.
 
-    The smaller of (norm + sqrt(length))**2, which always holds, and one that a random rounding exceeds with probability at
-    most exp(-KEPT_ROUNDING) (Kairouz, Liu and Steinke 2021, equation 1 with beta = exp(-1/2)).
+    A discrete Gaussian exceeds m no more often than a Gaussian of the same parameter exceeds m - 1 (Canonne, Kamath and
+    Steinke 2020, proposition 25).
     """
-    always = (norm + math.sqrt(length)) ** 2
-    usually = norm**2 + length / 4 + math.sqrt(2 * KEPT_ROUNDING) * (norm + math.sqrt(length) / 2)
-    return math.floor(min(always, usually))
+    deviation = math.sqrt(variance)
+    return values * math.erfc((TAIL_DEVIATIONS * deviation - 1) / deviation / math.sqrt(2))
 
 
-def round_within(values: NDArray[np.float64], norm_squared: int, key: bytes) -> Integers:
-    """Round at random, unbiased, again and again until the squared norm in integers is at most `norm_squared`.
-
-    A vector that no try rounds small enough is cut towards zero, which cannot lengthen it, and what is then still too long
-    is dropped to zero: the bound holds without exception. `key` serves this vector only.
-    """
-    below = np.floor(values)
-    chance = np.rint((values - below) * (1 << ROUNDING_BITS)).astype(np.int64)
-    base = below.astype(np.int64)
-    stream = Stream(key, door=Door.GCM)
-    for number in range(ROUNDING_TRIES):
-        rounded = base + (_random16(stream, number, len(values)) < chance)
-        if int(np.dot(rounded, rounded)) <= norm_squared:
-            return rounded
-    cut: Integers = np.trunc(values).astype(np.int64)
-    return cut if int(np.dot(cut, cut)) <= norm_squared else np.zeros_like(cut)
+def largest_value(variance: Fraction) -> int:
+    """No value drawn is further from zero."""
+    return blocks_a_side(variance, block_width(variance)) * block_width(variance)
 
 
-def _random16(stream: Stream, number: int, count: int) -> NDArray[np.uint16]:
-    stream.seek(number)
-    words = stream.words(-(-count // 4))
-    return words.view("<u2")[:count]
+def block_width(variance: Fraction) -> int:
+    """Width of the sampler's blocks, a power of two."""
+    return 1 << max(0, math.frexp(math.sqrt(variance) / BLOCKS_A_DEVIATION)[1] - 1)
+
+
+def blocks_a_side(variance: Fraction, width: int) -> int:
+    """Blocks on each side of zero that reach TAIL_DEVIATIONS."""
+    return math.ceil(TAIL_DEVIATIONS * math.sqrt(variance) / width)

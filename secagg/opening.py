@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +22,8 @@ from secagg.errors import UNKNOWN, LocalError, RemoteError
 from secagg.extras import extra_sums
 from secagg.keystream import Door
 from secagg.messages import Advert
+from secagg.noise_shares import chain
+from secagg.noised import without_surplus
 from secagg.params import Vector, Words
 from secagg.shamir import Combiner
 from secagg.unmasking import unmask
@@ -57,6 +60,7 @@ def open_sum(view: SessionView, total: Words, *, threads: int = 1, door: Door = 
         raise LocalError(f"the total is {total.dtype} of shape {total.shape}, expected uint64 ({params.words},)")
     recovery = _Recovery(view)
     masks = tuple(_masks_in_sum(view, recovery))
+    total = without_surplus(params, total, tuple(_surplus(view, recovery)), door)
     coded, extra, digests = unmask(params, view.survivors, total, masks, threads, door)
     weight = sum(params.weight(party) for party in view.survivors)
     sums = tuple(extra_sums(params, extra, len(view.survivors)).tolist())
@@ -84,6 +88,24 @@ def _masks_in_sum(view: SessionView, recovery: _Recovery) -> Iterator[SignedMask
             yield SignedMask(key, subtract=party > other)
 
 
+def _surplus(view: SessionView, recovery: _Recovery) -> Iterator[tuple[bytes, Fraction]]:
+    """Components of every survivor's noise beyond the target (step 6.2): which ones the signed list says."""
+    params = view.params
+    first = params.surplus_from(len(view.survivors))
+    if first is None or params.shared is None:
+        return
+    variances = params.shared.shares(len(params.participants)).components()
+
+    def secret_of(advert: Advert, secret: bytes) -> bytes | None:
+        committed = advert.noise_commitments[first - 1]
+        return secret if keys.noise_commitment(params, secret, advert.party, first) == committed else None
+
+    for party in view.survivors:
+        secrets = chain(recovery.secret(party, secret_of, noise=True), first, params.shared.may_drop)
+        for number, secret in enumerate(secrets, start=first):
+            yield keys.noise_key(params, secret, party, number), variances[number]
+
+
 def _mask_key_of(advert: Advert, secret: bytes) -> X25519PrivateKey | None:
     private = keys.private_key(secret)
     return private if keys.public_of(private) == advert.mask_key else None
@@ -97,9 +119,11 @@ class _Recovery:
         self._need = view.params.share_threshold
         self._points = {view.params.place(party) + 1: party for party in sorted(view.revealed)}
         self._shares: dict[str, dict[int, bytes]] = {party: {} for party in view.sharers}
+        self._noise: dict[str, dict[int, bytes]] = {party: {} for party in view.sharers}
         for point, party in self._points.items():
             for item in view.revealed[party].shares:
                 self._shares[item.peer][point] = item.share
+                self._noise[item.peer][point] = item.noise
         self._wrong: set[int] = set()
         self._combiners = shamir.combiners({self._trusted(peer) for peer in self._shares})
 
@@ -108,12 +132,12 @@ class _Recovery:
         """Members found to have revealed wrong shares."""
         return tuple(sorted(self._points[point] for point in self._wrong))
 
-    def secret(self, peer: str, check: Callable[[Advert, bytes], S | None]) -> S:
-        """What `check` makes of the 32 bytes that fit the advert of `peer`, None where they do not.
+    def secret(self, peer: str, check: Callable[[Advert, bytes], S | None], *, noise: bool = False) -> S:
+        """What `check` makes of the 32 bytes that fit the advert of `peer`, None where they do not; of its noise, or its masks.
 
         RemoteError (unrecoverable) if the shares do not give such bytes.
         """
-        advert, shares = self._view.adverts[peer], self._shares[peer]
+        advert, shares = self._view.adverts[peer], (self._noise if noise else self._shares)[peer]
 
         def at(points: tuple[int, ...]) -> S | None:
             combined = self._combine(points, shares)

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from secagg.encoding import Field, digest, encode, encode_list
 from secagg.errors import LocalError
 from secagg.graph import Complete, GraphRule
+from secagg.noise_shares import SharedNoise
 
 Vector: TypeAlias = NDArray[np.float32]
 Words: TypeAlias = NDArray[np.uint64]
+Integers: TypeAlias = NDArray[np.int64]
 
 NO_WORDS: Words = np.empty(0, dtype=np.uint64)
 
@@ -90,7 +92,8 @@ class RoundParams:
     are positive integers, () for equal ones. `base_digests` name the model each member trained on, () for all the
     same. `max_colluders` and `minimum_cohort` are the plan's; each node checks its own policy besides. `graph` is
     the complete one or `Sparse`, whose degree and threshold `bounds.choose` finds. `tensor_clips` are (values, clip) of
-    consecutive tensors, () for quantizer.clip everywhere; `extra_clips` those of the extra coordinates (extras.py).
+    consecutive tensors, () for quantizer.clip everywhere; `extra_clips` those of the extra coordinates (extras.py). `shared`
+    is there where noise_mode is "shared": members then send integer sums with their shares of the noise (noised.py).
     Raises LocalError on anything that cannot work, possible overflow included.
     """
 
@@ -112,6 +115,7 @@ class RoundParams:
     graph: GraphRule = Complete()  # noqa: RUF009  (frozen)
     tensor_clips: tuple[tuple[int, float], ...] = ()
     extra_clips: tuple[float, ...] = ()
+    shared: SharedNoise | None = None
     half_steps: int = field(init=False, repr=False)
     _places: dict[str, int] = field(init=False, repr=False, compare=False, hash=False)
     _fingerprints: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
@@ -128,7 +132,11 @@ class RoundParams:
         put("_places", {party: place for place, party in enumerate(self.participants)})
         _check_members(self)
         _check_clips(self)
-        put("half_steps", plan_half_steps(self.quantizer, self.weights))
+        _check_shared(self)
+        put(
+            "half_steps",
+            _shared_half_steps(self, self.shared) if self.shared else plan_half_steps(self.quantizer, self.weights),
+        )
         put("_fingerprints", tuple(hashlib.sha256(key).digest() for key in self.public_keys))
         put("_context", _context(self) if self.public_keys else None)
 
@@ -197,6 +205,18 @@ class RoundParams:
         """Shares that recover one secret: of the whole roster, or of one member's neighbours."""
         return self.threshold if isinstance(self.graph, Complete) else self.graph.neighbour_threshold
 
+    @property
+    def shared_secrets(self) -> int:
+        """Secrets of noise that each member shares besides its own two: one for each component that may be taken out."""
+        return self.shared.may_drop if self.shared else 0
+
+    def surplus_from(self, survivors: int) -> int | None:
+        """The first component that is taken out of the survivors' sum, None where all stay; LocalError with too few of them."""
+        if self.shared is None:
+            return None
+        kept = self.shared.shares(len(self.participants)).kept(len(self.participants) - survivors)
+        return kept if kept <= self.shared.may_drop else None
+
     def offset(self, party: str) -> int:
         """o_i: the integer that stands for zero in this member's upload; its integers are at most 2 * o_i (step 0.2)."""
         return half_range(self.half_steps, self.weight(party), self.total_weight)
@@ -234,6 +254,18 @@ def plan_half_steps(quantizer: Quantizer, weights: tuple[int, ...]) -> int:
             "the numbers 0, 1 and 2: use fewer lanes, or a smaller cohort"
         )
     return low
+
+
+def _shared_half_steps(params: RoundParams, shared: SharedNoise) -> int:
+    """N * offset: members send integers in [0, 2 * offset], and 2 * n * offset in a lane is the whole proof (step 0.2)."""
+    members = len(params.participants)
+    offset = shared.offset(members)
+    if 2 * members * offset > params.quantizer.lane_max:
+        raise LocalError(
+            f"a lane of {params.quantizer.lane_bits} bits cannot hold {members} members' integers of up to {offset} with their "
+            "shares of the noise: use fewer lanes, a coarser step or a smaller largest sum"
+        )
+    return members * offset
 
 
 def rounding_error(half_steps: int, members: int) -> float:
@@ -295,6 +327,26 @@ def _check_clips(params: RoundParams) -> None:
         raise LocalError("extra coordinates need one base model: with several, a sum over few members would be opened")
 
 
+def _check_shared(params: RoundParams) -> None:
+    """What shared noise does not go together with: each would break its accounting or its proof against overflow."""
+    if (params.noise_mode == "shared") != (params.shared is not None):
+        raise LocalError("noise_mode 'shared' and the figures of the shares go together")
+    if params.shared is None:
+        return
+    plain = not params.quantizer.rotate and params.quantizer.keep == 1 and not params.tensor_clips
+    if len(set(params.weights)) > 1 or len(set(params.base_digests)) > 1 or not plain:
+        raise LocalError("shared noise needs equal weights, one base model, and whole vectors without rotation or tensor clips")
+    if len(params.participants) - params.shared.may_drop < params.threshold:
+        raise LocalError(
+            f"shared noise allows {params.shared.may_drop} of {len(params.participants)} members to drop, the threshold of "
+            f"{params.threshold} does not: lower one of them"
+        )
+    if params.shared.may_collude > params.max_colluders:
+        raise LocalError(
+            f"shared noise allows {params.shared.may_collude} colluders and the masks {params.max_colluders}: raise the latter"
+        )
+
+
 def _aligned(name: str, values: tuple[T, ...], order: list[int]) -> tuple[T, ...]:
     if len(values) != len(order):
         raise LocalError(f"{name} has {len(values)} entries for {len(order)} participants")
@@ -324,6 +376,7 @@ def _context(params: RoundParams) -> bytes:
         _graph_field(params.graph),
         encode_list(params.base_digests),
         _coding_field(params),
+        *([params.shared.field()] if params.shared else []),
     )
 
 

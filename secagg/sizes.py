@@ -7,7 +7,7 @@ are left out: they depend on the connection's compression state.
 
 from __future__ import annotations
 
-from secagg.messages import DIGEST_BYTES, Advert, Confirmation, Revealed, ShareSet, UploadSeal
+from secagg.messages import DIGEST_BYTES, Advert, Confirmation, Revealed, RevealedShare, ShareSet, UploadSeal
 from secagg.params import SESSION_BYTES
 from secagg.upload import PIECE_BYTES
 
@@ -21,7 +21,8 @@ def advert_bytes(advert: Advert) -> int:
     """Phase 1."""
     keys = _field(len(advert.seal_key)) + _field(len(advert.mask_key)) + _field(len(advert.seed_commitment))
     drawn = sum(_varint(place) for place in advert.neighbours)  # packed
-    return _answer(_text(advert.party) + keys + _field(len(advert.signature)) + (_field(drawn) if drawn else 0))
+    noise = len(advert.noise_commitments) * _field(DIGEST_BYTES)
+    return _answer(_text(advert.party) + keys + _field(len(advert.signature)) + (_field(drawn) if drawn else 0) + noise)
 
 
 def share_set_bytes(share_set: ShareSet) -> int:
@@ -48,7 +49,11 @@ def confirmation_bytes(confirmation: Confirmation) -> int:
 
 def revealed_bytes(revealed: Revealed) -> int:
     """Phase 5."""
-    return _answer(sum(_field(_text(item.peer) + _field(len(item.share))) for item in revealed.shares))
+
+    def one(item: RevealedShare) -> int:
+        return _text(item.peer) + _field(len(item.share)) + (_field(len(item.noise)) if item.noise else 0)
+
+    return _answer(sum(_field(one(item)) for item in revealed.shares))
 
 
 def _answer(body: int) -> int:

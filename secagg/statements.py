@@ -22,11 +22,17 @@ UPLOADS_LABEL = "hospital-secagg uploads v1"
 
 
 def advert_statement(
-    party: str, seal_key: bytes, mask_key: bytes, seed_commitment: bytes, neighbours: Sequence[int] = ()
+    party: str,
+    seal_key: bytes,
+    mask_key: bytes,
+    seed_commitment: bytes,
+    neighbours: Sequence[int] = (),
+    noise_commitments: Sequence[bytes] = (),
 ) -> bytes:
-    """Phase 1; the neighbours are one more field in sparse sessions only."""
+    """Phase 1; neighbours are one more field in sparse sessions only, noise commitments two more where noise is shared."""
     statement = encode(party, seal_key, mask_key, seed_commitment)
-    return statement + encode(pack(f">{len(neighbours)}I", *neighbours)) if neighbours else statement
+    drawn = encode(pack(f">{len(neighbours)}I", *neighbours)) if neighbours else b""
+    return statement + drawn + (encode("noise", b"".join(noise_commitments)) if noise_commitments else b"")
 
 
 def adverts_digest(adverts: Mapping[str, Advert]) -> bytes:
@@ -77,6 +83,9 @@ def check_advert(params: RoundParams, advert: Advert, *, blame: str) -> None:
     if not are_neighbours(params.graph, params.place(advert.party), len(params.participants), advert.neighbours):
         text = f"the neighbours of {advert.party} are not as many distinct other members as the session's graph asks for"
         raise RemoteError(advert.party, "bad-neighbours", text)
+    if len(advert.noise_commitments) != params.shared_secrets:
+        text = f"{advert.party} commits to {len(advert.noise_commitments)} secrets of noise instead of {params.shared_secrets}"
+        raise RemoteError(advert.party, "malformed", text)
 
 
 def check_distinct_keys(adverts: Iterable[Advert], *, blame: str) -> None:
@@ -134,7 +143,8 @@ def check_repeats(parties: Sequence[str], what: str) -> None:
 
 
 def _content(advert: Advert) -> bytes:
-    return advert_statement(advert.party, advert.seal_key, advert.mask_key, advert.seed_commitment, advert.neighbours)
+    public = (advert.seal_key, advert.mask_key, advert.seed_commitment)
+    return advert_statement(advert.party, *public, advert.neighbours, advert.noise_commitments)
 
 
 def _verify(params: RoundParams, party: str, purpose: Purpose, statement: bytes, signature: bytes, *, blame: str) -> None:

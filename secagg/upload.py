@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock
+from typing import TypeAlias
 
 import numpy as np
 
@@ -23,9 +24,12 @@ from secagg.identity import Purpose
 from secagg.keystream import BLOCK_BYTES, CHUNK_WORDS, SEGMENT_WORDS, Door, Streams, buffer_of, whole_blocks
 from secagg.lanes import Encoder
 from secagg.messages import UploadSeal
+from secagg.noised import NoisedEncoder
 from secagg.params import WORD_BYTES, RoundParams, Words
 from secagg.seat import Seat
 from secagg.statements import upload_statement
+
+AnyEncoder: TypeAlias = Encoder | NoisedEncoder
 
 PIECE_BYTES = 1 << 19  # what is made, checked and handed on at once; two are alive while one is sent
 PIECE_WORDS = PIECE_BYTES // WORD_BYTES
@@ -86,7 +90,7 @@ class PackedUpload:
 
     __slots__ = ("_door", "_encoder", "_lock", "_masks", "_params", "_running", "_seal", "_seat", "clipped")
 
-    def __init__(self, seat: Seat, encoder: Encoder, masks: Sequence[SignedMask], clipped: int, door: Door) -> None:
+    def __init__(self, seat: Seat, encoder: AnyEncoder, masks: Sequence[SignedMask], clipped: int, door: Door) -> None:
         if len({mask.key for mask in masks}) != len(masks):
             raise LocalError("a mask key appears twice in one vector: discard this session")
         self._seat = seat
@@ -183,7 +187,7 @@ class _Writer:
 
     __slots__ = ("_encoder", "_masks", "_params")
 
-    def __init__(self, params: RoundParams, encoder: Encoder, masks: Masks) -> None:
+    def __init__(self, params: RoundParams, encoder: AnyEncoder, masks: Masks) -> None:
         self._params = params
         self._masks = masks
         self._encoder = encoder.open(masks.scratch)

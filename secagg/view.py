@@ -15,6 +15,7 @@ from secagg import shamir
 from secagg.errors import LocalError, RemoteError, TooFewSurvivors
 from secagg.graph import Complete, Graph
 from secagg.messages import Advert, Confirmation, Revealed, ShareKind, ShareSet, UploadSeal, digests_of
+from secagg.noised import check_enough_noise
 from secagg.params import WORD_BYTES, RoundParams, Words
 from secagg.policy import check_cohort, policy_of
 from secagg.relay import Relay
@@ -174,6 +175,7 @@ class SessionView:
         if not set(survivors) <= set(self.share_sets) or len(set(survivors)) != len(survivors):
             raise LocalError("survivors are distinct members that shared")
         self._check_cohort(survivors, "confirm")
+        check_enough_noise(self.params, survivors, "confirm")
         self.graph.check_kept(self.sharers, survivors, "confirm")
 
     def close(self, survivors: Sequence[str]) -> None:
@@ -256,10 +258,12 @@ def verify_revealed(view: SessionView, party: str, revealed: Revealed) -> None:
     if not view.is_survivor(party):
         raise RemoteError(party, "unknown-party", f"{party} reveals shares without being on the list")
     held = {party, *view.graph.senders(party)} & view.share_sets.keys()
-    expected = dict.fromkeys(held, ShareKind.MASK_KEY) | dict.fromkeys(held & view.listed, ShareKind.SELF_MASK_SEED)
-    if {item.peer: item.kind for item in revealed.shares} != expected:
+    expected = dict.fromkeys(held, (ShareKind.MASK_KEY, False))
+    surplus = view.params.surplus_from(len(view.listed)) is not None
+    expected |= dict.fromkeys(held & view.listed, (ShareKind.SELF_MASK_SEED, surplus))
+    if {item.peer: (item.kind, bool(item.noise)) for item in revealed.shares} != expected:
         raise RemoteError(
             party, "wrong-shares", f"the shares of {party} are not one of the right kind for each member whose shares it holds"
         )
-    if not shamir.are_shares([item.share for item in revealed.shares]):
+    if not shamir.are_shares([part for item in revealed.shares for part in (item.share, item.noise) if part]):
         raise RemoteError(party, "malformed", f"{party} reveals something that is no share")

@@ -7,7 +7,7 @@ import pytest
 from proto import federation_pb2 as pb
 from proto import wire
 from proto.wire import WireError
-from secagg import Advert, Box, BoxDigests, RemoteError, ShareSet, UploadSeal
+from secagg import Advert, Box, BoxDigests, RemoteError, Revealed, RevealedShare, ShareKind, ShareSet, UploadSeal
 from secagg.messages import NO_DIGESTS
 
 KEYS = (b"1" * 32, b"2" * 32, b"3" * 32)
@@ -52,3 +52,30 @@ def test_a_complete_session_sends_the_bytes_it_always_sent() -> None:
     assert wire.to_share_set(share_set).SerializeToString() == expected
     confirm = pb.Confirm(session=b"i" * 16, survivors=["a", "b"], seals=[]).SerializeToString()
     assert confirm == field(1, b"i" * 16) + field(2, b"a") + field(2, b"b")
+
+
+def test_what_shared_noise_adds_comes_back() -> None:
+    advert = Advert("secagg://s/hospital/a", *KEYS, SIGNATURE, (), (b"4" * 32, b"5" * 32))
+    assert wire.from_advert(pb.Advert.FromString(wire.to_advert(advert).SerializeToString())) == advert
+    shares = (
+        RevealedShare("a", ShareKind.SELF_MASK_SEED, b"6" * 33, b"7" * 33),
+        RevealedShare("b", ShareKind.MASK_KEY, b"8" * 33),
+    )
+    message = wire.to_revealed(Revealed(shares)).SerializeToString()
+    assert wire.from_revealed(pb.RevealedShares.FromString(message)).shares == shares
+
+
+def test_noise_of_the_wrong_kind_is_refused_on_arrival() -> None:
+    with pytest.raises(WireError, match="noise commitment has 31 bytes"):
+        wire.from_advert(
+            pb.Advert(
+                party="a",
+                seal_key=KEYS[0],
+                mask_key=KEYS[1],
+                seed_commitment=KEYS[2],
+                signature=b"s",
+                noise_commitments=[b"4" * 31],
+            )
+        )
+    with pytest.raises(RemoteError, match="not in the sum"):
+        wire.from_revealed(pb.RevealedShares(shares=[pb.RevealedShare(peer="b", mask_key=b"8" * 33, noise=b"7" * 33)]))

@@ -22,12 +22,11 @@ from secagg.discrete_gaussian import (
     NoiseStream,
     below_chance,
     density,
-    largest_value,
-    left_out,
     staircase,
 )
 from secagg.errors import LocalError
 from secagg.keystream import Door
+from secagg.noise_shares import largest_value, left_out
 
 KEY = bytes(range(16))
 KNOWN = [-409, -1062, 619, -106, 150, -591]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from secagg.discrete_gaussian import NoiseStream, density
 from secagg.errors import LocalError
-from secagg.noise_shares import NoiseShares, chain, ratio_bound, round_within, rounded_norm_squared
+from secagg.integer_norm import round_within, rounded_norm_squared
+from secagg.noise_shares import NoiseShares, chain, ratio_bound
 
 SECRET = bytes(range(32))
 

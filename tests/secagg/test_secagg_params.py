@@ -1,6 +1,7 @@
 """Session parameters: the overflow proof at its edge, the order of members, and a context that binds every field."""
 
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from secagg_round import NAMES, Federation, small_params
 
 from secagg import LocalError, Quantizer, Sparse, collusion_bound
 from secagg.encoding import digest, encode, encode_list
+from secagg.noise_shares import SharedNoise
 from secagg.params import half_range, plan_half_steps, rounding_error
 
 LANES = st.sampled_from([2, 3, 4, 5, 6, 7, 8, 10, 12, 16])
@@ -162,7 +164,44 @@ def test_the_context_binds_the_clip_and_covers_all_fields():
         len({sparse.context(), replace(params, graph=Sparse(2, 2)).context(), replace(params, graph=Sparse(3, 3)).context()})
         == 3
     )
-    assert {name for name in params.__dataclass_fields__ if not name.startswith("_")} - {"half_steps"} == set(CHANGES)
+    assert {name for name in params.__dataclass_fields__ if not name.startswith("_")} - {"half_steps", "shared"} == set(CHANGES)
+
+
+SHARED = SharedNoise(Fraction(50**2), may_drop=1, may_collude=1, largest_sum=400)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"variance": Fraction(2501)}, {"variance": Fraction(2500, 3)}, {"may_drop": 0}, {"largest_sum": 401}]
+)
+def test_the_context_binds_the_shares_of_the_noise(fields):
+    shared = small_params(public_keys=(b"1", b"2", b"3", b"4"), noise_mode="shared", max_colluders=1, shared=SHARED)
+    assert replace(shared, shared=replace(SHARED, **fields)).context() != shared.context()
+    assert replace(shared, shared=None, noise_mode="local").context() != shared.context()
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"noise_mode": "local"}, "go together"),
+        ({"shared": None}, "go together"),
+        ({"weights": (1, 1, 1, 2)}, "equal weights"),
+        ({"base_digests": (bytes(32),) * 3 + (b"x" * 32,)}, "one base model"),
+        ({"quantizer": Quantizer(1.0, 3, rotate=True)}, "without rotation"),
+        ({"quantizer": Quantizer(1.0, 3, keep=0.5)}, "whole vectors"),
+        ({"tensor_clips": ((10, 1.0),)}, "tensor clips"),
+        ({"max_colluders": 0}, "raise the latter"),
+        ({"shared": replace(SHARED, may_drop=3), "threshold": 1}, "nobody honest"),
+        ({"shared": replace(SHARED, may_drop=2)}, "the threshold of 3 does not"),
+        ({"shared": replace(SHARED, may_collude=2)}, "raise the latter"),
+        ({"shared": replace(SHARED, largest_sum=1 << 19)}, "cannot hold 4 members' integers"),
+        ({"quantizer": Quantizer(1.0, 8)}, "cannot hold"),
+    ],
+)
+def test_shared_noise_that_cannot_be_accounted_for_or_would_overflow_is_refused(fields, match):
+    good = {"noise_mode": "shared", "max_colluders": 1, "shared": SHARED}
+    small_params(**good)
+    with pytest.raises(LocalError, match=match):
+        small_params(**(good | fields))
 
 
 def test_there_is_no_context_without_keys():

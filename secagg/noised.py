@@ -1,0 +1,100 @@
+"""Integer sums with a member's share of the noise: what is sent where noise is shared, and what is taken out again.
+
+Rule: everything is whole numbers. Sums are cut to the session's largest sum, which lengthens no difference between two of
+them; noise comes on top and is never cut; both fit the lane by construction (params, step 0.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from secagg.discrete_gaussian import RUN_VALUES, NoiseStream
+from secagg.errors import LocalError, TooFewSurvivors
+from secagg.keystream import Door
+from secagg.noise_shares import SharedNoise
+from secagg.params import NO_WORDS, Integers, RoundParams, Vector, Words
+
+
+def cut_sums(params: RoundParams, shared: SharedNoise, sums: Vector | Integers) -> tuple[Integers, int]:
+    """The sums inside [-largest_sum, largest_sum], in fresh memory, and how many coordinates were cut."""
+    if sums.dtype != np.int64 or sums.shape != (params.length,):
+        raise LocalError(f"with shared noise an update is int64 ({params.length},), got {sums.dtype} {sums.shape}")
+    cut: Integers = np.clip(sums, -shared.largest_sum, shared.largest_sum).astype(np.int64)
+    return cut, int(np.count_nonzero(cut != sums))
+
+
+def add_shares(params: RoundParams, shared: SharedNoise, sums: Integers, noise: Sequence[bytes], door: Door) -> Integers:
+    """Add every component of a member's noise to its sums, in place. `noise`: the key of each."""
+    variances = shared.shares(len(params.participants)).components()
+    for key, variance in zip(noise, variances, strict=True):
+        for start, run in _runs(key, variance, len(sums), door):
+            sums[start : start + len(run)] += run
+    return sums
+
+
+def check_enough_noise(params: RoundParams, survivors: Sequence[str], phase: str) -> None:
+    """TooFewSurvivors where more members are lost than the shares of the noise were planned for."""
+    lost = len(params.participants) - len(survivors)
+    if params.shared and lost > params.shared.may_drop:
+        text = f"{lost} of {len(params.participants)} members are lost, the noise allows {params.shared.may_drop}"
+        raise TooFewSurvivors(phase, text)
+
+
+class NoisedEncoder:
+    """One member's noised sums as packed integers; the counterpart of lanes.Encoder."""
+
+    __slots__ = ("_extra", "_offset", "_params", "_sums")
+
+    def __init__(self, params: RoundParams, sums: Integers, extra: Words = NO_WORDS) -> None:
+        self._params = params
+        self._sums = sums
+        self._extra = extra
+        self._offset = params.offset(params.participants[0])  # weights are equal
+
+    def open(self, scratch: Words | None = None) -> NoisedEncoder:  # noqa: ARG002  (as lanes.Encoder)
+        """Itself: nothing is kept between runs."""
+        return self
+
+    def encode_into(self, out: Words, first_word: int) -> None:
+        """Write words first_word ... first_word + len(out)."""
+        of_vector = max(0, min(len(out), self._params.vector_words - first_word))
+        if of_vector:
+            _pack(self._params, self._sums, out[:of_vector], first_word, self._offset)
+        if of_vector < len(out):
+            start = first_word + of_vector - self._params.vector_words
+            out[of_vector:] = self._extra[start : start + len(out) - of_vector]
+
+
+def without_surplus(params: RoundParams, total: Words, surplus: Sequence[tuple[bytes, Fraction]], door: Door) -> Words:
+    """The sum of uploads without these components, (key, variance) each. `total` is not changed."""
+    if not surplus:
+        return total
+    noise = np.zeros(params.length, dtype=np.int64)
+    for key, variance in surplus:
+        for start, run in _runs(key, variance, params.length, door):
+            noise[start : start + len(run)] += run
+    packed: Words = np.zeros(params.vector_words, dtype=np.uint64)
+    _pack(params, noise, packed, 0, 0)
+    left = total.copy()
+    left[: params.vector_words] -= packed  # modulo 2**64: what lanes borrow from each other here they did there
+    return left
+
+
+def _runs(key: bytes, variance: Fraction, count: int, door: Door) -> Iterator[tuple[int, Integers]]:
+    for number, run in enumerate(NoiseStream(key, variance, door).runs(count)):
+        yield number * RUN_VALUES, run
+
+
+def _pack(params: RoundParams, values: Integers, out: Words, first_word: int, offset: int) -> None:
+    """Words whose lane l holds offset plus the value at l * words + w, padding included, modulo 2**64."""
+    quantizer, words = params.quantizer, params.vector_words
+    total = out.view(np.int64)
+    total[...] = 0
+    for lane in range(quantizer.lanes):
+        start = lane * words + first_word
+        part = values[start : min(start + len(out), (lane + 1) * words)]
+        total[: len(part)] += part << np.int64(lane * quantizer.lane_bits)
+    out += np.uint64(sum(offset << lane * quantizer.lane_bits for lane in range(quantizer.lanes)))
