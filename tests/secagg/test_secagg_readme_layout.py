@@ -5,18 +5,24 @@ other way round, fails.
 """
 
 import hashlib
+import math
 import re
 import struct
+from decimal import Context, Decimal, localcontext
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from secagg_round import Federation, small_params
 
 import secagg
 from proto import wire
 from secagg import Quantizer, Sparse
+from secagg.discrete_gaussian import NoiseStream
+from secagg.noise_shares import SharedNoise
 
 README = (Path(secagg.__file__).parent / "README.md").read_text()
 SEVEN = ("anna", "bern", "chur", "davos", "esch", "fully", "genf")
@@ -32,6 +38,13 @@ SESSIONS = {
         "base_digests": (b"b" * 32,) * 3,
         "plan_digest": b"p" * 32,
         "layout_digest": b"l" * 32,
+    },
+    "shared noise": {
+        "names": SEVEN,
+        "threshold": 5,
+        "noise_mode": "shared",
+        "max_colluders": 1,
+        "shared": SharedNoise(Fraction(100**2, 3), may_drop=2, may_collude=1, largest_sum=700),
     },
 }
 
@@ -68,6 +81,7 @@ KINDS = {
     "integer": integer,
     "text": text,
     "bytes": bytes,
+    "bytes, only with shared noise": bytes,
     "16 bytes": bytes,
     "32 bytes": bytes,
     "text, or bytes": lambda value: text(value) if isinstance(value, str) else value,
@@ -90,7 +104,15 @@ def context_rows():
 
 
 def half_steps(params):
-    """Step 0.2, by counting down."""
+    """Step 0.2, by counting down; with shared noise n times what a member's integers reach (Shared noise, Range)."""
+    if params.shared:
+        members, (n, c) = len(params.participants), (params.shared.variance, params.shared.may_collude)
+        parts = [n / (members - c)] + [
+            n / ((members - k - c) * (members - k - c + 1)) for k in range(1, params.shared.may_drop + 1)
+        ]
+        widths = [max([1] + [2**p for p in range(30) if 2**p <= math.sqrt(v) / 16]) for v in parts]
+        reach = sum(w * math.ceil(14 * math.sqrt(v) / w) for w, v in zip(widths, parts, strict=True))
+        return members * (params.shared.largest_sum + reach)
     top, total = 2 ** (64 // params.quantizer.lanes) - 1, sum(params.weights)
     steps = top // 2
     while sum(2 * -(-steps * weight // total) for weight in params.weights) > top:
@@ -105,11 +127,17 @@ def values_of(params):
     extras = listed([binary64(clip) for clip in params.extra_clips])
     coded_length = 12 if rotated else params.length
     assert params.length == 10
-    return {
+    shared = params.shared
+    noise = shared and fields(
+        text(str(shared.variance.numerator)),
+        text(str(shared.variance.denominator)),
+        *map(integer, (shared.may_drop, shared.may_collude, shared.largest_sum)),
+    )
+    values = {
         "protocol version": 1,
         "plan digest": params.plan_digest,
         "round": params.round,
-        "noise mode": "local",
+        "noise mode": "shared" if shared else "local",
         "layout digest": params.layout_digest,
         "session id": params.session,
         "names": sorted(params.participants),
@@ -126,6 +154,7 @@ def values_of(params):
         "base model digests": params.base_digests,
         "coding": fields(integer(int(rotated)), integer(coded_length), tensors, extras),
     }
+    return values | ({"shares of the noise": noise} if shared else {})
 
 
 def drawing(before):
@@ -152,9 +181,12 @@ def advertised(request):
     return federation
 
 
+ONLY_SHARED = ("shares of the noise", "bytes, only with shared noise")
+
+
 def test_the_context_is_the_table(advertised):
     values = values_of(advertised.params)
-    rows = context_rows()
+    rows = [row for row in context_rows() if advertised.params.shared or row != ONLY_SHARED]
     assert [name for name, _ in rows] == list(values)
     made = labelled_digest("hospital-secagg context v1", *(KINDS[kind](values[name]) for name, kind in rows))
     assert made == advertised.params.context()
@@ -168,6 +200,9 @@ def statement_of(advert):
         assert list(advert.neighbours) == sorted(set(advert.neighbours))
         statement += field(b"".join(place.to_bytes(4, "big") for place in advert.neighbours))
         assert len(statement) == 120 + 4 * len(advert.neighbours)
+    if advert.noise_commitments:
+        assert 'two more fields behind those, `"noise"` and the d commitments end to end' in README
+        statement += fields(text("noise"), b"".join(advert.noise_commitments))
     return statement
 
 
@@ -177,7 +212,7 @@ def test_the_signature_of_an_advert_is_over_the_drawing(advertised):
     *front, (offset, length, _) = drawing("What her signature is over:")
     message = drawn(front, [text("hospital-secagg signature v1"), text("advert"), params.context()])
     assert len(message) == int(offset)
-    assert advert.neighbours or len(statement) == int(length, 16)
+    assert advert.neighbours or advert.noise_commitments or len(statement) == int(length, 16)
     message += field(statement)
     key = serialization.load_der_public_key(params.public_keys[0])
     key.verify(advert.signature, message, ec.ECDSA(hashes.SHA256()))
@@ -208,4 +243,52 @@ def test_the_message_of_an_advert_is_the_drawing(advertised):
     if advert.neighbours:
         assert block.splitlines()[1].startswith("32 ")
         message += b"\x32" + bytes([len(advert.neighbours)]) + bytes(advert.neighbours)  # places below 128: a byte each
+    for commitment in advert.noise_commitments:
+        assert block.splitlines()[2].startswith("3a 20 ")
+        message += b"\x3a\x20" + commitment
     assert message == wire.to_advert(advert).SerializeToString()
+
+
+def test_the_secrets_of_shared_noise_are_the_chain_that_is_written_out():
+    kind = dict(SESSIONS["shared noise"])
+    federation = Federation(small_params(kind.pop("names"), kind.pop("threshold"), **kind)).advertise()
+    secrets, advert = federation.states["anna"].secrets.noise, federation.view.adverts["anna"]
+    (chain,) = re.findall(r'Secret k is `D\("([\w -]+)", secret k - 1, k\)`', README)
+    (commitment,) = re.findall(r'`D\("([\w -]+)", context, party, k, secret\)`', README)
+    for k in (1, 2):
+        assert secrets[k] == labelled_digest(chain, secrets[k - 1], integer(k))
+        made = labelled_digest(commitment, federation.params.context(), text("anna"), integer(k), secrets[k])
+        assert made == advert.noise_commitments[k - 1]
+
+
+def plain_run(key, variance, count):
+    """The first values of run 0, from the README's paragraph on draws, a word at a time; AES from the library alone."""
+    aes = Cipher(algorithms.AES128(key), modes.ECB()).encryptor()
+    width = max([1] + [2**p for p in range(30) if 2**p <= math.sqrt(variance) / 16])
+    half = math.ceil(14 * math.sqrt(variance) / width)
+
+    def p(x):
+        with localcontext(Context(prec=60)):
+            return (Decimal(-x * x * variance.denominator) / Decimal(2 * variance.numerator)).exp()
+
+    blocks = [range(g * width, g * width + width) for g in range(-half, half)]
+    tops = [p(min(abs(block[0]), abs(block[-1])) if 0 not in block else 0) for block in blocks]
+    scale = int((16384 - 2 * half) / sum(tops))
+    slots = [block for block, top in zip(blocks, tops, strict=True) for _ in range(int(scale * top) + 1)]
+    values, word = [], 0
+    while len(values) < count:
+        block_of = aes.update(bytes(12) + (word // 2 + 2).to_bytes(4, "big"))
+        number = int.from_bytes(block_of[8 * (word % 2) : 8 * (word % 2) + 8], "little")
+        word += 1
+        if (slot := number % 16384) >= len(slots):
+            continue
+        x = slots[slot][(number >> 16) % width]
+        if Decimal(number >> 32) / 2**32 < scale * p(x) / slots.count(slots[slot]):
+            values.append(x)
+    return values
+
+
+@pytest.mark.parametrize("variance", [Fraction(2), Fraction(1000, 7), Fraction(3000**2)])
+def test_draws_are_those_of_the_paragraph(variance):
+    key = bytes(range(16, 32))
+    assert plain_run(key, variance, 400) == NoiseStream(key, variance).values(400).tolist()
