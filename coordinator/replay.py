@@ -60,8 +60,8 @@ def replay(folder: Path) -> Iterator[Replayed]:
         digest = model_digest(model).hex()
         if digest != claimed:
             raise ExportError(
-                f"round {number} differs: its mean gives model {digest[:SHOWN]}, {claimed[:SHOWN]} was published; rounds before "
-                "it are as recorded"
+                f"round {number} differs: its mean gives model {digest[:SHOWN]}, {claimed[:SHOWN]} was published; rounds "
+                "before it are as recorded"
             )
         _vector(folder / "models", claimed, record.layout.length, f"the model of round {number}")
         yield Replayed(number, digest)
