@@ -19,14 +19,17 @@ from dataclasses import dataclass
 from decimal import Context, Decimal
 from fractions import Fraction
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secagg.errors import LocalError
-from secagg.keystream import CHUNK_WORDS, Door, Stream
+from secagg.keystream import CHUNK_WORDS, Door, Stream, buffer_of
 from secagg.noise_shares import BLOCKS_A_DEVIATION, block_width, blocks_a_side
-from secagg.params import WORD_BYTES, Integers, Words
+from secagg.params import WORD_BYTES, Integers
+
+Draws: TypeAlias = NDArray[np.int32]
 
 SLOT_BITS = 14  # bits 0 to 13 of a word choose a block
 SLOTS = 1 << SLOT_BITS
@@ -39,6 +42,7 @@ RUN_VALUES = CHUNK_WORDS  # values under one nonce: runs are drawn independently
 MORE_WORDS = 2048  # read at a time for the last values of a run
 FLOAT_ERROR = 2.0**-40  # relative, of a chance in float64: exponents below 128 and four roundings keep to 2**-45
 DIGITS = 60  # of the decimal numbers that the staircase is made from
+_SLOT_MASK = np.uint64(SLOTS - 1)
 BLOCK_BITS = 128  # a coin that is still open reads one cipher block more
 
 
@@ -49,7 +53,7 @@ class Staircase:
     variance: Fraction
     width: int  # of a block, a power of two
     scale: int  # of the density at zero
-    first: Integers  # the block's lowest value
+    first: Draws  # the block's lowest value
     sure: NDArray[np.uint32]  # coins below it are good everywhere in the block
     last: NDArray[np.uint32]  # coins above it are good nowhere
     weight: Integers  # height of the stair; 0 in slots to spare
@@ -74,7 +78,7 @@ def staircase(variance: Fraction) -> Staircase:
         variance,
         width,
         scale,
-        np.repeat(np.array([*starts, 0], dtype=np.int64), slots),
+        np.repeat(np.array([*starts, 0], dtype=np.int32), slots),
         np.repeat(np.array([*sure, 0], dtype=np.uint32), slots),
         np.repeat(np.array([*last, 0], dtype=np.uint32), slots),
         np.repeat(np.array([*weights, 0], dtype=np.int64), slots),
@@ -91,54 +95,64 @@ def density(value: int, variance: Fraction, digits: int = DIGITS) -> Decimal:
 class NoiseStream:
     """Discrete Gaussian values under one key, which serves nothing else; for one thread.
 
-    Run r are values r * RUN_VALUES onwards, and is a function of key, variance and r.
+    Run r are values r * RUN_VALUES onwards, and is a function of key, variance and r: word i stands for value i, and each
+    that is not taken is replaced, in order, by the next of the words behind that is.
     """
 
-    __slots__ = ("_key", "_stairs", "_words")
+    __slots__ = ("_coins", "_key", "_places", "_slots", "_stairs", "_stream", "_words")
 
     def __init__(self, key: bytes, variance: Fraction, door: Door = Door.GCM) -> None:
         self._key = key
         self._stairs = staircase(variance)
-        self._words = Stream(key, door=Door.GCM if door is Door.XTS else door)  # a run is read once from its beginning
+        self._stream = Stream(key, door=Door.GCM if door is Door.XTS else door)  # a run is read once from its beginning
+        self._words = buffer_of(RUN_VALUES, 0)
+        self._slots = buffer_of(RUN_VALUES, 1)
+        self._coins = np.empty(RUN_VALUES, dtype=np.uint32)
+        self._places = np.empty(RUN_VALUES, dtype=np.int32)
 
-    def values(self, count: int) -> Integers:
+    def values(self, count: int) -> Draws:
         """The first `count` values."""
-        return np.concatenate([*self.runs(count), np.empty(0, dtype=np.int64)])
+        return np.concatenate([*(run.copy() for run in self.runs(count)), np.empty(0, dtype=np.int32)])
 
-    def runs(self, count: int) -> Iterator[Integers]:
-        """The same, run by run."""
+    def runs(self, count: int) -> Iterator[Draws]:
+        """The same, run by run, each valid until the next is asked for."""
+        out: Draws = np.empty(RUN_VALUES, dtype=np.int32)
         for number in range(-(-count // RUN_VALUES)):
-            yield self.run(number)[: count - number * RUN_VALUES]
+            self.run_into(number, out)
+            yield out[: count - number * RUN_VALUES]
 
-    def run(self, number: int) -> Integers:
-        """All values of one run."""
-        out = np.empty(RUN_VALUES, dtype=np.int64)
-        self._words.seek(number)
-        filled, read, wanted = 0, 0, CHUNK_WORDS
-        while filled < RUN_VALUES:
-            words: Words = np.empty(wanted, dtype="<u8")
-            self._words.fill(words.data.cast("B"))
-            kept = self._kept(words, number, read)[: RUN_VALUES - filled]
-            out[filled : filled + len(kept)] = kept
-            filled, read, wanted = filled + len(kept), read + wanted, MORE_WORDS
-        return out
+    def run_into(self, number: int, out: Draws) -> None:
+        """Write all values of one run."""
+        self._stream.seek(number)
+        missing = np.flatnonzero(~self._propose(RUN_VALUES, (number, 0), out))
+        spare: Draws = np.empty(MORE_WORDS, dtype=np.int32)
+        read = RUN_VALUES
+        while len(missing):
+            taken = spare[self._propose(MORE_WORDS, (number, read), spare)][: len(missing)]
+            out[missing[: len(taken)]] = taken
+            missing, read = missing[len(taken) :], read + MORE_WORDS
 
-    def _kept(self, words: Words, run: int, first_word: int) -> Integers:
-        """The values that a few words give, in order."""
-        stairs = self._stairs
-        slots = (words & np.uint64(SLOTS - 1)).view(np.int64)
-        coins = words.view("<u4")[1::2]
-        good = coins < stairs.sure.take(slots, mode="wrap")
-        values = stairs.first.take(slots, mode="wrap")
+    def _propose(self, count: int, place: tuple[int, int], values: Draws) -> NDArray[np.bool_]:
+        """A value for each of the next words, and whether it is taken."""
+        stairs, words, slots = self._stairs, self._words[:count], self._slots[:count]
+        self._stream.fill(words.data.cast("B"))
+        np.bitwise_and(words, _SLOT_MASK, out=slots)
+        chosen = slots.view(np.int64)
+        stairs.first.take(chosen, out=values, mode="wrap")
         if stairs.width > 1:
-            values += ((words >> np.uint64(16)) & np.uint64(stairs.width - 1)).view(np.int64)
+            within = self._places[:count]
+            np.copyto(within, words.view("<u2")[1::4])
+            np.bitwise_and(within, np.int32(stairs.width - 1), out=within)
+            np.add(values, within, out=values)
+        coins = words.view("<u4")[1::2]
+        good = coins < stairs.sure.take(chosen, out=self._coins[:count], mode="wrap")
         unsure = np.flatnonzero(~good)
-        unsure = unsure[coins[unsure] <= stairs.last[slots[unsure]]]
-        good[unsure] = self._tossed(values[unsure], coins[unsure], stairs.weight[slots[unsure]], (run, first_word), unsure)
-        return values[good]
+        unsure = unsure[coins[unsure] <= stairs.last[chosen[unsure]]]
+        good[unsure] = self._tossed(values[unsure], coins[unsure], stairs.weight[chosen[unsure]], place, unsure)
+        return good
 
     def _tossed(
-        self, values: Integers, coins: NDArray[np.uint32], weights: Integers, place: tuple[int, int], unsure: NDArray[np.intp]
+        self, values: Draws, coins: NDArray[np.uint32], weights: Integers, place: tuple[int, int], unsure: NDArray[np.intp]
     ) -> NDArray[np.bool_]:
         """Whether each coin is below its value's chance; those that float64 cannot tell are settled exactly."""
         chances = np.square(values.astype(np.float64)) * (-0.5 / float(self._stairs.variance))

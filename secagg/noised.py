@@ -11,27 +11,29 @@ from fractions import Fraction
 
 import numpy as np
 
-from secagg.discrete_gaussian import RUN_VALUES, NoiseStream
+from secagg.discrete_gaussian import RUN_VALUES, Draws, NoiseStream
 from secagg.errors import LocalError, TooFewSurvivors
 from secagg.keystream import Door
 from secagg.noise_shares import SharedNoise
 from secagg.params import NO_WORDS, Integers, RoundParams, Vector, Words
 
 
-def cut_sums(params: RoundParams, shared: SharedNoise, sums: Vector | Integers) -> tuple[Integers, int]:
+def cut_sums(params: RoundParams, shared: SharedNoise, sums: Vector | Integers) -> tuple[Draws, int]:
     """The sums inside [-largest_sum, largest_sum], in fresh memory, and how many coordinates were cut."""
     if sums.dtype != np.int64 or sums.shape != (params.length,):
         raise LocalError(f"with shared noise an update is int64 ({params.length},), got {sums.dtype} {sums.shape}")
-    cut: Integers = np.clip(sums, -shared.largest_sum, shared.largest_sum).astype(np.int64)
-    return cut, int(np.count_nonzero(cut != sums))
+    largest, cut = shared.largest_sum, 0
+    if int(sums.max()) > largest or int(sums.min()) < -largest:
+        cut = int(np.count_nonzero(sums > largest)) + int(np.count_nonzero(sums < -largest))
+    return np.clip(sums, -largest, largest).astype(np.int32) if cut else sums.astype(np.int32), cut
 
 
-def add_shares(params: RoundParams, shared: SharedNoise, sums: Integers, noise: Sequence[bytes], door: Door) -> Integers:
+def add_shares(params: RoundParams, shared: SharedNoise, sums: Draws, noise: Sequence[bytes], door: Door) -> Draws:
     """Add every component of a member's noise to its sums, in place. `noise`: the key of each."""
     variances = shared.shares(len(params.participants)).components()
     for key, variance in zip(noise, variances, strict=True):
         for start, run in _runs(key, variance, len(sums), door):
-            sums[start : start + len(run)] += run
+            np.add(sums[start : start + len(run)], run, out=sums[start : start + len(run)])
     return sums
 
 
@@ -48,7 +50,7 @@ class NoisedEncoder:
 
     __slots__ = ("_extra", "_offset", "_params", "_sums")
 
-    def __init__(self, params: RoundParams, sums: Integers, extra: Words = NO_WORDS) -> None:
+    def __init__(self, params: RoundParams, sums: Draws, extra: Words = NO_WORDS) -> None:
         self._params = params
         self._sums = sums
         self._extra = extra
@@ -83,12 +85,12 @@ def without_surplus(params: RoundParams, total: Words, surplus: Sequence[tuple[b
     return left
 
 
-def _runs(key: bytes, variance: Fraction, count: int, door: Door) -> Iterator[tuple[int, Integers]]:
+def _runs(key: bytes, variance: Fraction, count: int, door: Door) -> Iterator[tuple[int, Draws]]:
     for number, run in enumerate(NoiseStream(key, variance, door).runs(count)):
         yield number * RUN_VALUES, run
 
 
-def _pack(params: RoundParams, values: Integers, out: Words, first_word: int, offset: int) -> None:
+def _pack(params: RoundParams, values: Integers | Draws, out: Words, first_word: int, offset: int) -> None:
     """Words whose lane l holds offset plus the value at l * words + w, padding included, modulo 2**64."""
     quantizer, words = params.quantizer, params.vector_words
     total = out.view(np.int64)
@@ -96,5 +98,5 @@ def _pack(params: RoundParams, values: Integers, out: Words, first_word: int, of
     for lane in range(quantizer.lanes):
         start = lane * words + first_word
         part = values[start : min(start + len(out), (lane + 1) * words)]
-        total[: len(part)] += part << np.int64(lane * quantizer.lane_bits)
+        total[: len(part)] += part.astype(np.int64) << np.int64(lane * quantizer.lane_bits)
     out += np.uint64(sum(offset << lane * quantizer.lane_bits for lane in range(quantizer.lanes)))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import stats
 
 from secagg import discrete_gaussian
@@ -31,6 +32,10 @@ from secagg.noise_shares import largest_value, left_out
 KEY = bytes(range(16))
 KNOWN = [-409, -1062, 619, -106, 150, -591]
 VARIANCES = [Fraction(1, 4), Fraction(1), Fraction(7, 3), Fraction(90), Fraction(512**2) / 3, Fraction(100_000**2)]
+
+
+def first_run(key: bytes, variance: Fraction) -> NDArray[np.int32]:
+    return NoiseStream(key, variance).values(RUN_VALUES)
 
 
 def chances(variance: Fraction, largest: int) -> dict[int, float]:
@@ -117,7 +122,7 @@ def test_the_slow_exact_sampler_gives_the_same_distribution(variance: Fraction) 
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_rational_bounds_decide_as_float64_does(variance: Fraction, monkeypatch: pytest.MonkeyPatch) -> None:
     """With 2 % of error allowed to float64, hundreds of coins are settled exactly: every value is the same."""
-    usual = NoiseStream(KEY, variance).run(0)
+    usual = first_run(KEY, variance)
     asked: list[int] = []
 
     def counted(coin: int, *rest: object) -> bool:
@@ -126,7 +131,7 @@ def test_rational_bounds_decide_as_float64_does(variance: Fraction, monkeypatch:
 
     monkeypatch.setattr(discrete_gaussian, "FLOAT_ERROR", 0.02)
     monkeypatch.setattr(discrete_gaussian, "below_chance", counted)
-    assert np.array_equal(NoiseStream(KEY, variance).run(0), usual)
+    assert np.array_equal(first_run(KEY, variance), usual)
     assert bool(asked) == (staircase(variance).width > 1), "single values have one chance, which is known to 32 bits"
 
 
@@ -169,8 +174,11 @@ def test_a_value_depends_on_key_place_and_variance_alone(key: bytes, door: Door,
     assert len(whole) == count
     if count:
         run, within = divmod(count - 1, RUN_VALUES)
-        assert NoiseStream(key, Fraction(400), Door.CTR).run(run)[within] == whole[-1]
-        assert np.array_equal(stream.run(0)[: min(count, RUN_VALUES)], whole[:RUN_VALUES])
+        out = np.empty(RUN_VALUES, dtype=np.int32)
+        NoiseStream(key, Fraction(400), Door.CTR).run_into(run, out)
+        assert out[within] == whole[-1]
+        stream.run_into(0, out)
+        assert np.array_equal(out[: min(count, RUN_VALUES)], whole[:RUN_VALUES])
 
 
 def test_known_values() -> None:
@@ -180,8 +188,9 @@ def test_known_values() -> None:
 
 
 def test_two_keys_and_two_runs_are_unrelated() -> None:
-    one, other = NoiseStream(KEY, Fraction(10**4)), NoiseStream(bytes(16), Fraction(10**4))
-    for left, right in ((one.run(0), other.run(0)), (one.run(0), one.run(1))):
+    both = NoiseStream(KEY, Fraction(10**4)).values(2 * RUN_VALUES)
+    other = first_run(bytes(16), Fraction(10**4))
+    for left, right in ((both[:RUN_VALUES], other), (both[:RUN_VALUES], both[RUN_VALUES:])):
         assert abs(np.corrcoef(left, right)[0, 1]) < 5 / math.sqrt(RUN_VALUES)
 
 

@@ -5,6 +5,7 @@ other way round, fails.
 """
 
 import hashlib
+import itertools
 import math
 import re
 import struct
@@ -275,17 +276,17 @@ def plain_run(key, variance, count):
     tops = [p(min(abs(block[0]), abs(block[-1])) if 0 not in block else 0) for block in blocks]
     scale = int((16384 - 2 * half) / sum(tops))
     slots = [block for block, top in zip(blocks, tops, strict=True) for _ in range(int(scale * top) + 1)]
-    values, word = [], 0
-    while len(values) < count:
+
+    def proposal(word):
         block_of = aes.update(bytes(12) + (word // 2 + 2).to_bytes(4, "big"))
         number = int.from_bytes(block_of[8 * (word % 2) : 8 * (word % 2) + 8], "little")
-        word += 1
         if (slot := number % 16384) >= len(slots):
-            continue
+            return None
         x = slots[slot][(number >> 16) % width]
-        if Decimal(number >> 32) / 2**32 < scale * p(x) / slots.count(slots[slot]):
-            values.append(x)
-    return values
+        return x if Decimal(number >> 32) / 2**32 < scale * p(x) / slots.count(slots[slot]) else None
+
+    later = (value for word in itertools.count(32768) if (value := proposal(word)) is not None)
+    return [value if (value := proposal(word)) is not None else next(later) for word in range(count)]
 
 
 @pytest.mark.parametrize("variance", [Fraction(2), Fraction(1000, 7), Fraction(3000**2)])
