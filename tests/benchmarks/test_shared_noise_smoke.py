@@ -1,4 +1,4 @@
-"""The benchmark of shared noise runs, has a row for each target, and ends with status 1 where one falls short; nothing is timed."""
+"""The benchmark of shared noise runs, has a row for each target, and ends with status 1 where one falls short."""
 
 import pytest
 
