@@ -54,13 +54,13 @@ class Federation:
             self.fields, study=self.study, hospitals=admitted, evaluators=[], start_digest=None, rounds=None
         )
 
-    def begin_from(self, model: Model) -> None:
-        """Write the public start and the coordinator's files, and record every hospital's approval."""
+    def begin_from(self, model: Model, *, approved: bool = True) -> None:
+        """Write the public start and the coordinator's files, and record every hospital's approval where it has a ledger."""
         start = self.folder / "start.safetensors"
         start.write_bytes(encode_model(model))
         sites.write_coordinator(self.world, self.plan, start, 0.0)
         unguarded = self.plan.privacy.no_guarantee
-        for role in self.world.cast.hospitals:
+        for role in self.world.cast.hospitals if approved else ():
             state, uri = self.world.state(role), self.world.uri(role)
             approvals.approve(state, uri, self.plan, self.cap, "Dr Bench", "a benchmark", data_is_public=unguarded)
 

@@ -43,7 +43,7 @@ FIELDS: dict[str, object] = {
         "patch_zyx": [8, 8, 8],
     },
     "training": {"local_steps": 1, "patches_per_patient": 1, "learning_rate": 1e-4},
-    "privacy": {"noise_multiplier": 40.0, "inverse_sampling_rate": 3, "delta": 1e-3},
+    "privacy": {"noise_multiplier": 12.0, "inverse_sampling_rate": 3, "delta": 1e-3},
     "masking": {"lanes": 3, "update_clip": 0.5},
     "timing": {"training_deadline_s": 300.0, "phase_deadline_s": 120.0, "lost_after_s": 120.0},
 }

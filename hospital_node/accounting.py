@@ -182,7 +182,7 @@ def _losses(canonical: tuple[Mechanism, ...]) -> Any | None:
     return _composed(canonical, _interval(canonical, span))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)  # the curve of a page asks for each once; at thousands of steps one takes MBs
 def _composed(canonical: tuple[Mechanism, ...], interval: float) -> Any:
     total = None
     for one in canonical:

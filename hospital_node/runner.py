@@ -26,6 +26,7 @@ from hospital_node.link import Link, ModelMismatch, OrderStale, dial
 from hospital_node.local_training import Failed, LocalTraining, Ready
 from hospital_node.logs import logger
 from hospital_node.loop import Conversation, Rand
+from hospital_node.memory import Memory
 from hospital_node.progress import NodePhase
 from hospital_node.reach import reason_of_loss
 from hospital_node.release import Outcome, ReleaseDesk, UpdateUnusable, refusal_answer
@@ -133,6 +134,7 @@ class Hospital:
         self._put_off: pb.Train | None = None
         self._unsent: pb.NodeReport | None = None
         self._read_result = b""  # session of the last result
+        self._memory = Memory()
 
     def converse(self, dial: Dial, stop: threading.Event) -> None:
         """Talk to the coordinator until the study is finished or `stop` is set."""
@@ -383,6 +385,7 @@ class Hospital:
         )
         if self._display.shown.phase in {"masking", "ready", "waiting"}:
             self._display.show("waiting", f"round {order.round} is over: {outcome.value}", round_number=order.round)
+        self._memory.give_back()
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)

@@ -1,0 +1,29 @@
+"""Memory that a round needed goes back to the system when the round is over: a node waits far longer than it trains.
+
+A network is a web of objects that refer to each other, which Python frees only when it looks for such webs, rarely where much
+else is alive; and glibc keeps pages between what is still in use. Both together let a node grow by 20 MB in 1,000 small rounds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+
+
+class Memory:
+    """Of this process. `give_back` costs about a millisecond once the first round is over."""
+
+    def __init__(self) -> None:
+        self._frozen = False
+        libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+        self._trim = getattr(libc, "malloc_trim", None)  # of glibc only
+
+    def give_back(self) -> None:
+        """Free what nothing refers to any more, and hand its pages back."""
+        gc.collect()
+        if not self._frozen:
+            gc.freeze()  # libraries and what else is there after a round stays, so it is looked through once
+            self._frozen = True
+        if self._trim is not None:
+            self._trim(0)
