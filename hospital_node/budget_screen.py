@@ -19,6 +19,7 @@ from hospital_node.cap import ReadingKind, plain, rounded_up
 from hospital_node.crosscheck import agree, prv_epsilon
 from hospital_node.ledger_chain import Event
 from hospital_node.ledger_schema import Approved, CapLowered, CapRaised, ClockConfirmed, Hold, Resume, Withdrawn
+from hospital_node.offer import figure
 from hospital_node.releases import counted
 from hospital_node.statement import Statement
 
@@ -55,11 +56,6 @@ def two_columns(title: str, rows: Mapping[str, str]) -> Table:
     for name, text in rows.items():
         table.add_row(name, text)
     return table
-
-
-def figure(value: float) -> str:
-    """An epsilon in words, rounded up."""
-    return rounded_up(value) if math.isinf(value) else f"epsilon {rounded_up(value)}"
 
 
 def _spent(view: BudgetView, made: Statement, events: Sequence[Event]) -> dict[str, str]:

@@ -19,16 +19,15 @@ from rich.table import Table
 
 from hospital_node import people
 from hospital_node.budget import budget_view
-from hospital_node.budget_screen import budget_screen, figure, two_columns
-from hospital_node.cap import plain, stated
+from hospital_node.budget_screen import budget_screen, two_columns
 from hospital_node.config import ConfigError, NodeConfig, load_config
 from hospital_node.ledger import Cap, Ledger
-from hospital_node.ledger_rules import mechanism_of, planned
+from hospital_node.offer import terms
 from hospital_node.people import new_cap
 from hospital_node.state import StateFolder, ledger_to_read
 from hospital_node.statement import statement
 from proto.control import Approve, Decline, Pause, Resume, decision
-from proto.plan import Plan, PlanError, from_canonical, load_toml, short_name
+from proto.plan import Plan, PlanError, from_canonical, load_toml
 
 app = typer.Typer(add_completion=False)
 cap_app = typer.Typer(help="Lower the cap (one person) or raise it (two people).", no_args_is_help=True)
@@ -177,34 +176,7 @@ def read_plan_file(path: Path) -> Plan:
 
 
 def _summary(plan: Plan, hospital: str) -> Table:
-    """What an officer of `hospital` has to know before agreeing: the steps and the cost are this hospital's own."""
-    privacy = plan.privacy
-    one_round = mechanism_of(plan, hospital)
-    end = stated(planned(plan, hospital, plan.rounds), privacy.delta)
-    drawn = f"each draws a patient with chance 1/{privacy.inverse_sampling_rate}"
-    rows = {
-        "hospitals": ", ".join(f"{short_name(one.uri)} ({one.declared_patients} patients)" for one in plan.hospitals),
-        "unit of protection": f"one patient with all scans, who attends at most {privacy.hospitals_per_patient} hospital(s)",
-        "rounds": f"{plan.rounds}, of {one_round.steps} steps here; {drawn}",
-        "noise": f"{privacy.noise_multiplier:g} times the clip norm {privacy.clip_norm:g} in each step, added at each hospital",
-        **_evaluation(plan, hospital),
-        "cost of all rounds": figure(end) if math.isinf(end) else f"{figure(end)} at delta {plain(privacy.delta)}",
-        "digest": plan.digest().hex(),
-    }
-    return two_columns(f"Study '{plan.study}'", rows)
-
-
-def _evaluation(plan: Plan, hospital: str) -> dict[str, str]:
-    """What leaves of validation patients and what it adds to the cost; nothing where the plan has no such part."""
-    part = plan.evaluation
-    if part is None:
-        return {}
-    without = stated([mechanism_of(plan, hospital).times(plan.rounds)], plan.privacy.delta)
-    cost = "" if math.isinf(without) else f"; without this the rounds cost {figure(without)}"
-    return {
-        "evaluation": f"{part.times(plan.rounds)} times, scores of about {part.share:.0%} of the patients, who are not trained "
-        f"on: only sums leave, with noise {part.noise_multiplier:g} times what one patient can change{cost}",
-    }
+    return two_columns(f"Study '{plan.study}'", terms(plan, hospital))
 
 
 def _stops_early(plan: Plan, cap: Cap, fits: int) -> str:

@@ -31,10 +31,12 @@ ARROWS: dict[str, frozenset[str]] = {
         {
             "proto.plan",
             "proto.frozen",
+            *("proto.control", "proto.control_socket"),  # what people decide goes to the running process
+            *("certs.audit", "certs.audit_file"),
             "coordinator.store",
             "study.results",
             *(f"study.bench.{side}" for side in ("cells", "groups", "naming")),
-            *(f"hospital_node.{side}" for side in ("ledger", "accounting", "reports", "scans", "progress")),
+            *(f"hospital_node.{side}" for side in ("ledger", "accounting", "offer", "reports", "scans", "progress")),
         }
     ),
     "study": frozenset({"secagg", "proto", "certs", "coordinator", "hospital_node"}),

@@ -30,6 +30,8 @@ def main() -> None:
         pages.append(st.Page(PAGES / "accuracy.py", title=screen.say("Accuracy"), url_path="accuracy"))
         pages.append(st.Page(PAGES / "bandwidth.py", title=screen.say("Bandwidth"), url_path="bandwidth"))
         pages.append(st.Page(PAGES / "rounds.py", title=screen.say("Rounds"), url_path="rounds"))
+    if settings.hospitals or settings.coordinator is not None:
+        pages.append(st.Page(PAGES / "decisions.py", title=screen.say("Decisions"), url_path="decisions"))
     if settings.studies:
         pages.append(st.Page(PAGES / "study.py", title=screen.say("Study"), url_path="study"))
     chosen = st.navigation(pages)

@@ -46,6 +46,9 @@ def headline(seen: Federation | None, now: datetime) -> Headline:
         )
     if row is None:
         return Headline("plain", NOTHING_YET, _capital(seen.waiting))
+    _, held, why = seen.waiting.partition(" · paused by ")
+    if held:
+        return Headline("watch", "Paused: no further round is opened", f"Paused by {why}.")
     title = f"Round {row.number} of {seen.plan.rounds}: {rounds.STATES.get(row.state, row.state)}"
     if row.state == "aborted":
         return Headline("watch", title, _capital(row.reason or seen.waiting))
@@ -151,6 +154,8 @@ def _member_state(member: MemberRow, seen: Federation, now: datetime) -> str:
     limit = timedelta(seconds=seen.plan.timing.lost_after_s)
     if not seen.finished and member.last_seen_at is not None and now - member.last_seen_at > limit:
         return f"not heard of for {age(member.last_seen_at, now).removesuffix(' ago')}"
+    if seen.finished and member.state in {"joined", "training", "ready", "masking", "evaluating"}:
+        return "done: the study is over"  # what it did last is no news
     state = MEMBER_STATES.get(member.state, member.state)
     if member.code:
         return f"{state}: {decline(member.code)}"

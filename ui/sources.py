@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
+from certs.audit_file import AUDIT_FILE
 from coordinator.store import EventRow, StoreError, TrafficRow, open_store
-from hospital_node.ledger import BudgetView, CannotRecord, Event, Ledger, LedgerError, LedgerMissing
+from hospital_node.ledger import BudgetView, CannotRecord, Cap, DecisionRefused, Event, Ledger, LedgerError, LedgerMissing
+from hospital_node.offer import if_approved, terms
 from hospital_node.progress import LEAVES_FILE, PROGRESS_FILE, Leaves, LocalProgress, read_leaves, read_progress
 from hospital_node.reports import Statement, statement
 from hospital_node.scans import INDEX_FILE, SCANS_FOLDER, Scan, read_scan
@@ -28,7 +31,13 @@ STORE_FILE = "store.db"
 LEDGER_FILE = "ledger.db"
 PLAN_FILE = "plan.json"
 NODE_FILE = "node.json"
-WATCHED = (LEDGER_FILE, LEAVES_FILE, PLAN_FILE, f"{SCANS_FOLDER}/{INDEX_FILE}")  # of a hospital; progress has its own fragments
+WATCHED = (
+    LEDGER_FILE,
+    AUDIT_FILE,
+    LEAVES_FILE,
+    PLAN_FILE,
+    f"{SCANS_FOLDER}/{INDEX_FILE}",
+)  # of a hospital; progress has its own fragments
 KEPT = 64  # readings in memory: one for each hospital and a few older ones
 
 Stamp = tuple[int, int, int]  # inode, size, time of the last change in ns
@@ -150,6 +159,25 @@ def statement_of(folder: Path, head: str) -> Statement:
     del head
     found = hospital(folder)
     return statement(found.events, found.plan)
+
+
+@lru_cache(maxsize=KEPT)
+def after_approval(folder: Path, head: str, plan: bytes, chosen: float) -> BudgetView:
+    """The budget after approving the plan on offer under a cap of `chosen`; once for each head, plan and cap.
+
+    Raises DecisionRefused where the ledger would refuse it.
+    """
+    found = hospital(folder)
+    if found.plan is None or found.plan.digest() != plan or found.head != head:
+        raise DecisionRefused("Another plan is on offer since, or the ledger has a new entry: read the page again.")
+    delta = found.budget.delta if found.budget is not None and found.budget.cap else found.plan.privacy.delta
+    return if_approved(found.events, found.name, found.plan, Cap(epsilon=chosen, delta=delta), datetime.now(UTC))
+
+
+@lru_cache(maxsize=KEPT)
+def terms_of(plan: Plan, hospital: str) -> dict[str, str]:
+    """What a plan asks of one hospital; the accountant runs once for it."""
+    return terms(plan, hospital)
 
 
 def study(folder: Path) -> StudyReading | None:

@@ -1,12 +1,17 @@
 """The screen in Chinese: every sentence that a page shows has one, placeholders agree, and what is not known stays as it is."""
 
+from dataclasses import replace
+
 import pytest
 from streamlit import config
 from study_world import cells_of, write
 from test_ui_states import PAGES, STATES
 from worlds import World, make_plan
 
-from proto.plan import DECLINE_CODES
+from hospital_node.budget import budget_view
+from hospital_node.ledger import Cap, Charge
+from hospital_node.statement import paragraph
+from proto.plan import DECLINE_CODES, Evaluation
 from ui.language import CATALOGUES, LANGUAGES, PLACEHOLDER, Catalogue, preferred, translate, translated
 
 CHINESE = CATALOGUES["中文"]
@@ -68,6 +73,28 @@ def test_why_a_hospital_declined_and_what_a_run_records_are_known():
         "Round 6 · the run is over: all 6 rounds are done",
     ):
         assert all(chinese(part) for part in translate(text, "中文").split(" · ")), text
+
+
+@pytest.mark.parametrize("noise", [1.25, 0.0])
+@pytest.mark.parametrize(("read_by", "hospitals"), [("pld", 1), ("renyi", 2)])
+def test_the_guarantee_is_said_in_chinese_whatever_holds(tmp_path, noise, read_by, hospitals):
+    world = World(tmp_path, make_plan(3, noise=noise, evaluation=Evaluation(noise_multiplier=3.0, every=1, share=0.2)))
+    ledger = world.approve("lakeside")
+    charged, cap = [], Cap(epsilon=8.0, delta=1e-5)
+    for number in range(3):
+        changed = {"read_by": read_by, "hospitals_per_patient": hospitals, "across_hospitals": 2.0}
+        view = replace(budget_view(ledger.events(), world.plan), **changed)
+        for kept in (None, cap):
+            text = paragraph("lakeside", view, charged, kept)
+            before = set(CHINESE.missed)
+            said = CHINESE.text(text)
+            assert CHINESE.missed == before
+            assert "satisfies" not in said
+            assert chinese(said)
+        if number < 2:
+            world.charge("lakeside", number + 1)
+            ledger = world.ledger("lakeside")
+            charged = [event.entry for event in ledger.events() if isinstance(event.entry, Charge)]
 
 
 def test_what_is_not_known_stays_and_is_noted():

@@ -238,8 +238,25 @@ def test_a_finished_study_says_so(open_page, tmp_path):
     world.start()
     world.round(1, charge=False)
     world.finish()
+    with world.store() as store, store.batch() as batch:
+        batch.member(uri("lakeside"), "ready", world.clock.timestamp())
+        batch.member(uri("st-anna"), "declined", world.clock.timestamp(), code="budget-exhausted")
     app = open_page(world.arguments(hospitals=[]))
     assert "Finished with 1 opened round" in app.success[0].value
+    here = {row["party"]: row["state"] for row in app.table[0].value.reset_index().to_dict("records")}
+    assert here["lakeside"] == here["nordklinik"] == "done: the study is over"
+    assert here["st-anna"].startswith("declined: ")
+
+
+def test_rounds_held_back_are_the_first_thing_said(open_page, tmp_path):
+    world = World(tmp_path, make_plan(4))
+    world.start()
+    world.round(1, charge=False)
+    with world.store() as store, store.batch() as batch:
+        batch.status("Round 2 · paused by Dr B. Okoro: maintenance", "")
+    app = open_page(world.arguments(hospitals=[]))
+    assert "Paused: no further round is opened" in app.warning[0].value
+    assert "Paused by Dr B. Okoro: maintenance." in app.warning[0].value
 
 
 def test_a_silent_coordinator_is_a_state(open_page, tmp_path):

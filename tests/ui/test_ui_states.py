@@ -12,7 +12,7 @@ from worlds import NAMES, World, make_plan, uri
 
 from hospital_node.ledger import BudgetExhausted
 
-PAGES = ("overview", "privacy", "scans", "accuracy", "bandwidth", "rounds", "study")
+PAGES = ("overview", "privacy", "scans", "decisions", "accuracy", "bandwidth", "rounds", "study")
 MEANINGLESS = re.compile(r"\b(nan|inf|None)\b|ε 0(?![.\d])")
 
 
@@ -106,7 +106,7 @@ def state(request, tmp_path_factory):
     world = make(tmp_path_factory.mktemp("state"))
     alone = request.param == "one hospital"
     arguments = [*world.arguments(coordinator=not alone), *([] if alone else ["--study", str(world.folder / "study")])]
-    pages = PAGES[:3] if alone else PAGES
+    pages = PAGES[:4] if alone else PAGES
     before = config.get_option("server.address")
     config.set_option("server.address", "127.0.0.1")
     yield arguments, {"overview": overview, "privacy": budget}, pages

@@ -63,7 +63,10 @@ def guarantee(found: Hospital) -> None:
     """The generated paragraph, its fields and its assumptions."""
     made = sources.statement_of(found.folder, found.head)
     screen.text("#### The guarantee in one paragraph")
-    st.code(made.paragraph, language=None, wrap_lines=True)
+    st.code(screen.say(made.paragraph), language=None, wrap_lines=True)
+    if screen.language() != "English":
+        with st.expander(screen.say("The paragraph in English, as reports and exports have it"), key="paragraph"):
+            st.code(made.paragraph, language=None, wrap_lines=True)
     fields = [{"field": f.label, "value": f.value, "what it means": f.explanation, "group": f.group} for f in made.fields]
     screen.table(fields, "Every field of the statement", key="fields")
     kept = [{"assumption": a.text, "state": a.state, "evidence": a.evidence} for a in made.assumptions]

@@ -1,0 +1,169 @@
+"""Decisions: the plan on offer and what agreeing would cost, pausing, rounds held back or ended, and who did what.
+
+Nothing is decided here: a button asks the running node or coordinator over its control socket, which decides and records.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from proto.control import Abort, Answer, Approve, ControlError, Decline, Pause, Request, Resume, decision
+from proto.control_socket import ask, runs
+from proto.plan import Plan
+from ui import deciding, screen, sources
+from ui.figures import Headline
+from ui.sources import Hospital
+
+SAID = "said"
+NODE, COORDINATOR = "this hospital's node", "the coordinator"
+
+
+def page() -> None:
+    """Arrange the page."""
+    screen.title("Decisions")
+    settings = screen.settings()
+    if not screen.is_loopback():
+        screen.refused("decisions are taken only where the app listens on this machine's own address (loopback)")
+        return
+    told()
+    if settings.hospitals:
+        hospitals = {found.name: found for found in sources.hospitals(settings)}
+        at_hospital(hospitals[screen.choose("Hospital", list(hospitals), "hospital")])
+    if settings.coordinator is not None:
+        at_coordinator(settings.coordinator)
+
+
+def told() -> None:
+    """What the last request came to."""
+    answer: Answer | None = st.session_state.pop(SAID, None)
+    if answer is not None:
+        screen.banner(Headline("good" if answer.done else "stop", "Done" if answer.done else "Not done", answer.sentence))
+
+
+def at_hospital(found: Hospital) -> None:
+    """One hospital: its plan, its pause, its log."""
+    screen.banner(deciding.standing(found))
+    running = runs(found.folder)
+    if not running:
+        screen.refused(
+            f"the node of {found.name} does not run, so nothing can be decided here: start it, or use the command `secagg-node`"
+        )
+    if found.plan is not None and not found.problem:
+        offer(found, found.plan, running=running)
+    paused = found.budget is not None and found.budget.state == "paused"
+    screen.text("#### Taking part")
+    screen.text(
+        "Paused: this hospital trains and sends nothing."
+        if paused
+        else "A pause holds at once what has not left yet; what has left cannot be called back."
+    )
+    kind, label = (Resume, "Let it go on") if paused else (Pause, "Pause this hospital")
+    with st.form(f"pause-{found.name}"):
+        who = people(f"pause-{found.name}")
+        if st.form_submit_button(screen.say(label), disabled=not running):
+            send(found.folder, NODE, kind, **who)
+    log(found.folder)
+
+
+def offer(found: Hospital, plan: Plan, *, running: bool) -> None:
+    """The plan, and what approving it would come to before there is a button."""
+    screen.text("#### The plan on offer")
+    screen.reading(deciding.offered_terms(plan, found.name), "The plan on offer")
+    screen.text("#### What approving would cost")
+    digest = plan.digest().hex()
+    present = deciding.present_cap(found)
+    chosen = st.number_input(
+        screen.say("Cap on epsilon, over this hospital's whole life"),
+        min_value=0.01,
+        value=present or deciding.PROPOSED_EPSILON,
+        step=0.5,
+        key=f"cap-{found.name}",
+        disabled=plan.privacy.no_guarantee,
+    )
+    after = deciding.consequence(found, plan, chosen)
+    screen.banner(after.headline)
+    if after.figures:
+        screen.figures(after.figures)
+    with st.form(f"approve-{found.name}"):
+        fields: dict[str, object] = dict(people(f"approve-{found.name}"))
+        if after.second_person:
+            screen.note("This raises the cap: two different people have to agree.")
+            fields["confirmed_by"] = st.text_input(screen.say("Second person"), key=f"second-{found.name}")
+        if plan.privacy.no_guarantee:
+            fields["accept_no_guarantee"] = st.checkbox(screen.say("No patient is protected by this plan, and I accept that"))
+            fields["data_is_public"] = st.checkbox(screen.say("All data of this node is public or synthetic"))
+        else:
+            fields["epsilon"] = chosen
+        agree, refuse, _ = st.columns((1, 1, 3))
+        if agree.form_submit_button(
+            screen.say("Approve this plan"), disabled=not (running and after.possible), type="primary", width="stretch"
+        ):
+            send(found.folder, NODE, Approve, plan=digest, **fields)
+        if refuse.form_submit_button(screen.say("Decline this plan"), disabled=not running, width="stretch"):
+            send(found.folder, NODE, Decline, plan=digest, by=fields["by"], reason=fields["reason"])
+
+
+def at_coordinator(folder: Path) -> None:
+    """Rounds: hold back, let on, end."""
+    screen.text("### Rounds")
+    seen = screen.federation()
+    state = deciding.of_rounds(seen)
+    screen.banner(state)
+    running = runs(folder)
+    if not running and seen is not None and not seen.finished:
+        screen.refused("the coordinator does not run, so nothing can be decided here: start it")
+    held = state.tone == "watch"
+    kind, label = (Resume, "Open rounds again") if held else (Pause, "Open no further round")
+    with st.form("rounds"):
+        who = people("rounds")
+        if st.form_submit_button(screen.say(label), disabled=not running):
+            send(folder, COORDINATOR, kind, **who)
+    number = deciding.under_way(seen)
+    if number is not None:
+        screen.text(f"Round {number} is under way. Ending it keeps the model; what hospitals have released is spent.")
+        with st.form("abort"):
+            who = people("abort")
+            if st.form_submit_button(screen.say(f"End round {number}"), disabled=not running):
+                send(folder, COORDINATOR, Abort, round=number, **who)
+    log(folder)
+
+
+def people(key: str) -> dict[str, str]:
+    """Who decides, and why; both are recorded."""
+    left, right = st.columns((1, 2))
+    return {
+        "by": left.text_input(screen.say("Your name"), key=f"by-{key}"),
+        "reason": right.text_input(screen.say("Reason"), key=f"reason-{key}"),
+    }
+
+
+def send(folder: Path, whom: str, kind: type[Request], **fields: object) -> None:
+    """Ask, and show the answer on a page that is read again."""
+    try:
+        answer = ask(folder, decision(kind, **fields), whom)
+    except ControlError as error:
+        answer = Answer(done=False, sentence=str(error))
+    st.session_state[SAID] = answer
+    st.rerun()
+
+
+def log(folder: Path) -> None:
+    """Who did what here, verified."""
+    screen.text("#### What people did here")
+    try:
+        records = deciding.actions(folder)
+    except deciding.AuditError as error:
+        screen.banner(Headline("stop", "The audit log is damaged", str(error)))
+        return
+    if not records:
+        screen.text("Nobody has done anything here yet.")
+        return
+    screen.note(
+        f"Verified on loading: {len(records)} records in an unbroken chain, the last one {records[-1].digest.hex()[:12]}."
+    )
+    screen.reading(deciding.action_rows(records, screen.zone()), "What people did here")
+
+
+page()
