@@ -10,6 +10,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,12 @@ import streamlit as st
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 
+from ui import preload
+from ui.settings import from_arguments
+
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 INDEX = Path(st.__file__).parent / "static" / "index.html"
@@ -90,4 +97,11 @@ class Headers:
         await self._app(scope, receive, with_headers)
 
 
-app = st.App(Path(__file__).parent / "app.py", middleware=[Middleware(Headers)])
+@asynccontextmanager
+async def prepared(_: object) -> AsyncIterator[None]:
+    """The server listens at once; what the first page needs is read beside it."""
+    preload.start(from_arguments(sys.argv[1:]))
+    yield
+
+
+app = st.App(Path(__file__).parent / "app.py", middleware=[Middleware(Headers)], lifespan=prepared)

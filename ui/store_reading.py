@@ -64,6 +64,7 @@ class Keeper:
     _settled: Counter[tuple[str, str]] = field(default_factory=Counter)  # bytes of rounds up to _settled_to
     _settled_to: int = -1
     _scores_seen: tuple[int, int] = (-1, -1)
+    _traffic: tuple[int, int, tuple[TrafficRow, ...]] = (0, 0, ())  # rows of the settled rounds from the first to the second
 
     def read(self, age_s: float = 0.0) -> Federation:
         """The store as it is now, or as it was up to `age_s` ago. Raises StoreError."""
@@ -109,8 +110,9 @@ class Keeper:
         if before is None or before.first_recent > first or not before.rounds:
             return tuple(self.reader.traffic_between(first, latest))
         fresh_from = min(open_from, before.rounds[-1].number - UNSETTLED_ROUNDS + 1)
-        kept = tuple(row for row in before.traffic if first <= row.round < fresh_from)
-        return kept + tuple(self.reader.traffic_between(max(fresh_from, first), latest))
+        if self._traffic[:2] != (first, fresh_from):
+            self._traffic = (first, fresh_from, tuple(row for row in before.traffic if first <= row.round < fresh_from))
+        return self._traffic[2] + tuple(self.reader.traffic_between(max(fresh_from, first), latest))
 
     def totals(self) -> Totals:
         """Bytes by party and direction over all rounds. The first question sums a whole run, later ones what is new."""
