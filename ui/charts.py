@@ -15,7 +15,7 @@ from ui.accuracy import Point, labels
 from ui.bandwidth import GROUPS, Bar
 from ui.budget import Curve, Share
 from ui.own_patients import OwnMean
-from ui.palette import BLUE, FORECAST_DASH, GREEN, GREY, PURPLE, SOLID, VERMILLION, Dash, Ink, Style, on, styles
+from ui.palette import BLUE, FORECAST_DASH, GREEN, GREY, SOLID, VERMILLION, Dash, Ink, Style, on, styles
 from ui.rounds import Timeline
 from ui.words import duration, epsilon, phase, plain, size
 
@@ -28,15 +28,15 @@ LABEL_ROOM_SHARE = 0.3  # of the width: what a label at a line's end may need
 LETTER_SHARE = 0.0095  # of the axis: one letter of a name inside a bar of the timeline
 DODGE_SHARE = 0.014  # of the axis: between the diamonds of two labels in one round
 BYTE_COLOURS: dict[str, str] = dict(zip(GROUPS, (BLUE, GREEN, VERMILLION, GREY), strict=True))
-PHASE_COLOURS: dict[str, str] = {
+PHASE_COLOURS: dict[str, str] = {  # no purple beside grey: without green cones they are the same
     "join": GREY,
     "broadcast": GREEN,
     "train": BLUE,
     "advertise": GREEN,
-    "share": PURPLE,
+    "share": BLUE,
     "mask": VERMILLION,
     "confirm": GREEN,
-    "reveal": PURPLE,
+    "reveal": BLUE,
     "result": GREY,
     "evaluate": GREY,
 }
