@@ -65,11 +65,7 @@ class Kind:
 
 def made(network: Network) -> nn.Module:
     """The class with the plan's arguments and fresh weights. Raises NetworkError where MONAI cannot build it."""
-    kind = kind_of(network)
-    _check_channels(network, kind)
-    _check_arguments(network, kind)
-    arguments = {name: _as_monai(value) for name, value in network.arguments.items()}
-    given = {"spatial_dims": 3, "in_channels": 1, "out_channels": network.classes, **kind.options(network), **arguments}
+    given = arguments_of(network)
     try:
         counted(network, given)
         module: nn.Module = getattr(nets, network.architecture)(**given)
@@ -77,11 +73,25 @@ def made(network: Network) -> nn.Module:
         raise
     except UNBUILDABLE as error:
         raise _refusal(error, f"MONAI cannot build {network.architecture} of this plan: {_first_line(error)}") from error
-    if not {"norm", "norm_name"} & given.keys():
+    if not says_its_norm(given):
         _replace_batch_norm(module, network)
     if isinstance(module, nets.VNet):  # MONAI hands dropout_prob_up to the two other levels only
         module.up_tr64.dropout2.p = module.up_tr32.dropout2.p = 0.0
     return module
+
+
+def arguments_of(network: Network) -> Options:
+    """Every keyword argument of the class. Raises NetworkError where the plan's fields do not fit it."""
+    kind = kind_of(network)
+    _check_channels(network, kind)
+    _check_arguments(network, kind)
+    arguments = {name: _as_monai(value) for name, value in network.arguments.items()}
+    return {"spatial_dims": 3, "in_channels": 1, "out_channels": network.classes, **kind.options(network), **arguments}
+
+
+def says_its_norm(given: Options) -> bool:
+    """Whether the class takes its norm as an argument; otherwise `made` replaces layers of what MONAI builds."""
+    return bool({"norm", "norm_name"} & given.keys())
 
 
 def counted(network: Network, given: Options) -> int:

@@ -188,7 +188,17 @@ def _state_of(found: Any) -> dict[str, NDArray[Any]]:
     if len(tables) != 1:
         keys = _shown(tuple(map(str, found))) if isinstance(found, Mapping) else type(found).__name__
         raise ValueError(f"it holds {len(tables)} tables of named tensors instead of one: {keys}")
-    return {str(name): _as_numpy(tensor) for name, tensor in tables[0].items()}
+    return {str(name): _as_numpy(tensor) for name, tensor in _once(tables[0])}
+
+
+def _once(table: Mapping[Any, torch.Tensor]) -> Iterator[tuple[Any, torch.Tensor]]:
+    """Each tensor under its first name, as parameters have it: DynUNet holds its layers a second time under other names."""
+    seen = set()
+    for name, tensor in table.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() == 0 or place not in seen:
+            yield name, tensor
+        seen.add(place)
 
 
 def _as_numpy(tensor: torch.Tensor) -> NDArray[Any]:

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from certs.audit import AuditError
 from certs.party import CertificateError
-from hospital_node import audit_cli, data_cli, enrol_cli, ledger_cli, officer, predict_cli
+from hospital_node import audit_cli, data_cli, enrol_cli, export_cli, ledger_cli, officer, predict_cli
 from hospital_node.checks import Check, all_checks
 from hospital_node.cohort import CohortError
 from hospital_node.config import ConfigError, NodeConfig, load_config
@@ -79,6 +79,7 @@ app.add_typer(enrol_cli.app)
 app.add_typer(officer.app)
 app.add_typer(audit_cli.app)
 app.add_typer(predict_cli.app)
+app.add_typer(export_cli.app)
 app.add_typer(officer.cap_app, name="cap")
 app.add_typer(ledger_cli.app, name="ledger")
 

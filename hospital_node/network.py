@@ -26,6 +26,7 @@ __all__ = [
     "load_vector",
     "refuse_own_chance",
     "refuse_shared_statistics",
+    "transposed_kernels",
     "vector_of",
 ]
 
@@ -94,6 +95,12 @@ def vector_of(module: nn.Module) -> Vector:
     """A copy of all parameters as one float32 vector."""
     parts = [parameter.detach().to("cpu", torch.float32).reshape(-1).numpy() for parameter in module.parameters()]
     return np.concatenate(parts)
+
+
+def transposed_kernels(module: nn.Module) -> frozenset[str]:
+    """Names of the kernels of transposed convolutions, which have their output channels on the second axis."""
+    kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    return frozenset(f"{name}.weight" for name, layer in module.named_modules() if isinstance(layer, kinds))
 
 
 def load_vector(module: nn.Module, layout: Layout, vector: Vector) -> None:

@@ -14,7 +14,8 @@ from hospital_node.budget import BudgetView, budget_view
 from hospital_node.cap import Cap, plain, rounded_up, stated
 from hospital_node.ledger_decisions import approve_entry
 from hospital_node.ledger_rules import approval_of, mechanism_of, planned
-from hospital_node.ledger_schema import BEFORE_FIRST, KIND_OF, Approved, Created, Event
+from hospital_node.ledger_chain import BEFORE_FIRST, Event
+from hospital_node.ledger_schema import KIND_OF, Approved, Created
 from proto.plan import Plan, short_name
 
 SOMEBODY, ANOTHER = "somebody", "somebody else"  # stand for the people whom the real entry will name

@@ -7,8 +7,10 @@ its provenance still names the one that was released.
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from proto.layout import Layout, LayoutError, Vector, model_digest
 from proto.packed import VALUES, WHOLE, ValuesName, from_bfloat16, packed, to_bfloat16, unpacked
 
 LAYOUT_KEY = "layout"
+PACKED_LAYOUT_KEY = "layout_deflated"  # in its place in a packed file, where it would be a part of the size: zlib, base64
+MAX_LAYOUT_BYTES = 1 << 24  # of one unpacked: 65,536 tensors with names of 200 characters
 VALUES_KEY, AXES_KEY = "values", "axes"  # of a packed file: how values are kept, and the axis of each tensor's steps
 BFLOAT16 = "values"  # the one tensor of a file of bfloat16
 HEADER_ALIGNMENT = 8  # bytes; safetensors asks for it
@@ -57,6 +61,7 @@ def encode_model(model: Model, values: ValuesName = "fp32", axes: Sequence[int] 
         return save(tensors, metadata=metadata)
     if not np.isfinite(model.vector).all():
         raise ModelFileError(f"the model holds values that are not finite, which cannot be kept as {values}: make it again")
+    metadata[PACKED_LAYOUT_KEY] = base64.b64encode(zlib.compress(metadata.pop(LAYOUT_KEY).encode(), 9)).decode()
     metadata[VALUES_KEY] = values
     if values == "int8":
         return save(packed(model.layout, model.vector, axes), metadata={**metadata, AXES_KEY: json.dumps(list(axes))})
@@ -71,7 +76,7 @@ def read_model(path: Path) -> Model:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
-            layout = Layout.from_json(metadata.pop(LAYOUT_KEY, ""))
+            layout = _layout(metadata.pop(LAYOUT_KEY, ""), metadata.pop(PACKED_LAYOUT_KEY, ""))
             vector = _vector(path, file, layout, metadata.pop(VALUES_KEY, "fp32"), metadata.pop(AXES_KEY, "[]"))
     except FileNotFoundError as error:
         raise ModelFileError(f"there is no model file {path}: make one with `secagg-node init-model`") from error
@@ -93,6 +98,17 @@ def _vector(path: Path, file: Any, layout: Layout, values: str, axes: str) -> Ve
     if names != [BFLOAT16] or file.get_slice(BFLOAT16).get_dtype() != "BF16":
         raise LayoutError(f"it holds {len(names)} tensors instead of one of bfloat16")
     return from_bfloat16(_last_words(path, layout.length))
+
+
+def _layout(plain: str, deflated: str) -> Layout:
+    """The one that is there. LayoutError."""
+    if plain or not deflated:
+        return Layout.from_json(plain)
+    try:
+        text = zlib.decompressobj().decompress(base64.b64decode(deflated, validate=True), MAX_LAYOUT_BYTES).decode()
+    except (ValueError, zlib.error) as error:
+        raise LayoutError("its layout cannot be unpacked") from error
+    return Layout.from_json(text)
 
 
 def _arrays(file: Any, kinds: set[str]) -> dict[str, NDArray[Any]]:
@@ -130,6 +146,6 @@ def _last_words(path: Path, count: int) -> NDArray[np.uint16]:
     return words.astype(np.uint16)
 
 
-def kernel_axes(layout: Layout, transposed: Sequence[str]) -> list[int]:
+def kernel_axes(layout: Layout, transposed: Collection[str]) -> list[int]:
     """Each tensor's axis of output channels: the first, or the second in kernels named `transposed`; WHOLE with one axis."""
     return [WHOLE if len(shape) < 2 else int(name in transposed) for name, shape in layout.tensors]

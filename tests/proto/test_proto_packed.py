@@ -121,6 +121,9 @@ def damaged(tmp_path, data, change):
         ("int8", lambda meta: meta.update(values="bf16"), "3 tensors instead of one"),
         ("bf16", lambda meta: meta.update(values="int8", axes=json.dumps(AXES)), ""),
         ("bf16", lambda meta: meta.update(layout='[["a",[3]]]'), "the layout has 3"),
+        ("bf16", lambda meta: meta.update(layout_deflated="%%%"), "cannot be unpacked"),
+        ("bf16", lambda meta: meta.update(layout_deflated="AAAA"), "cannot be unpacked"),
+        ("bf16", lambda meta: meta.pop("layout_deflated"), "not a list of"),
         ("bf16", lambda meta: meta.pop("values"), "not a model file"),
     ],
 )
