@@ -194,8 +194,11 @@ def issue(
     return load_identity(out_folder, at)
 
 
-def record(folder: Path, leaf: Leaf, pem: bytes, at: datetime, *, words_compared: bool) -> None:
-    """Append the record before the certificate leaves: what was signed is in it, also after a crash."""
+def record(folder: Path, leaf: Leaf, pem: bytes, at: datetime, *, words_compared: bool, succeeds: bytes = b"") -> None:
+    """Append the record before the certificate leaves: what was signed is in it, also after a crash.
+
+    `succeeds` is the SHA-256 of the key whose holder named this one (certs/succession.py), in place of words.
+    """
     certificate = parse_certificate(pem, leaf.uri)
     line = {
         "at": at.astimezone(UTC).isoformat(timespec="seconds"),
@@ -204,6 +207,7 @@ def record(folder: Path, leaf: Leaf, pem: bytes, at: datetime, *, words_compared
         "key_sha256": leaf.fingerprint.hex(),
         "not_after": certificate.not_valid_after_utc.isoformat(),
         "words_compared": words_compared,
+        **({"succeeds": succeeds.hex()} if succeeds else {}),
     }
     try:
         with (folder / RECORD_FILE).open("a", encoding="utf-8") as lines:

@@ -78,6 +78,12 @@ def party_of(context: TlsContext, now: datetime | None = None) -> Party:
     return party
 
 
+def expiry_of(context: TlsContext) -> datetime:
+    """When the certificate of a caller ends; the caller has been named by `party_of`."""
+    certificate, _ = _read(next(iter(context.auth_context()["x509_pem_cert"])), "the certificate of the caller")
+    return certificate.not_valid_after_utc
+
+
 class _Shown:
     """What a server shows: read again where a file of its folder changed."""
 

@@ -20,6 +20,7 @@ from certs.audit_file import AuditLog, report
 from certs.party import CertificateError
 from coordinator import logs
 from coordinator.config import ConfigError, CoordinatorConfig, load_config
+from coordinator.expiry import certificates_of, read_ends
 from coordinator.status import heartbeat_of, status_of
 from coordinator.store import RoundRow, StoreError, StoreReader, open_store
 from proto.control import Abort, ControlError, Pause, Resume, decision
@@ -64,10 +65,16 @@ def status(
     settings = _settings(config)
     try:
         with open_store(settings.database) as store:
+            now = datetime.now(UTC)
+            certificates = certificates_of(read_ends(settings.state) | _own_end(settings, now), now)
             if as_json:
-                typer.echo(json.dumps(status_of(store, datetime.now(UTC)), default=_plain, indent=2))
+                facts = status_of(store, now) | {"certificates": certificates}
+                typer.echo(json.dumps(facts, default=_plain, indent=2))
             else:
                 _show(store)
+                for row in certificates:
+                    if row["warning"]:
+                        typer.echo(f"{row['name']}: {row['warning']}")
     except StoreError as error:
         _fail(error)
 
@@ -243,6 +250,17 @@ async def _run(settings: CoordinatorConfig, *, until_finished: bool) -> None:
         raise ConfigError(str(error)) from error
     except OSError as error:
         raise ConfigError(f"cannot use the state folder {settings.state}: {error.strerror}") from error
+
+
+def _own_end(settings: CoordinatorConfig, now: datetime) -> dict[str, datetime]:
+    """The end of the coordinator's own certificate; nothing where it cannot be read by whoever asks."""
+    from certs.identity import load_identity
+
+    try:
+        own = load_identity(settings.identity, now)
+    except CertificateError:
+        return {}
+    return {own.uri: own.not_after}
 
 
 def _settings(path: Path) -> CoordinatorConfig:

@@ -29,6 +29,7 @@ class CoordinatorConfig(Frozen):
     allow: Path  # peers.toml: parties that may connect, by key hash
     plan: Path
     start: Path  # safetensors of the public start
+    authority: Path | None = None  # folder of ca.key: certificates of nodes are renewed on the way; None: by people only
     state: Path  # store.db, models/, spool/, address
     store_url: str | None = Field(default=None, repr=False)  # postgresql://...; None: SQLite in the state folder
     metrics: str | None = None  # host:port on this machine for Prometheus; None: no metrics are served
@@ -84,4 +85,5 @@ def _check_secret(config: CoordinatorConfig, path: Path) -> None:
 
 def _from_folder(config: CoordinatorConfig, folder: Path) -> CoordinatorConfig:
     names = ("identity", "allow", "plan", "start", "state")
-    return config.model_copy(update={name: folder / getattr(config, name) for name in names})
+    authority = None if config.authority is None else folder / config.authority
+    return config.model_copy(update={name: folder / getattr(config, name) for name in names} | {"authority": authority})

@@ -36,6 +36,13 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
+class Revoked:
+    """A hospital was taken from the list of confirmed keys, or is listed with another key."""
+
+    party: str
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """A hospital was heard of."""
 
@@ -175,7 +182,18 @@ class RoundEnded:
 Asked: TypeAlias = RoundsHeld | RoundsLetOn | RoundEnded
 Answer: TypeAlias = Advertised | Shared | UploadAccepted | Confirmed | Revealed
 Event: TypeAlias = (
-    Joined | Seen | Reported | SessionNamed | SessionImpossible | Answer | Refused | Opened | SessionBroken | Asked | Tick
+    Joined
+    | Revoked
+    | Seen
+    | Reported
+    | SessionNamed
+    | SessionImpossible
+    | Answer
+    | Refused
+    | Opened
+    | SessionBroken
+    | Asked
+    | Tick
 )
 
 

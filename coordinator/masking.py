@@ -37,6 +37,7 @@ DONE_WORDS = {
     Phase.CONFIRM: "confirmed the list",
     Phase.REVEAL: "revealed",
 }
+REVOKED = "revoked"  # in place of the phase at which a member dropped out
 MAX_REFUSALS = 2  # a second refusal in one round leaves a hospital out of it
 
 
@@ -138,6 +139,26 @@ def drop(turn: Turn, uri: str) -> None:
     )
 
 
+def revoke(turn: Turn, uri: str) -> None:
+    """A member was taken from the list of confirmed keys.
+
+    Before the mask the session begins again without it; until the survivor list is made it counts as dropped, also after its
+    upload; a sum that holds its update is not opened.
+    """
+    state, session = turn.state, turn.session
+    if session.ended is not None or session.dropped.get(uri) == REVOKED:
+        return
+    by_whom = f"{short_name(uri)} was taken from the list of confirmed keys"
+    if state.phase in UNCOMMITTED:
+        drop(turn, uri)
+        turn.change_session(ended=by_whom)
+    elif session.survivors and uri in session.survivors:
+        turn.change_session(ended=by_whom)
+    elif uri in session.expected | session.answered and not session.survivors:
+        turn.change_session(expected=session.expected - {uri}, dropped={**session.dropped, uri: REVOKED})
+        end_phase_if_over(turn)
+
+
 def end_phase_if_over(turn: Turn) -> None:
     """End the present phase where everybody answered, nobody heard of is missing, or time is up."""
     state, session = turn.state, turn.session
@@ -189,7 +210,7 @@ def _close_phase(turn: Turn) -> None:
     _save_time(turn)
     turn.change_session(closed_at_s=turn.now_s)
     if phase is Phase.MASK:
-        survivors = tuple(uri for uri in session.uris if uri in session.answered)
+        survivors = tuple(uri for uri in session.uris if uri in session.answered and session.dropped.get(uri) != REVOKED)
         turn.change_session(survivors=survivors)
         turn.emit(CloseList(session.id, survivors))
     if turn.state.drill_pause_s == 0 or phase is Phase.REVEAL:

@@ -39,6 +39,7 @@ from coordinator.events import (
     RoundEnded,
     RoundsHeld,
     RoundsLetOn,
+    Revoked,
     SavePhase,
     SaveRound,
     SaveValidation,
@@ -72,6 +73,8 @@ def _dispatch(turn: Turn, event: Event) -> None:
             _on_tick(turn)
         case Joined():
             _on_joined(turn, event)
+        case Revoked():
+            _on_revoked(turn, event)
         case Seen():
             _heard(turn, event.party)
         case Reported():
@@ -123,10 +126,22 @@ def _on_joined(turn: Turn, event: Joined) -> None:
     fresh = member.standing is Standing.ABSENT
     if fresh:
         turn.record("joined", f"{short_name(event.party)} joined", event.party)
-    again = fresh or member.standing is Standing.DECLINED  # its people may have lifted the reason
+    again = fresh or member.standing in {Standing.DECLINED, Standing.REVOKED}  # people may have lifted the reason
     turn.change_member(event.party, public_key=event.public_key, standing=Standing.IDLE if again else member.standing)
     if again and turn.state.phase is Phase.TRAIN:
         _offer(turn, event.party)
+
+
+def _on_revoked(turn: Turn, event: Revoked) -> None:
+    """Out of the round, and out of a session in so far as its sum is not committed to it (masking.revoke)."""
+    member = turn.state.members.get(event.party)
+    if member is None or member.standing is Standing.REVOKED:
+        return
+    if member.standing is not Standing.ABSENT:
+        turn.record("revoked", f"{short_name(event.party)} was taken from the list of confirmed keys", event.party)
+    turn.change_member(event.party, standing=Standing.REVOKED, code="revoked", public_key=b"")
+    if turn.state.session is not None and event.party in turn.state.session.uris:
+        masking.revoke(turn, event.party)
 
 
 def _heard(turn: Turn, party: str) -> Member | None:
@@ -150,7 +165,12 @@ def _notice_lost(turn: Turn) -> None:
 def _on_reported(turn: Turn, event: Reported) -> None:
     member = _heard(turn, event.party)
     state = turn.state
-    if member is None or event.round != state.round or member.standing is Standing.EXCLUDED or member.uri not in state.asked:
+    if (
+        member is None
+        or event.round != state.round
+        or member.standing in {Standing.EXCLUDED, Standing.REVOKED}
+        or member.uri not in state.asked
+    ):
         return
     match event.report:
         case Report.READY:
@@ -218,7 +238,7 @@ def _begin_round(turn: Turn) -> None:
     _enter_training(turn)
     turn.record("round", f"offered to {', '.join(map(short_name, _willing_now(turn.state)))}")
     for member in tuple(turn.state.members.values()):
-        if member.standing is not Standing.ABSENT and not member.definitive:
+        if member.standing is not Standing.ABSENT and member.may_be_asked:
             turn.change_member(member.uri, standing=Standing.IDLE, code="", refusals=0)
             _offer(turn, member.uri)
 
@@ -270,7 +290,7 @@ def _another_try(turn: Turn) -> None:
     turn.change(deadline_s=turn.now_s + turn.state.plan.timing.training_deadline_s)
     turn.record("waiting", "the training deadline passed with too few updates; the round stays open")
     for member in tuple(turn.state.members.values()):
-        if member.uri in turn.state.asked and member.standing in OUT and not member.definitive:
+        if member.uri in turn.state.asked and member.standing in OUT and member.may_be_asked:
             turn.change_member(member.uri, standing=Standing.IDLE, code="", refusals=0)
             _offer(turn, member.uri)
 

@@ -78,6 +78,7 @@ class Run:
     def __init__(
         self, config: CoordinatorConfig, rand: Rand, now_s: Callable[[], float] = time.monotonic, *, held: str = ""
     ) -> None:
+        self.config = config
         self.plan, self.layout, start = _read_study(config)
         self.update_layout = update_layout(self.layout, self.plan.training)
         self.now_s = now_s

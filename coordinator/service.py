@@ -18,15 +18,16 @@ import structlog
 
 from certs.party import CertificateError
 from certs.peers import AllowList
-from certs.tls import party_of, server_credentials
+from certs.tls import expiry_of, party_of, server_credentials
 from coordinator import events as ev
 from coordinator.config import CoordinatorConfig
 from coordinator.gate import Gate, TooMuch
 from coordinator.health import handler_of
+from coordinator.membership import Membership, check_version
 from coordinator.meter import Direction, Lane
 from coordinator.metrics import serving
 from coordinator.models import pieces, write_atomically
-from coordinator.orders import Evaluate, Finished, Mask, Order, RoundResult, Train, Wait
+from coordinator.orders import Evaluate, Finished, Mask, Open, Order, RoundResult, Train, Wait
 from coordinator.receive import Receiver
 from coordinator.run import Run
 from coordinator.sessions import Refusal, forget, take
@@ -90,7 +91,7 @@ class Federation(rpc.FederationServicer):
 
     def __init__(self, run: Run, allow: AllowList) -> None:
         self._run = run
-        self._allow = allow
+        self.membership = Membership(run, allow)
         self._receiver = Receiver(run)
         self._instructions = Instructions()
         self._gate = Gate()
@@ -99,7 +100,9 @@ class Federation(rpc.FederationServicer):
 
     async def Join(self, request: pb.JoinRequest, context: CallContext) -> pb.JoinReply:  # noqa: N802
         """Compare versions, hand out the plan."""
-        return await self._guarded(context, lambda caller: self._join(caller, request), joining=True)
+        reply = await self._guarded(context, lambda caller: self._join(caller, request), joining=True)
+        self.membership.seen(reply.identity, expiry_of(context))
+        return reply
 
     async def Poll(self, request: pb.PollRequest, context: CallContext) -> pb.Instruction:  # noqa: N802
         """The instruction after `done`, or `wait` after a while."""
@@ -133,6 +136,21 @@ class Federation(rpc.FederationServicer):
         except TooMuch as error:
             await context.abort(STATUS["flood"], str(error))
 
+    async def Renew(self, request: pb.RenewRequest, context: CallContext) -> pb.RenewReply:  # noqa: N802
+        """A certificate for a new key of the caller."""
+        return await self._guarded(context, lambda caller: self._renew(caller, request, context))
+
+    async def Identify(self, request: pb.IdentifyRequest, context: CallContext) -> pb.IdentifyReply:  # noqa: N802
+        """How this side sees the caller: for whoever finds out why it is not served."""
+        try:
+            party = party_of(context)
+            self._gate.ask(party.uri, time.monotonic())
+        except CertificateError as error:
+            return await context.abort(STATUS["denied"], str(error))
+        except TooMuch as error:
+            return await context.abort(STATUS["flood"], str(error))
+        return self.membership.identify(party, request)
+
     # ---- the edge: identity, errors ----
 
     async def admit(self, context: CallContext) -> None:
@@ -165,11 +183,9 @@ class Federation(rpc.FederationServicer):
         try:
             party = party_of(context)
             self._gate.ask(party.uri, time.monotonic())
-            self._allow.check(party)
+            self.membership.check(party)
         except CertificateError as error:
             raise Refusal("denied", str(error)) from error
-        if party.uri not in self._run.mail:
-            raise Refusal("denied", f"{party.uri} is not named in the plan of study '{self._run.plan.study}'")
         if not joining:
             if not self._run.known(party.uri):
                 raise Refusal("busy", "the coordinator was restarted: join again")
@@ -179,12 +195,7 @@ class Federation(rpc.FederationServicer):
     # ---- handlers ----
 
     async def _join(self, caller: Caller, request: pb.JoinRequest) -> pb.JoinReply:
-        if request.protocol_version != PROTOCOL_VERSION:
-            raise Refusal(
-                "version",
-                f"this coordinator speaks protocol version {PROTOCOL_VERSION}, the caller {request.protocol_version}: "
-                "install the same software version on both sides",
-            )
+        check_version(request.protocol_version)
         if caller.role == "hospital":
             self._run.feed(ev.Joined(caller.uri, caller.public_key))
         self._run.heard(caller.uri, joined=True)
@@ -199,6 +210,12 @@ class Federation(rpc.FederationServicer):
         self._count(caller, "down", "join", reply)
         return reply
 
+    async def _renew(self, caller: Caller, request: pb.RenewRequest, context: CallContext) -> pb.RenewReply:
+        reply = self.membership.renew(party_of(context), expiry_of(context), request)
+        self._count(caller, "up", "join", request)
+        self._count(caller, "down", "join", reply)
+        return reply
+
     async def _poll(self, caller: Caller, request: pb.PollRequest) -> pb.Instruction:
         turn = self._polls[caller.uri] = object()
         try:
@@ -206,7 +223,10 @@ class Federation(rpc.FederationServicer):
         finally:
             if self._polls.get(caller.uri) is turn:
                 del self._polls[caller.uri]
+        self.membership.check_not_revoked(caller.uri)
         reply = self._instructions.instruction(number, order, caller.uri, self._run.layout.length)
+        if isinstance(order, Open):
+            self.membership.add_successions(reply.open)
         if isinstance(order, Mask):
             reply.mask.received_bytes = self._run.spool.received_bytes(order.session, caller.uri)
         phase, about = phase_of(order) or self._phase_now(caller), _round_of(order)
@@ -345,6 +365,7 @@ async def serve(
     server.add_generic_rpc_handlers((handler_of(lambda: federation.serving, federation.admit),))
     port = _bind(server, config)
     run.feed(ev.Tick())  # an open session goes on before anybody calls
+    federation.membership.revoke_replaced()
     await server.start()
     address = f"{config.listen.rpartition(':')[0]}:{port}"
     write_atomically(config.address_file, f"{address}\n".encode())
@@ -363,6 +384,7 @@ async def serve(
 def _tick(run: Run, federation: Federation) -> None:
     try:
         federation.seen_in_polls()
+        federation.membership.revoke_unlisted()
         run.feed(ev.Tick())
         run.flush()
         federation.serving = True

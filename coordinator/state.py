@@ -47,9 +47,10 @@ class Standing(StrEnum):
     DECLINED = "declined"
     FAILED = "failed"
     EXCLUDED = "excluded"  # named by another member, or refused twice
+    REVOKED = "revoked"  # taken from the list of confirmed keys; it may come back if people put it back
 
 
-OUT = frozenset({Standing.DECLINED, Standing.FAILED, Standing.EXCLUDED})
+OUT = frozenset({Standing.DECLINED, Standing.FAILED, Standing.EXCLUDED, Standing.REVOKED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,11 @@ class Member:
     code: str = ""
     refusals: int = 0  # in this round
     lost: bool = False
+
+    @property
+    def may_be_asked(self) -> bool:
+        """Whether another try, or another round, is offered to it."""
+        return self.standing is not Standing.REVOKED and not self.definitive
 
     @property
     def definitive(self) -> bool:

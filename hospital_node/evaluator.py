@@ -11,14 +11,17 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from certs.identity import Identity, load_identity
+from certs.identity import load_identity
+from certs.renewal import finish
 from hospital_node.config import ConfigError, NodeConfig
 from hospital_node.display import Display
 from hospital_node.durable import write_whole
+from hospital_node.keyring import Keyring
 from hospital_node.link import Link, ModelMismatch, OrderStale, dial
 from hospital_node.logs import logger
 from hospital_node.loop import Conversation, Rand
@@ -56,17 +59,21 @@ def evaluate_with(
 ) -> None:
     """`evaluate` with every heavy part and the connection given."""
     config.require_folders()
+    finish(config.identity)
     identity = load_identity(config.identity)
     if role_of(identity.uri) != "evaluator":
         raise ConfigError(f"{config.identity} is the identity of {identity.uri}, which is not an evaluator: use 'run'")
     folder = StateFolder(config.state)
     folder.create()
     with folder.locked():
-        folder.write_node(identity.uri, identity.name.study)
+        keyring = Keyring(config.identity, None, folder.successions, datetime.fromtimestamp(clock(), UTC))
+        folder.write_node(identity.uri, identity.name.study, identity.not_after.isoformat())
         meter = ByteMeter()
-        evaluator = Evaluator(config, identity, workshop, folder, meter, clock, stop)
+        evaluator = Evaluator(config, keyring, workshop, folder, meter, clock, stop)
+        conversation = Conversation(lambda: dial(config, meter), evaluator, stop, rand)
+        evaluator.redial = conversation.redial
         try:
-            Conversation(lambda: dial(config, meter), evaluator, stop, rand).run()
+            conversation.run()
         except Interrupted:
             logger().info("stopped while measuring; the model will be measured again")
 
@@ -77,14 +84,17 @@ class Evaluator:
     def __init__(
         self,
         config: NodeConfig,
-        identity: Identity,
+        keyring: Keyring,
         workshop: Workshop,
         folder: StateFolder,
         meter: ByteMeter,
         clock: Clock,
         stop: threading.Event,
     ) -> None:
+        identity = keyring.identity
         self._config = config
+        self._keyring = keyring
+        self.redial: Callable[[], None] = lambda: None
         self._me = identity.uri
         self._workshop = workshop
         self._folder = folder
@@ -110,7 +120,12 @@ class Evaluator:
         self._display.show("waiting", "connected; waiting for a model to measure")
 
     def settle(self, link: Link) -> None:
-        """Nothing runs in the background here."""
+        """Renew the certificate in time, and take up a new one: between models, so that none is measured for nothing."""
+        self._keyring.renew(link, datetime.fromtimestamp(self._clock(), UTC))
+        if self._keyring.changed() and self._keyring.adopt():
+            identity = self._keyring.identity
+            self._folder.write_node(identity.uri, identity.name.study, identity.not_after.isoformat())
+            self.redial()
 
     def carry_out(self, link: Link, order: pb.Instruction) -> None:
         """One instruction; only models are measured."""

@@ -1,4 +1,4 @@
-"""The connection to the coordinator: mutual TLS, one channel, seven calls, every byte counted.
+"""The connection to the coordinator: mutual TLS, one channel, nine calls, every byte counted.
 
 The only file of the node that imports grpc. It decides nothing about the protocol: it turns messages into calls, checks that
 a model is the announced one while it streams in, and says of every failure which of three kinds it is. A node dials out only.
@@ -102,6 +102,10 @@ class Link(Protocol):
         """Accuracy on public data. Raises OrderStale."""
         ...
 
+    def renew(self, request: pb.RenewRequest) -> pb.RenewReply:
+        """A certificate for a new key. Raises OrderStale where it is not time yet, LinkRefused where nobody signs."""
+        ...
+
     def wake(self) -> None:
         """End a poll in progress, or the next one."""
         ...
@@ -179,6 +183,18 @@ class GrpcLink:
         """See Link."""
         self._unary(self._stub.Measure, measurement, "evaluate")
 
+    def renew(self, request: pb.RenewRequest) -> pb.RenewReply:
+        """See Link."""
+        reply: pb.RenewReply = self._unary(self._stub.Renew, request, "join")
+        return reply
+
+    def identify(self) -> pb.IdentifyReply:
+        """How the coordinator sees this node. Raises LinkLost, LinkRefused; joins nothing."""
+        reply: pb.IdentifyReply = self._unary(
+            self._stub.Identify, pb.IdentifyRequest(protocol_version=PROTOCOL_VERSION), "join"
+        )
+        return reply
+
     def wake(self) -> None:
         """See Link."""
         self._wake_asked.set()
@@ -205,7 +221,7 @@ class GrpcLink:
             yield message
 
 
-def dial(config: NodeConfig, meter: ByteMeter) -> Link:
+def dial(config: NodeConfig, meter: ByteMeter) -> GrpcLink:
     """A link to the coordinator of `config`. Raises CertificateError; the connection itself is made by the first call."""
     return GrpcLink(config, meter)
 

@@ -52,12 +52,17 @@ class Conversation:
         self._link: Link | None = None
         self._done = 0
         self._finished = False
+        self._redial = False
 
     def wake(self) -> None:
         """End a poll in progress, so that `settle` runs."""
         link = self._link
         if link is not None:
             link.wake()
+
+    def redial(self) -> None:
+        """Make a new connection before the next poll, with the certificate as it is then; from the thread of `run` only."""
+        self._redial = True
 
     def run(self) -> None:
         """Talk until the study is finished or `stop` is set. Raises LinkRefused."""
@@ -81,6 +86,9 @@ class Conversation:
     def _follow(self, link: Link) -> None:
         while not self._stop.is_set():
             self._party.settle(link)
+            if self._redial:
+                self._redial = False
+                return
             order = link.poll(self._done)
             if order is None:
                 continue

@@ -97,6 +97,15 @@ class ReleaseDesk:
             raise UpdateUnusable("evaluation gave a wrong number of sums, or sums that are not finite")
         self._held = HeldUpdate(self._member.rand(UPDATE_ID_BYTES), number, base_digest, vector, authorization, sums)
 
+    @property
+    def in_session(self) -> bool:
+        """Whether a masking session is open here: its leaf and signing key stay until it ends."""
+        return self._session is not None
+
+    def use(self, member: Member) -> None:
+        """Take part in later sessions as `member` (another key, other pins); an open one keeps what it began with."""
+        self._member = member
+
     def discard(self) -> None:
         """Drop update and session."""
         self._held = None

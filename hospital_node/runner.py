@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from certs.identity import Identity, load_identity
-from certs.peers import load_peers
+from certs.identity import load_identity
+from certs.renewal import finish
 from hospital_node import people
 from hospital_node.config import ConfigError, NodeConfig
 from hospital_node.display import Display
+from hospital_node.keyring import Keyring
 from hospital_node.ledger import Authorization, Ledger, LedgerError
 from hospital_node.link import Link, ModelMismatch, OrderStale, dial
 from hospital_node.local_training import Failed, LocalTraining, Ready
@@ -69,16 +70,17 @@ def run(
 def run_with(config: NodeConfig, workshop: Workshop, *, dial: Dial, clock: Clock, rand: Rand, stop: threading.Event) -> None:
     """`run` with every heavy part and the connection given."""
     config.require_folders()
+    finish(config.identity)
     identity = load_identity(config.identity)
     if role_of(identity.uri) != "hospital":
         raise ConfigError(f"{config.identity} is the identity of {identity.uri}, which is not a hospital: use 'evaluate'")
-    pinned = load_peers(config.require_peers()).pinned
+    config.require_peers()
     folder = StateFolder(config.state, config.ledger_counter)
     folder.create()
     folder.share_ledger(config.ledger)
     with folder.locked():
-        folder.write_node(identity.uri, identity.name.study)
-        hospital = Hospital(config, identity, dict(pinned), workshop, folder, clock, rand)
+        keyring = Keyring(config.identity, config.peers, folder.successions, datetime.fromtimestamp(clock(), UTC))
+        hospital = Hospital(config, keyring, workshop, folder, clock, rand)
         try:
             with listening(folder.path, hospital.asked):
                 hospital.converse(dial, stop)
@@ -106,22 +108,22 @@ class Hospital:
     def __init__(
         self,
         config: NodeConfig,
-        identity: Identity,
-        pinned: dict[str, bytes],
+        keyring: Keyring,
         workshop: Workshop,
         folder: StateFolder,
         clock: Clock,
         rand: Rand,
     ) -> None:
+        identity = keyring.identity
         self._config = config
         self._me = identity.uri
-        self._pinned = pinned
+        self._keyring = keyring
         self._workshop = workshop
         self._folder = folder
         self._clock = clock
         self._rand = rand
         self._log = logger()
-        policy = Policy(pinned, config.policy.minimum_cohort, config.policy.max_colluders)
+        policy = Policy(dict(keyring.pinned), config.policy.minimum_cohort, config.policy.max_colluders)
         door = faster_door(time.perf_counter)
         self._log.info("fastest way to masks on this machine", door=door.value)
         self._member = Member(identity.uri, identity.key, policy, rand, door)
@@ -129,6 +131,8 @@ class Hospital:
         self._display = Display(folder, identity.name.study, clock)
         self._background = Background()
         self._wake: Callable[[], None] = lambda: None
+        self._redial: Callable[[], None] = lambda: None
+        self._write_node()
         self._met = False
         self._at_work: AtWork | None = None
         self._put_off: pb.Train | None = None
@@ -139,7 +143,7 @@ class Hospital:
     def converse(self, dial: Dial, stop: threading.Event) -> None:
         """Talk to the coordinator until the study is finished or `stop` is set."""
         conversation = Conversation(lambda: dial(self._config, self._meter), self, stop, self._rand)
-        self._wake = conversation.wake
+        self._wake, self._redial = conversation.wake, conversation.redial
         self._display.show("connecting", f"connecting to {self._config.coordinator}")
         conversation.run()
 
@@ -170,6 +174,7 @@ class Hospital:
 
     def settle(self, link: Link) -> None:
         """Report what ended in the background, and take up an order that was put off if people lifted the reason."""
+        self._tend_keys(link)
         self._collect()
         if self._unsent is not None:
             self._send(link, self._unsent)
@@ -177,6 +182,20 @@ class Hospital:
         if at_work is not None and order is not None and self._allowed_now(at_work, order):
             self._log.info("the reason for declining is lifted", round=order.round)
             self._on_train(link, at_work, order)
+
+    def _tend_keys(self, link: Link) -> None:
+        """Renew in time; take up new keys and lists between sessions, over a new connection."""
+        self._keyring.renew(link, self._now())
+        if self._at_work is not None and self._at_work.desk.in_session:
+            return
+        self._keyring.read_peers_again()
+        if self._keyring.changed() and self._keyring.adopt():
+            self._write_node()
+            self._redial()
+
+    def _write_node(self) -> None:
+        identity = self._keyring.identity
+        self._folder.write_node(identity.uri, identity.name.study, identity.not_after.isoformat())
 
     def carry_out(self, link: Link, order: pb.Instruction) -> None:
         """One instruction."""
@@ -268,7 +287,7 @@ class Hospital:
 
     def _leave_to_train(self, at_work: AtWork, order: pb.Train) -> Authorization:
         plan = at_work.study.plan
-        obstacle = policy_obstacle(plan, self._me, self._config.policy, self._pinned, order.round)
+        obstacle = policy_obstacle(plan, self._me, self._config.policy, self._keyring.pinned, order.round)
         if obstacle is not None:
             raise WorkFailed("policy", f"This node's policy refuses the plan: {obstacle}.")
         return self._ledger().authorize(plan, order.round)
@@ -351,6 +370,8 @@ class Hospital:
     def _answer(self, link: Link, desk: ReleaseDesk, phase: str, order: Any) -> None:
         match phase:
             case "open":
+                self._keyring.learn(order, self._now())
+                desk.use(self._keyring.member_for(order, self._member))
                 answer = desk.open(order)
                 self._display.show("masking", f"masking with {len(order.members)} hospitals", round_number=order.round)
             case "share":

@@ -31,6 +31,7 @@ class NodeFile(Frozen):
     uri: str
     study: str
     name: str
+    certificate_until: str = ""  # ISO 8601; the app says it from 30 days before on
 
 
 def ledger_to_read(state: Path, shared: Path | None) -> Path:
@@ -86,6 +87,11 @@ class StateFolder:
         return self.path / "node.json"
 
     @property
+    def successions(self) -> Path:
+        """What peers' old keys said of their new ones (certs/succession.py), one statement a line."""
+        return self.path / "successions.jsonl"
+
+    @property
     def sessions(self) -> Path:
         """Every masking session that this node ever answered, one hexadecimal id a line."""
         return self.path / "sessions.log"
@@ -128,9 +134,10 @@ class StateFolder:
                 raise StateError(f"another node process uses the state folder {self.path}: stop it first") from error
             yield
 
-    def write_node(self, uri: str, study: str) -> None:
+    def write_node(self, uri: str, study: str, certificate_until: str = "") -> None:
         """Record whose folder this is."""
-        write_whole(self.node, NodeFile(uri=uri, study=study, name=short_name(uri)).model_dump_json().encode())
+        content = NodeFile(uri=uri, study=study, name=short_name(uri), certificate_until=certificate_until)
+        write_whole(self.node, content.model_dump_json().encode())
 
     def write_plan(self, plan: Plan) -> None:
         """Keep the plan offered last, for the officer and the app."""

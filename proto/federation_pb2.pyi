@@ -7,6 +7,42 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class RenewRequest(_message.Message):
+    __slots__ = ("request", "succession")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    SUCCESSION_FIELD_NUMBER: _ClassVar[int]
+    request: bytes
+    succession: bytes
+    def __init__(self, request: _Optional[bytes] = ..., succession: _Optional[bytes] = ...) -> None: ...
+
+class RenewReply(_message.Message):
+    __slots__ = ("certificate",)
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    certificate: bytes
+    def __init__(self, certificate: _Optional[bytes] = ...) -> None: ...
+
+class IdentifyRequest(_message.Message):
+    __slots__ = ("protocol_version",)
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
+
+class IdentifyReply(_message.Message):
+    __slots__ = ("protocol_version", "software_version", "identity", "key_sha256", "refusal", "time_s")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    KEY_SHA256_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    TIME_S_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    software_version: str
+    identity: str
+    key_sha256: bytes
+    refusal: str
+    time_s: float
+    def __init__(self, protocol_version: _Optional[int] = ..., software_version: _Optional[str] = ..., identity: _Optional[str] = ..., key_sha256: _Optional[bytes] = ..., refusal: _Optional[str] = ..., time_s: _Optional[float] = ...) -> None: ...
+
 class JoinRequest(_message.Message):
     __slots__ = ("protocol_version", "software_version")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -104,16 +140,18 @@ class Open(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., round: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("uri", "public_key", "weight", "base_digest")
+    __slots__ = ("uri", "public_key", "weight", "base_digest", "successions")
     URI_FIELD_NUMBER: _ClassVar[int]
     PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SUCCESSIONS_FIELD_NUMBER: _ClassVar[int]
     uri: str
     public_key: bytes
     weight: int
     base_digest: bytes
-    def __init__(self, uri: _Optional[str] = ..., public_key: _Optional[bytes] = ..., weight: _Optional[int] = ..., base_digest: _Optional[bytes] = ...) -> None: ...
+    successions: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, uri: _Optional[str] = ..., public_key: _Optional[bytes] = ..., weight: _Optional[int] = ..., base_digest: _Optional[bytes] = ..., successions: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Share(_message.Message):
     __slots__ = ("session", "adverts")

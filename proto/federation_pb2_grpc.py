@@ -69,6 +69,16 @@ class FederationStub:
                 request_serializer=proto_dot_federation__pb2.Measurement.SerializeToString,
                 response_deserializer=proto_dot_federation__pb2.Ack.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/hospital.federation.v1.Federation/Renew',
+                request_serializer=proto_dot_federation__pb2.RenewRequest.SerializeToString,
+                response_deserializer=proto_dot_federation__pb2.RenewReply.FromString,
+                _registered_method=True)
+        self.Identify = channel.unary_unary(
+                '/hospital.federation.v1.Federation/Identify',
+                request_serializer=proto_dot_federation__pb2.IdentifyRequest.SerializeToString,
+                response_deserializer=proto_dot_federation__pb2.IdentifyReply.FromString,
+                _registered_method=True)
 
 
 class FederationServicer:
@@ -123,6 +133,20 @@ class FederationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Renew(self, request, context):
+        """A certificate for a new key, asked for over the connection of the old one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Identify(self, request, context):
+        """How the coordinator sees the caller, admitted or not; joins nothing and changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FederationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -160,6 +184,16 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.Measure,
                     request_deserializer=proto_dot_federation__pb2.Measurement.FromString,
                     response_serializer=proto_dot_federation__pb2.Ack.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=proto_dot_federation__pb2.RenewRequest.FromString,
+                    response_serializer=proto_dot_federation__pb2.RenewReply.SerializeToString,
+            ),
+            'Identify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Identify,
+                    request_deserializer=proto_dot_federation__pb2.IdentifyRequest.FromString,
+                    response_serializer=proto_dot_federation__pb2.IdentifyReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -351,6 +385,60 @@ class Federation:
             '/hospital.federation.v1.Federation/Measure',
             proto_dot_federation__pb2.Measurement.SerializeToString,
             proto_dot_federation__pb2.Ack.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hospital.federation.v1.Federation/Renew',
+            proto_dot_federation__pb2.RenewRequest.SerializeToString,
+            proto_dot_federation__pb2.RenewReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Identify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hospital.federation.v1.Federation/Identify',
+            proto_dot_federation__pb2.IdentifyRequest.SerializeToString,
+            proto_dot_federation__pb2.IdentifyReply.FromString,
             options,
             channel_credentials,
             insecure,

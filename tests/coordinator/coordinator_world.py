@@ -141,6 +141,8 @@ class World:
         self.ready: dict[tuple[int, int], set[str]] = {}  # (start, round) -> who reported an update for it
         self.saved: dict[int, ev.SaveRound] = {}
         self.records: list[ev.Record] = []
+        self.revoked: set[str] = set()  # calls of these are refused
+        self.revoked_in: dict[bytes, set[str]] = {}  # session -> members revoked before its sum was opened
         self.evaluations: list[int] = []
         self.base, self.base_round = START, 0
         self.fail_opening = False
@@ -186,6 +188,8 @@ class World:
         for hospital in self.hospitals.values():
             hospital.joined = False
         self.start(max(done, default=0) + 1, kept)
+        for party in sorted(self.revoked):  # coordinator.service: revoke_replaced
+            self._feed(ev.Revoked(party))
 
     def feed(self, event: ev.Event) -> None:
         """One event through the engine, then its record, then its effects; a crash stops it anywhere."""
@@ -243,7 +247,8 @@ class World:
                 self.sessions[session] = "masking"
             case ev.CloseList(session, survivors):
                 assert session not in self.lists, "a survivor list was fixed twice"
-                assert set(survivors) == self.uploads.get(session, set()), "the list is not the accepted uploads"
+                listed = self.uploads.get(session, set()) - self.revoked_in.get(session, set())
+                assert set(survivors) == listed, "the list is not the accepted uploads of those who are still admitted"
                 self.lists[session] = survivors
             case ev.AbortSession(session):
                 assert self.sessions[session] in {"open", "masking"}
@@ -291,6 +296,7 @@ class World:
         assert self.lists[session] == survivors
         assert len(survivors) >= self.plan.masking.minimum_cohort
         number = self.session_round[session]
+        assert not set(survivors) & self.revoked_in.get(session, set()), "a sum holds an update of a revoked hospital"
         for party in survivors:
             assert self.hospitals[party].released[number] == session, "a sum holds an update that was not charged for it"
         assert self.opened.setdefault(session, survivors) == survivors, "one session was opened for two lists"
@@ -308,7 +314,7 @@ class World:
         `fault`: "no request" or "no response" arrives; "late": the answer is returned and not delivered.
         """
         hospital = self.hospitals[uri(number)]
-        if not (hospital.alive and hospital.reachable):
+        if not (hospital.alive and hospital.reachable) or hospital.uri in self.revoked:
             return None
         if not hospital.joined:
             hospital.joined = True
@@ -324,6 +330,19 @@ class World:
             hospital.done = item[0]
         return answer
 
+    def revoke(self, number: int) -> None:
+        """Take a hospital from the list of confirmed keys."""
+        party = uri(number)
+        self.revoked.add(party)
+        self.hospitals[party].joined = False
+        if self.state.session is not None:
+            self.revoked_in.setdefault(self.state.session.id, set()).add(party)
+        self.feed(ev.Revoked(party))
+
+    def put_back(self, number: int) -> None:
+        """People list it again; it joins with its next call."""
+        self.revoked.discard(uri(number))
+
     def tick(self, seconds: float) -> None:
         """Let time pass."""
         self.now_s += seconds
@@ -335,7 +354,7 @@ class World:
             for number in range(len(self.hospitals)):
                 self.act(number)
             self.tick(seconds)
-            live = [h for h in self.hospitals.values() if h.alive]
+            live = [h for h in self.hospitals.values() if h.alive and h.uri not in self.revoked]
             if self.state.phase is Phase.FINISHED and all(h.finished is not None for h in live):
                 return True
         return False

@@ -32,6 +32,8 @@ ACTION = st.one_of(
     st.tuples(st.just("bad-opening"), NODE),
     st.tuples(st.just("crash"), NODE),
     st.tuples(st.just("people"), st.sampled_from(["hold", "let on", "end"])),
+    st.tuples(st.just("revoke"), NODE),
+    st.tuples(st.just("put back"), NODE),
 )
 
 
@@ -75,6 +77,10 @@ def perform(world: World, name: str, argument: object, last: dict[int, ev.Event]
         case "people", str(asked):
             round_ended = ev.RoundEnded(world.state.round, "Operator", "why")
             world.feed({"hold": ev.RoundsHeld("paused"), "let on": ev.RoundsLetOn("Operator"), "end": round_ended}[asked])
+        case "revoke", int(node):
+            world.revoke(node)
+        case "put back", int(node):
+            world.put_back(node)
 
 
 @settings(max_examples=300)
@@ -100,6 +106,7 @@ def test_every_schedule_ends_once_hospitals_behave(schedule):
             hospital.restart()
     world.fail_opening = False
     world.feed(ev.RoundsLetOn("Operator"))
+    world.revoked.clear()
     assert world.settle(turns=600, seconds=2.0), (world.state.phase, waiting_for(world.state, world.now_s))
     assert all(row.state in {"opened", "aborted"} for row in world.saved.values()) or "remain" in world.state.finished
 
