@@ -224,7 +224,7 @@ def test_check_finds_every_thing_that_is_missing(folders: Folders, capsys: pytes
     lines = {line["name"]: line for line in json.loads(capsys.readouterr().out)}
     assert lines["certificate"]["ok"]
     assert lines["peers"]["ok"]
-    remedies = {"coordinator": "is it running", "plan": "fetch-plan", "ledger": "approve", "data": "layout"}
+    remedies = {"tcp": "is it running", "plan": "fetch-plan", "ledger": "approve", "data": "layout"}
     for name, remedy in remedies.items():
         assert not lines[name]["ok"]
         assert remedy in lines[name]["sentence"]
@@ -239,10 +239,10 @@ def test_check_of_a_node_that_is_ready(
     (folders.root / "data" / "manifest.csv").write_text("image,label,patient\na.nii,b.nii,p1\n")
     for name in ("a.nii", "b.nii"):
         (folders.root / "data" / name).write_bytes(b"")
-    monkeypatch.setattr(checks, "find_obstacle", lambda _config: None)
+    monkeypatch.setattr(checks, "check_connection", lambda _config: [])
     assert call(folders, "check") == 0
     out = capsys.readouterr().out
-    assert out.count("✓") == 7
+    assert out.count("✓") == 10
     assert "✗" not in out
     assert "4 of 4 hospitals" in out
 
@@ -255,7 +255,7 @@ def test_check_of_an_expired_certificate_names_it(folders: Folders) -> None:
     assert "expired" in line.sentence
     soon = checks.check_certificate(folders.config, datetime.now(UTC) + timedelta(days=80))
     assert soon.ok
-    assert "signed soon" in soon.sentence
+    assert "ends in 9 days" in soon.sentence or "ends in 10 days" in soon.sentence
 
 
 def test_the_plan_can_be_fetched_and_read_before_it_is_approved(
