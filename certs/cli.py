@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Annotated
 import typer
 
 from certs import authority, enrol, files
+from certs.audit import Action, AuditError
+from certs.audit_file import AuditLog
 from certs.identity import CALLERS_FILE, CERTIFICATE_FILE, ROOT_FILE
 from certs.party import (
     CertificateError,
@@ -40,6 +44,7 @@ AuthorityFolder = Annotated[Path, typer.Option("--ca", help="Folder of the autho
 Days = Annotated[
     int, typer.Option(help=f"Life of the certificate, 1 to {authority.MAX_LEAF_DAYS} days; there is no revocation list.")
 ]
+By = Annotated[str | None, typer.Option(help="Who does this, for the audit log; the login name if left out.")]
 SpokenWords = Annotated[
     str | None, typer.Option(help="The eight words that the hospital read from its own screen; asked for if left out.")
 ]
@@ -94,11 +99,14 @@ def approve(
     out: Annotated[Path, typer.Option(help="New file for the certificate and the root, to be sent back.")],
     words: SpokenWords = None,
     days: Days = authority.LEAF_DAYS,
+    by: By = None,
 ) -> None:
     """Sign a hospital's request whose words were compared. Copies the public key from it and nothing else."""
     asked = enrol.read_request(files.read_bytes(request_file, "the request", enrol.REQUESTED), str(request_file))
     typer.echo(f"{request_file}: request of {asked.uri}")
     leaf = enrol.sign_request(ca, request_file, out, asked_words(words, "--words", WHOSE_KEY), days=days)
+    csr = hashlib.sha256(request_file.read_bytes()).hexdigest()
+    _record(ca, by, "request-approved", party=leaf.uri, key=leaf.fingerprint.hex(), request=csr, words="compared")
     typer.echo(f"{out}: certificate of {leaf.uri} and the root. The hospital will ask for the root's words:")
     show_key(authority.load_authority(ca).fingerprint)
 
@@ -109,9 +117,11 @@ def admit(
     issuer: Annotated[Path, typer.Option(help="That CA's certificates (PEM), from the one that signed upwards.")],
     identity: Annotated[Path, typer.Option(help="Folder of the coordinator's own node.key and node.crt.")],
     words: SpokenWords = None,
+    by: By = None,
 ) -> None:
     """Let the coordinator's connections accept certificates of a hospital's own CA. Membership stays with `peers`."""
     party = enrol.admit_issuer(identity, certificate, issuer, asked_words(words, "--words", WHOSE_KEY))
+    _record(identity, by, "issuer-admitted", party=party.uri, key=party.fingerprint.hex(), words="compared")
     typer.echo(f"{identity / CALLERS_FILE}: the CA of {party.uri} may sign callers; a running coordinator takes it up")
     show_key(party.fingerprint)
 
@@ -120,10 +130,14 @@ def admit(
 def revoke(
     uri: Uri,
     allow: Annotated[Path, typer.Option("--list", help="The list to take the key from (peers.toml).")],
+    reason: Annotated[str, typer.Option(help="Why, in a few words; it is recorded.")] = "",
+    by: By = None,
 ) -> None:
     """Take a party from a list of confirmed keys. A running coordinator or node acts on it within seconds."""
     present = load_peers(allow)
-    write_peers(allow, present.without(uri))
+    left = present.without(uri)
+    _record(allow.parent, by, "key-removed", reason, party=uri, key=present.pinned[uri].hex(), list=allow.name)
+    write_peers(allow, left)
     typer.echo(f"{allow}: {uri} is removed; its next call is refused, and a masking session with it ends or goes on without it")
 
 
@@ -171,6 +185,11 @@ def peers(
         raise CertificateError(f"{out} exists already and is not overwritten: say --add to add to it")
     present = load_peers(out) if add and out.exists() else PeerList(())
     listed = present.with_peers(peer_of(party, confirmed_by or UNCONFIRMED, at) for party in parties)
+    for party in parties:
+        how = "nobody" if unconfirmed else "compared"
+        _record(
+            out.parent, confirmed_by, "key-confirmed", party=party.uri, key=party.fingerprint.hex(), words=how, list=out.name
+        )
     write_peers(out, listed)
     typer.echo(f"{out}: {len(listed.peers)} confirmed keys")
 
@@ -178,6 +197,15 @@ def peers(
 def show_key(key_sha256: bytes) -> None:
     """Hash and words of a key, as every command prints them."""
     typer.echo(f"key SHA-256  {key_sha256.hex()}\nkey words    {words_of(key_sha256)}")
+
+
+def _record(folder: Path, by: str | None, kind: str, reason: str = "", **fields: str) -> None:
+    """Into audit.log beside what is changed; before it is changed."""
+    who = by or getpass.getuser()
+    try:
+        AuditLog.within(folder).append(Action(who, kind, reason, fields), datetime.now(UTC))
+    except AuditError as error:
+        raise CertificateError(str(error)) from error
 
 
 def asked_words(given: str | None, option: str, question: str) -> str:

@@ -9,6 +9,10 @@ import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+import structlog
+
+from certs.audit import Action, AuditError
+from certs.audit_file import AuditLog
 from certs.party import CertificateError, Party, fingerprint_of
 from certs.peers import AllowList
 from certs.succession import Succession
@@ -22,6 +26,9 @@ from proto import federation_pb2 as pb
 from proto.plan import PROTOCOL_VERSION, role_of, short_name
 
 STATEMENTS = "successions.jsonl"
+ACTOR = "secagg-coordinator"  # in the audit log, of what people set up and nobody does by hand
+
+log = structlog.get_logger()
 
 
 class Membership:
@@ -77,6 +84,7 @@ class Membership:
         pem = renewed(
             self._authority, self._admission, party, not_after, request.request, request.succession, datetime.now(UTC)
         )
+        self._record("key-renewed", party=party.uri, old=party.fingerprint.hex())
         self._run.note("renewed", f"{short_name(party.uri)} has a certificate for a new key", party.uri)
         return pb.RenewReply(certificate=pem)
 
@@ -87,7 +95,10 @@ class Membership:
 
     def revoke_unlisted(self) -> None:
         """Act on a changed list of keys: a party that it names no more has no part in anything from now on."""
-        self._leaving |= self._admission.refresh()
+        changed = self._admission.refresh()
+        if changed:
+            self._record("keys-removed", parties=", ".join(sorted(changed)))
+        self._leaving |= changed
         for uri in sorted(self._leaving):
             self._revoke(uri)
             self._leaving.discard(uri)  # not before it is stored
@@ -104,6 +115,13 @@ class Membership:
             self._run.feed(ev.Revoked(uri))
         if uri in self._run.bells:
             self._run.bells[uri].set()
+
+    def _record(self, kind: str, **fields: str) -> None:
+        """Into the audit log; a full disk delays no revocation."""
+        try:
+            AuditLog.within(self._run.config.state).append(Action(ACTOR, kind, fields=fields), datetime.now(UTC))
+        except AuditError as error:
+            log.warning("not recorded", reason=str(error))
 
     def _leading_to(self, uri: str, key: bytes) -> tuple[Succession, ...]:
         chain = self._admission.chain(uri)

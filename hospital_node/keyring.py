@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from certs import renewal
+from certs.audit import Action, AuditError
+from certs.audit_file import AuditLog
 from certs.identity import Identity, key_fingerprint, load_identity, stamp_of
 from certs.party import CertificateError, fingerprint_of
 from certs.peers import PeerList, load_peers
@@ -28,6 +30,7 @@ from secagg.policy import Policy
 
 RETRY = timedelta(hours=6)
 SAY_AGAIN = timedelta(days=1)
+ACTOR = "secagg-node"  # in the audit log, of what people set up and nobody does by hand
 
 
 class Keyring:
@@ -93,6 +96,7 @@ class Keyring:
             self._former = self.identity
         self.identity = identity
         self._log.info("certificate taken up", detail=f"valid until {identity.not_after:%Y-%m-%d}")
+        self._record("certificate-taken-up", key=identity.fingerprint.hex(), until=f"{identity.not_after:%Y-%m-%d}")
         return True
 
     def read_peers_again(self) -> bool:
@@ -106,7 +110,11 @@ class Keyring:
         except CertificateError as error:
             self._log.warning("the list of peers cannot be read; the last one holds", reason=str(error))
             return False
+        before = self.pinned
         self._pin()
+        gone = sorted(uri for uri, key in before.items() if self.pinned.get(uri) != key)
+        came = sorted(uri for uri, key in self.pinned.items() if before.get(uri) != key)
+        self._record("peers-changed", removed=", ".join(gone) or "none", added=", ".join(came) or "none")
         return True
 
     def learn(self, order: pb.Open, now: datetime) -> None:
@@ -118,6 +126,9 @@ class Keyring:
             try:
                 offered = [parse_succession(one, f"the key of {seat.uri}") for one in seat.successions]
                 for statement in new_statements(pinned, [one for one in offered if one.uri == seat.uri], key, now):
+                    self._record(
+                        "peer-key-renewed", peer=seat.uri, old=statement.old_sha256.hex(), new=statement.new_sha256.hex()
+                    )
                     append_succession(self._kept, statement)
             except CertificateError as error:
                 self._log.warning("a renewed key is not taken up", culprit=seat.uri, reason=str(error))
@@ -133,6 +144,13 @@ class Keyring:
         former = self._former
         key = former.key if former is not None and key_fingerprint(former.key) == own else self.identity.key
         return dataclasses.replace(member, policy=policy, key=key)
+
+    def _record(self, kind: str, **fields: str) -> None:
+        """Into the node's audit log; what nobody decided has the program's name."""
+        try:
+            AuditLog.within(self._kept.parent).append(Action(ACTOR, kind, fields=fields), datetime.now(UTC))
+        except AuditError as error:
+            self._log.warning("not recorded", reason=str(error))
 
     def _pin(self) -> None:
         self.pinned = present_keys(self._confirmed, self._statements)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from certs.audit_file import AuditLog
 from certs.cli import main
 from certs.enrol import create_request, install
 from certs.peers import UNCONFIRMED, load_peers
@@ -52,6 +53,12 @@ def test_two_machines_from_request_to_peer_list(certs, tmp_path: Path) -> None:
     listed = certs("peers", "st-anna.pem", "--out", "peers.toml", "--confirmed-by", "Dr. Adler", "--words", key_words)
     assert [one.code for one in (root, signed, listed)] == [0] * 3
     assert dict(load_peers(tmp_path / "peers.toml").pinned) == {ST_ANNA: identity.fingerprint}
+    recorded = [one.action for log in ("ca", ".") for one in AuditLog.within(tmp_path / log).read()]
+    assert [(one.kind, one.fields["words"]) for one in recorded] == [
+        ("request-approved", "compared"),
+        ("key-confirmed", "compared"),
+    ]
+    assert recorded[1].by == "Dr. Adler"
     for shown in ("identity", "st-anna.pem", "identity/node.csr", "identity/node.crt"):
         assert certs("fingerprint", shown).words == key_words
     assert certs("fingerprint", "ca").words == certs("fingerprint", "identity/ca.crt").words == root.words
@@ -80,6 +87,18 @@ def test_lists_are_extended_only_when_asked(certs, tmp_path: Path) -> None:
     assert (refused.code, "say --add" in refused.err) == (2, True)
     assert certs("peers", "b", "--out", "peers.toml", "--unconfirmed", "--add").code == 0
     assert [peer.confirmed_by for peer in load_peers(tmp_path / "peers.toml").peers] == [UNCONFIRMED] * 2
+
+
+def test_a_removed_key_is_recorded_with_name_and_reason(certs, tmp_path: Path) -> None:
+    certs("init-ca", "lidc", "--out", "ca")
+    for name in ("a", "b"):
+        certs("issue", f"secagg://lidc/hospital/{name}", "--ca", "ca", "--out", name)
+    certs("peers", "a", "b", "--out", "peers.toml", "--unconfirmed")
+    gone = ("revoke", "secagg://lidc/hospital/a", "--list", "peers.toml", "--by", "R. Weber", "--reason", "laptop stolen")
+    assert certs(*gone).code == 0
+    assert list(load_peers(tmp_path / "peers.toml").pinned) == ["secagg://lidc/hospital/b"]
+    last = AuditLog.within(tmp_path).read()[-1].action
+    assert (last.by, last.kind, last.reason) == ("R. Weber", "key-removed", "laptop stolen")
 
 
 REFUSALS = {

@@ -23,6 +23,7 @@ from coordinator_federation import (
 from coordinator_world import World, make_plan, uri
 
 from certs import renewal
+from certs.audit_file import AuditLog
 from certs.authority import issue
 from certs.identity import load_identity
 from certs.peers import load_peers, write_peers
@@ -257,6 +258,8 @@ def test_a_party_taken_from_the_list_is_out_at_its_next_call(tmp_path: Path, ide
     asyncio.run(scenario())
     with open_store(config.database) as store:
         assert store.rounds()[0].survivors == (uri(0), uri(1), uri(2))
+    [recorded] = AuditLog.within(config.state).read()
+    assert (recorded.action.kind, recorded.action.fields) == ("keys-removed", {"parties": uri(3)})
 
 
 def test_a_list_that_cannot_be_read_changes_nothing(tmp_path: Path, identities: Path) -> None:

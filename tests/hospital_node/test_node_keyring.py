@@ -29,6 +29,7 @@ from node_world import (
     uri,
 )
 
+from certs.audit_file import AuditLog
 from certs.authority import Leaf, load_authority, sign_leaf
 from certs.enrol import read_request
 from certs.identity import load_identity
@@ -162,6 +163,7 @@ def test_a_peers_new_key_is_pinned_on_the_word_of_its_old_one(folders: Folders, 
     assert {party: key for party, key in own.pinned.items() if party != PEER} == {p: k for p, k in before.items() if p != PEER}
     assert keyring(folders).pinned == own.pinned, "it is kept"
     assert load_peers(folders.root / "peers.toml").pinned == before, "what people wrote stays"
+    assert [one.action.kind for one in AuditLog.within(folders.state.path).read()] == ["peer-key-renewed"]
 
 
 def test_no_other_word_moves_a_pin(folders: Folders, new_key: ec.EllipticCurvePrivateKey) -> None:
