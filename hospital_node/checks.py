@@ -154,9 +154,12 @@ def check_peers(config: NodeConfig, plan: Plan | None) -> Check:
     try:
         peers = load_peers(config.require_peers())
         pinned = present_keys(peers, load_successions(StateFolder(config.state).successions))
-        me = load_identity(config.identity).uri
     except (CertificateError, ConfigError) as error:
         return Check("peers", ok=False, sentence=str(error))
+    try:
+        me = load_identity(config.identity).uri
+    except CertificateError:
+        return _unchecked("peers", "the certificate comes first")
     if plan is None:
         return Check("peers", ok=True, sentence=f"{len(peers.peers)} confirmed keys; compared with the plan once there is one")
     obstacle = policy_obstacle(plan, me, config.policy, pinned)

@@ -264,9 +264,9 @@ class Ledger:
         """Lower the cap, at once. Raises DecisionRefused where it would loosen either figure."""
         self._append(lambda events: decisions.lowered(events, cap, by, reason), at)
 
-    def raise_cap(self, cap: Cap, by: str, confirmed_by: str, reason: str, at: datetime) -> None:
-        """Set any cap; two different people. Raises DecisionRefused."""
-        self._append(lambda events: decisions.raised(events, cap, by, confirmed_by, reason), at)
+    def raise_cap(self, cap: Cap, by: str, confirmed_by: str, reason: str, at: datetime, *, confirmed_reason: str) -> None:
+        """Set any cap; two different people, each with a reason. Raises DecisionRefused."""
+        self._append(lambda events: decisions.raised(events, cap, by, confirmed_by, reason, confirmed_reason), at)
 
     def pause(self, by: str, reason: str, at: datetime) -> None:
         """Hold the node until `resume`."""

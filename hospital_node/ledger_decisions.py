@@ -108,7 +108,7 @@ def lowered(events: Sequence[Event], cap: Cap, by: str, reason: str) -> CapLower
     return CapLowered(cap=cap, by=person(by), reason=said(reason))
 
 
-def raised(events: Sequence[Event], cap: Cap, by: str, confirmed_by: str, reason: str) -> CapRaised:
+def raised(events: Sequence[Event], cap: Cap, by: str, confirmed_by: str, reason: str, confirmed_reason: str) -> CapRaised:
     """The entry for any other cap. Raises DecisionRefused."""
     present = rules.current_cap(events)
     if present is None:
@@ -116,7 +116,13 @@ def raised(events: Sequence[Event], cap: Cap, by: str, confirmed_by: str, reason
     check_two_people(by, confirmed_by, f"raising the cap from {present} to {cap}")
     approved = [event.entry for event in events if isinstance(event.entry, Approved) and not event.entry.no_guarantee]
     check_delta(cap, min(entry.declared_patients for entry in approved))
-    return CapRaised(cap=cap, by=person(by), confirmed_by=person(confirmed_by), reason=said(reason))
+    return CapRaised(
+        cap=cap,
+        by=person(by),
+        confirmed_by=person(confirmed_by),
+        reason=said(reason),
+        confirmed_reason=said(confirmed_reason),
+    )
 
 
 def check_delta(cap: Cap, declared_patients: int) -> None:

@@ -117,12 +117,13 @@ class CapLowered(Frozen):
 
 
 class CapRaised(Frozen):
-    """Two different people."""
+    """Two different people, each with a reason; entries from before the second was asked for have none."""
 
     cap: Cap
     by: str = Field(min_length=1)
     confirmed_by: str = Field(min_length=1)
     reason: str = Field(min_length=1)
+    confirmed_reason: str | None = None
 
 
 @checked_dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

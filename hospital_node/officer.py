@@ -133,9 +133,11 @@ def resume(config: ConfigFile, by: By, reason: Reason) -> None:
 @cap_app.command("lower")
 def lower_cap(config: ConfigFile, by: By, reason: Reason, epsilon_cap: Epsilon, delta: Delta = None) -> None:
     """Lower the cap, at once. One person suffices."""
-    ledger = people.ledger_of(load_config(config), datetime.now(UTC))
+    node, at = load_config(config), datetime.now(UTC)
+    ledger = people.ledger_of(node, at)
     cap = _new_cap(ledger, epsilon_cap, delta)
-    ledger.lower_cap(cap, by, reason, datetime.now(UTC))
+    ledger.lower_cap(cap, by, reason, at)
+    people.record(node, ledger, at, "cap-lowered", by, reason)
     typer.echo(f"Lowered by {by}: the cap is {cap} now.")
 
 
@@ -145,13 +147,16 @@ def raise_cap(
     by: By,
     confirmed_by: Annotated[str, typer.Option("--confirmed-by", help="The second person who agrees.")],
     reason: Reason,
+    confirmed_reason: Annotated[str, typer.Option("--confirmed-reason", help="The second person's own reason; recorded.")],
     epsilon_cap: Epsilon,
     delta: Delta = None,
 ) -> None:
-    """Raise the cap. Two different people have to agree."""
-    ledger = people.ledger_of(load_config(config), datetime.now(UTC))
+    """Raise the cap. Two different people have to agree, each with a reason."""
+    node, at = load_config(config), datetime.now(UTC)
+    ledger = people.ledger_of(node, at)
     cap = _new_cap(ledger, epsilon_cap, delta)
-    ledger.raise_cap(cap, by, confirmed_by, reason, datetime.now(UTC))
+    ledger.raise_cap(cap, by, confirmed_by, reason, at, confirmed_reason=confirmed_reason)
+    people.record(node, ledger, at, "cap-raised", by, reason, confirmed_by=confirmed_by, confirmed_reason=confirmed_reason)
     typer.echo(f"Raised by {by} and {confirmed_by}: the cap is {cap} now.")
 
 

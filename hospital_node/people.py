@@ -106,6 +106,11 @@ def _decline(ledger: Ledger, plan: Plan, request: Decision, at: datetime) -> str
     return f"Taken back by {request.by}: this hospital takes no part in study '{plan.study}' any more; what was spent is spent."
 
 
+def record(node: NodeConfig, ledger: Ledger, at: datetime, kind: str, by: str, reason: str, **fields: str) -> None:
+    """What the ledger decided at `at`, also in the audit log, with the ledger's entry by number and digest."""
+    AuditLog.within(node.state).append(Action(by, kind, reason, {**fields, **_kept_in(ledger, at)}), at)
+
+
 def _kept_in(ledger: Ledger, at: datetime) -> Mapping[str, str]:
     """The ledger's entry of this moment, which keeps the decision itself; nothing where it made none."""
     made = next((event for event in reversed(ledger.events()) if event.at == at), None)

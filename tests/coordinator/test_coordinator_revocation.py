@@ -285,6 +285,10 @@ def test_identify_tells_key_time_and_reason(tmp_path: Path, identities: Path) ->
         async with coordinating(config) as run:
             async with connected(config, identities / "h0") as stub:
                 seen = await stub.Identify(pb.IdentifyRequest(protocol_version=PROTOCOL_VERSION))
+                older_join = pb.JoinRequest(protocol_version=PROTOCOL_VERSION - 1, software_version="last year's")
+                code, text = await refusal_of(stub.Join(older_join))
+                assert code is grpc.StatusCode.UNIMPLEMENTED
+                assert f"version {PROTOCOL_VERSION}, the caller {PROTOCOL_VERSION - 1}" in text
                 older = await stub.Identify(pb.IdentifyRequest(protocol_version=PROTOCOL_VERSION - 1))
             assert (seen.identity, seen.refusal) == (uri(0), "")
             assert seen.key_sha256 == load_identity(identities / "h0").fingerprint

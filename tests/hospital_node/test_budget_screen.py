@@ -126,7 +126,7 @@ def test_a_cap_lowered_below_what_was_spent_is_not_said_to_have_been_kept(ledger
 def test_releases_and_decisions_of_the_whole_life(ledger: Ledger) -> None:
     for number in range(1, 4):
         release(ledger, PLAN, number)
-    ledger.raise_cap(WIDE, "Dr Keller", "Dr Amsel", "board", at(20))
+    ledger.raise_cap(WIDE, "Dr Keller", "Dr Amsel", "board", at(20), confirmed_reason="the board agreed")
     second = make_plan(study="second")
     ledger.approve(second, "Dr Keller", "go on", WIDE, at(21))
     release(ledger, second, 1, minutes=22)

@@ -186,7 +186,7 @@ def test_the_budget_field_names_who_agreed(tmp_path: Path) -> None:
 
     ledger = new_ledger(tmp_path, PLAN)
     assert agreed() == "ε = 3 at δ = 1e-5, agreed by Dr Keller on 2026-11-21"
-    ledger.raise_cap(Cap(epsilon=4, delta=DELTA), "Dr Keller", "Dr Amsel", "board", at(2))
+    ledger.raise_cap(Cap(epsilon=4, delta=DELTA), "Dr Keller", "Dr Amsel", "board", at(2), confirmed_reason="the board agreed")
     assert agreed() == "ε = 4 at δ = 1e-5, agreed by Dr Keller and Dr Amsel on 2026-11-21"
     ledger.lower_cap(Cap(epsilon=2, delta=DELTA), "Dr Amsel", "caution", at(3))
     assert agreed() == "ε = 2 at δ = 1e-5, agreed by Dr Amsel on 2026-11-21"

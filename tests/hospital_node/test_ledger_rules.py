@@ -182,7 +182,7 @@ def test_one_person_cannot_raise_the_cap_by_any_road(tmp_path: Path, cap: Cap) -
         ledger.lower_cap(cap, "Dr Keller", "more rounds", at(2))
     for second in ("", "  ", "Dr Keller", " dr keller "):
         with pytest.raises(DecisionRefused, match="two different people"):
-            ledger.raise_cap(cap, "Dr Keller", second, "more rounds", at(2))
+            ledger.raise_cap(cap, "Dr Keller", second, "more rounds", at(2), confirmed_reason="the board agreed")
         with pytest.raises(DecisionRefused, match="two different people"):
             ledger.approve(PLAN, "Dr Keller", "more rounds", cap, at(2), confirmed_by=second)
     assert ledger.head == head
@@ -192,7 +192,7 @@ def test_one_person_cannot_raise_the_cap_by_any_road(tmp_path: Path, cap: Cap) -
 def test_two_people_raise_the_cap_and_are_recorded(tmp_path: Path) -> None:
     ledger = new_ledger(tmp_path, PLAN, Cap(epsilon=1.7, delta=DELTA))
     release(ledger, PLAN, 1)
-    ledger.raise_cap(CAP, "Dr Keller", "Dr Amsel", "board decision 12", at(11))
+    ledger.raise_cap(CAP, "Dr Keller", "Dr Amsel", "board decision 12", at(11), confirmed_reason="the board agreed")
     ledger.authorize(PLAN, 2)
     entry = ledger.events()[-1].entry
     assert isinstance(entry, ledger_module.CapRaised)
@@ -206,7 +206,9 @@ def test_a_delta_of_one_over_the_declared_size_is_refused(tmp_path: Path, delta:
         ledger.approve(PLAN, "Dr Keller", "first study", Cap(epsilon=8, delta=delta), at(1))
     ledger.approve(PLAN, "Dr Keller", "first study", Cap(epsilon=8, delta=0.0099), at(1))
     with pytest.raises(DecisionRefused, match="below 1/100"):
-        ledger.raise_cap(Cap(epsilon=8, delta=delta), "Dr Keller", "Dr Amsel", "more", at(2))
+        ledger.raise_cap(
+            Cap(epsilon=8, delta=delta), "Dr Keller", "Dr Amsel", "more", at(2), confirmed_reason="the board agreed"
+        )
 
 
 @pytest.mark.parametrize(("by", "reason"), [("", "why"), ("  ", "why"), ("Dr Keller", ""), ("Dr Keller", " ")])

@@ -137,10 +137,22 @@ def test_one_person_lowers_a_cap_and_two_raise_it(folders: Folders, capsys: pyte
     assert ledger.cap is not None
     assert ledger.cap.epsilon == 2.0
     raising = ["cap", "raise", "--epsilon", 4, "--by", "Dr Keller", "--reason", "agreed"]
+    assert call(folders, *raising, "--confirmed-by", "Ms Okafor") == 2
+    assert "--confirmed-reason" in capsys.readouterr().err
+    assert call(folders, *raising, "--confirmed-by", "Ms Okafor", "--confirmed-reason", " ") == 2
+    assert ledger.cap.epsilon == 2.0
+    capsys.readouterr()
+    raising += ["--confirmed-reason", "the board agreed"]
     assert call(folders, *raising, "--confirmed-by", "dr keller") == 2
     assert "two different people" in capsys.readouterr().err
     assert call(folders, *raising, "--confirmed-by", "Ms Okafor") == 0
     assert ledger.cap.epsilon == 4.0
+    last, kept = Ledger.open(folders.state.ledger).events()[-1], AuditLog.within(folders.state.path).read()
+    assert [one.action.kind for one in kept] == ["cap-lowered", "cap-raised"]
+    said = kept[-1].action
+    assert (said.by, said.reason) == ("Dr Keller", "agreed")
+    assert (said.fields["confirmed_by"], said.fields["confirmed_reason"]) == ("Ms Okafor", "the board agreed")
+    assert said.fields["ledger digest"] == last.digest.hex()
 
 
 def test_the_budget_is_a_table_or_json(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
