@@ -110,6 +110,23 @@ def replay(folder: Annotated[Path, typer.Argument(help="What `export` wrote.")])
     typer.echo(f"{count} opened rounds, every model bit for bit")
 
 
+@app.command()
+def tensorboard(
+    config: ConfigPath,
+    out: Annotated[Path, typer.Option(help="A folder without events; TensorBoard's --logdir, or a folder in it.")],
+) -> None:
+    """Export the run's public figures (Dice on public data, cohorts, bytes, seconds) as TensorBoard events."""
+    from coordinator.export import ExportError
+    from coordinator.scalars import write_events
+
+    try:
+        with open_store(_settings(config).database) as store:
+            count = write_events(store, out)
+    except (StoreError, ExportError) as error:
+        _fail(error)
+    typer.echo(f"{count} figures in {out}: tensorboard --logdir {out}")
+
+
 @app.command("check-plan")
 def check_plan(plan: Annotated[Path, typer.Argument(help="The study plan, TOML.")]) -> None:
     """Check a plan and say what its masking sessions withstand."""

@@ -1,9 +1,10 @@
 """Model vectors on disk, by digest: written whole or not at all, never changed.
 
-`<digest>.f32` holds little-endian float32 values in the order of the layout, which is also what FetchModel streams, so a
-model is never loaded to be sent. `<digest>.velocity.f32` is the optimizer's memory at that model. `latest.safetensors`
-is the newest model for people and other tools. `<digest>.mean.f32` is the mean that a round opened, by its own digest, so that
-everybody can repeat the server step (replay.py). The coordinator knows names and shapes, never a network.
+`<digest>.f32` holds little-endian float32 values in the order of the layout, behind them the common control variate where the
+plan has one (proto/scaffold.py); this is also what FetchModel streams, so a model is never loaded to be sent.
+`<digest>.velocity.f32` is the optimizer's memory at that model. `latest.safetensors` is the newest model for people and other
+tools. `<digest>.mean.f32` is the mean that a round opened, by its own digest, so that everybody can repeat the server step
+(replay.py). The coordinator knows names and shapes, never a network.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ def read_start(path: Path) -> Model:
 class ModelFolder:
     """The models of one run. Only the coordinator may `tidy`: what is half written may be another process's work."""
 
-    def __init__(self, folder: Path, layout: Layout, *, tidy: bool = True) -> None:
+    def __init__(self, folder: Path, layout: Layout, length: int | None = None, *, tidy: bool = True) -> None:
+        """`length`: values of what is published for a round; those of the layout where it is the model alone."""
         self._folder = folder
         self._layout = layout
+        self._length = length or layout.length
         if tidy:
             folder.mkdir(parents=True, exist_ok=True)
             for stray in folder.glob("*.part"):  # left by a crash in mid-write
@@ -93,9 +96,9 @@ class ModelFolder:
             values = np.fromfile(path, dtype="<f4")
         except OSError as error:
             raise ModelError(f"cannot read the model {path}: {error.strerror}") from error
-        length = self._layout.length
+        length = self._layout.length if whole_models else self._length
         if len(values) != length and not (whole_models and len(values) and len(values) % length == 0):
-            raise ModelError(f"{path} holds {len(values)} values, the layout needs {length}")
+            raise ModelError(f"{path} holds {len(values)} values, the plan needs {length}")
         return values.astype(np.float32, copy=False)
 
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from coordinator.export import FORMAT, ExportError
 from coordinator.optimizer import next_model
+from proto import scaffold
 from proto.layout import Layout, LayoutError, Vector, model_digest
-from proto.parts import update_layout
+from proto.parts import sent_layout
 from proto.plan import Plan, PlanError, from_canonical
 
 SHOWN = 12  # hexadecimal digits of a digest in a sentence
@@ -44,8 +45,9 @@ class Record:
 def replay(folder: Path) -> Iterator[Replayed]:
     """Every opened round in order. Raises ExportError naming the first that differs, or what cannot be read."""
     record = _record(folder)
-    model, memory = _vector(folder / "models", record.start, record.layout.length, "the start"), None
-    update = update_layout(record.layout, record.plan.training).length
+    length = scaffold.published_length(record.plan, record.layout)
+    model, memory = _vector(folder / "models", record.start, length, "the start"), None
+    update = sent_layout(record.plan, record.layout).length
     for row in record.rounds:
         if row["state"] != "opened":
             continue
@@ -54,7 +56,7 @@ def replay(folder: Path) -> Iterator[Replayed]:
             raise ExportError(f"round {number} kept no mean, an older release opened it: nobody can compute it again")
         mean = _vector(folder / "means", row["mean_digest"], update, f"the mean of round {number}")
         try:
-            model, memory = next_model(record.plan, record.layout, model, mean, memory, number)
+            model, memory = next_model(record.plan, record.layout, model, mean, memory, number, row["survivors"])
         except ValueError as error:
             raise ExportError(f"round {number} cannot be computed again: {error}") from error
         digest = model_digest(model).hex()
@@ -63,7 +65,7 @@ def replay(folder: Path) -> Iterator[Replayed]:
                 f"round {number} differs: its mean gives model {digest[:SHOWN]}, {claimed[:SHOWN]} was published; rounds "
                 "before it are as recorded"
             )
-        _vector(folder / "models", claimed, record.layout.length, f"the model of round {number}")
+        _vector(folder / "models", claimed, length, f"the model of round {number}")
         yield Replayed(number, digest)
 
 

@@ -38,8 +38,9 @@ from coordinator.store import StoreError
 from coordinator.store_interface import RunStore
 from coordinator.store_write import Batch, StoreWriter
 from coordinator.wire_orders import to_open
+from proto import scaffold
 from proto.layout import Layout, Vector, model_digest
-from proto.parts import update_layout
+from proto.parts import sent_layout
 from proto.plan import Plan, PlanError, load_toml, short_name
 from proto.wire import WireError, mean_error, open_params, tensor_clips_of
 from secagg import LocalError, SecaggError, TooFewSurvivors
@@ -80,11 +81,12 @@ class Run:
     ) -> None:
         self.config = config
         self.plan, self.layout, start = _read_study(config)
-        self.update_layout = update_layout(self.layout, self.plan.training)
+        self.update_layout = sent_layout(self.plan, self.layout)
         self.now_s = now_s
         self.store: RunStore = StoreWriter.create(config.database, self.plan, self.layout)
         self._first_id = first_id(self.store.next_epoch())  # before anything is read: from here on no other start writes
-        self.models = ModelFolder(config.state / "models", self.layout)
+        self.published_length = scaffold.published_length(self.plan, self.layout)
+        self.models = ModelFolder(config.state / "models", self.layout, self.published_length)
         self.spool = Spool(config.state / "spool")
         self.meter = Meter()
         self.counts: Counter[str] = Counter()  # of what happened since this start, for metrics
@@ -108,7 +110,7 @@ class Run:
     def _begin(self, config: CoordinatorConfig, start: Vector, held: str) -> State:
         now = time.time()
         if not self.store.models():
-            digest = self.models.write(start)
+            digest = self.models.write(scaffold.begun(self.plan, start))
             with self.store.batch() as changes:
                 changes.model(0, digest.hex(), len(start), now)
         restored = self._restored()
@@ -313,10 +315,11 @@ class Run:
         opened = open_sum(view, total, threads=self.machine.threads, door=self.machine.door)
         for uri in opened.wrong_shares:
             log.warning("wrong shares were corrected", party=short_name(uri))
-        memory = self.models.read_velocity(base)
-        model, memory = next_model(self.plan, self.layout, self.models.read(base), opened.mean, memory, view.params.round)
-        mean_digest, digest = self.models.write_mean(opened.mean), self.models.write(model, memory)
-        self.models.export(model, view.params.round)
+        number, memory = view.params.round, self.models.read_velocity(base)
+        before = self.models.read(base)
+        published, memory = next_model(self.plan, self.layout, before, opened.mean, memory, number, survivors)
+        mean_digest, digest = self.models.write_mean(opened.mean), self.models.write(published, memory)
+        self.models.export(scaffold.taken_apart(self.plan, published)[0], number)
         return ev.Opened(session, opened.sum_digest, digest, opened.extras, mean_digest)
 
     # ---- what is not the engine's: evaluators, bytes, notes ----

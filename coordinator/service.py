@@ -224,7 +224,7 @@ class Federation(rpc.FederationServicer):
             if self._polls.get(caller.uri) is turn:
                 del self._polls[caller.uri]
         self.membership.check_not_revoked(caller.uri)
-        reply = self._instructions.instruction(number, order, caller.uri, self._run.layout.length)
+        reply = self._instructions.instruction(number, order, caller.uri, self._run.published_length)
         if isinstance(order, Open):
             self.membership.add_successions(reply.open)
         if isinstance(order, Mask):

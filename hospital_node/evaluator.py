@@ -31,6 +31,7 @@ from hospital_node.study import plan_offered
 from hospital_node.traffic import ByteMeter
 from hospital_node.work import Interrupted, Scored, Workshop
 from proto import federation_pb2 as pb
+from proto import scaffold
 from proto.layout import Layout
 from proto.plan import Plan, role_of
 
@@ -150,7 +151,9 @@ class Evaluator:
     def _on_evaluate(self, link: Link, order: pb.Evaluate, plan: Plan, layout: Layout) -> None:
         started_s = self._clock()
         try:
-            model = link.fetch_model(order.model_digest, order.model_bytes, layout.length, "evaluate")
+            length = scaffold.published_length(plan, layout)
+            published = link.fetch_model(order.model_digest, order.model_bytes, length, "evaluate")
+            model, _ = scaffold.taken_apart(plan, published)
             cases = self._public_cases(plan)
             self._display.show("evaluating", f"measuring the model of round {order.round}", round_number=order.round)
             scored = self._score(cases, self._workshop.scorer(plan, model, self._config.threads))

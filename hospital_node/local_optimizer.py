@@ -1,41 +1,28 @@
-"""The local optimizer of a round: its kind, its learning rate, and FedProx's pull towards the model it starts from.
+"""The local optimizer of a round: its kind, its learning rate, FedProx's pull and SCAFFOLD's drift.
 
 Rule: everything here is public or follows from noised gradients, so none of it costs privacy. Each round makes a new
 optimizer: moments from a round that was discarded would carry patients into the next one. The pull is added to the noised
-mean, outside the clip: it depends on the model alone, and inside the clip it would only take room from the patients.
+mean, outside the clip: it depends on the model alone, and inside the clip it would only take room from the patients. The drift
+c - c_i is added in the same place: it follows from noised iterates of rounds that were charged (TRAINING.md, SCAFFOLD).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from proto.layout import Vector
 from proto.plan import Plan
 
 
 def learning_rate(plan: Plan, round_number: int) -> float:
-    """Rate of all local steps of one round, 1 to plan.rounds: a public function, the same at every hospital.
-
-    During the warm-up it rises in even steps to the full rate, which the first round after it has. From there "exponential"
-    falls by learning_rate_decay a round, "cosine" along half a cosine that would reach zero one round after the last, and
-    "constant" stays.
-    """
-    training = plan.training
-    warm = training.warmup_rounds
-    if round_number <= warm:
-        return training.learning_rate * round_number / (warm + 1)
-    after = round_number - 1 - warm  # rounds since the first at the full rate
-    match training.schedule:
-        case "exponential":
-            return training.learning_rate * float(training.learning_rate_decay**after)
-        case "cosine":
-            return training.learning_rate * (1 + math.cos(math.pi * after / (plan.rounds - warm))) / 2
-        case "constant":
-            return training.learning_rate
+    """Rate of all local steps of one round: `Training.rate`."""
+    return plan.training.rate(round_number, plan.rounds)
 
 
 def local_optimizer(parameters: Iterable[nn.Parameter], plan: Plan, round_number: int) -> Optimizer:
@@ -66,5 +53,20 @@ def pull_back(optimizer: Optimizer, strength: float) -> None:
             for p, base in pairs:
                 if p.grad is not None:
                     p.grad.add_(p - base, alpha=strength)
+
+    optimizer.register_step_pre_hook(add)
+
+
+def push(optimizer: Optimizer, trained: Sequence[nn.Parameter], drift: Vector) -> None:
+    """Add `drift`, in the order of an update, to every noised mean just before each step (proto/scaffold.py)."""
+    sizes = [one.numel() for one in trained]
+    parts: Any = torch.split(torch.from_numpy(np.asarray(drift, dtype=np.float32)), sizes)
+    pairs = [(one, part.view_as(one).to(one.device)) for one, part in zip(trained, parts, strict=True)]
+
+    def add(*_: object) -> None:
+        with torch.no_grad():
+            for p, part in pairs:
+                if p.grad is not None:
+                    p.grad.add_(part)
 
     optimizer.register_step_pre_hook(add)

@@ -18,8 +18,8 @@ from hospital_node.logs import logger
 from hospital_node.noise import NormalStream, Rand
 from hospital_node.progress import NodePhase
 from hospital_node.validation import noised_sums, parts
-from hospital_node.work import Background, Interrupted, Scored, Trained, WorkFailed, Workshop
-from proto.layout import Vector
+from hospital_node.work import Background, Interrupted, Scored, Trained, WorkFailed, Workshop, drifting
+from proto.layout import Vector, model_digest
 from proto.plan import Plan
 
 PREPARING = "preparing the studies of this hospital"
@@ -36,6 +36,7 @@ class Ready:
     base_digest: bytes
     update: Vector = field(repr=False)
     sums: tuple[float, ...] = field(repr=False)  # noised, over validation patients; () in a round without evaluation
+    drift: Vector | None = field(repr=False, default=None)  # of SCAFFOLD, with which it was trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,9 @@ class Failed:
 @dataclass(slots=True, eq=False)
 class _Job:
     authorization: Authorization
-    base_digest: bytes
+    base_digest: bytes  # of all that the coordinator published for the round
     begun_s: float
+    drift: Vector | None = field(repr=False, default=None)
     given_up: threading.Event = field(default_factory=threading.Event)
     outcome: Future[_Done] = field(default_factory=Future)
 
@@ -59,6 +61,7 @@ class _Job:
 @dataclass(frozen=True, slots=True)
 class _Done:
     trained: Trained = field(repr=False)
+    wanted_digest: bytes  # of the model alone
     sums: tuple[float, ...] = field(repr=False)
 
 
@@ -111,11 +114,11 @@ class LocalTraining:
         if self._patients is None:
             self._patients = self._background.start(self._prepare)
 
-    def begin(self, authorization: Authorization, base_digest: bytes, base: Vector) -> None:
-        """Start training; a round under way is given up."""
+    def begin(self, authorization: Authorization, base_digest: bytes, base: Vector, drift: Vector | None = None) -> None:
+        """Start training; a round under way is given up. `drift`: of SCAFFOLD, part of what `base_digest` names."""
         self.give_up()
         self.prepare()
-        job = _Job(authorization, base_digest, self._clock())
+        job = _Job(authorization, base_digest, self._clock(), drift)
         self._job = job
         self._display.show("training", TRAINING, round_number=authorization.round)
         job.outcome = self._background.start(lambda: self._train(job, base))
@@ -143,9 +146,9 @@ class LocalTraining:
             if not self._forgot_failed_preparation():
                 self._failed = job.base_digest, failed
             return failed
-        if done.trained.base_digest != job.base_digest:
+        if done.trained.base_digest != done.wanted_digest:
             return Failed(number, "training-failed", "training started from another model than the coordinator named")
-        return Ready(job.authorization, job.base_digest, done.trained.update, done.sums)
+        return Ready(job.authorization, job.base_digest, done.trained.update, done.sums, job.drift)
 
     def _forgot_failed_preparation(self) -> bool:
         if self._patients is None or self._patients.exception() is None:
@@ -191,13 +194,20 @@ class LocalTraining:
             after: tuple[NodePhase, ...] = ("preparing", "waiting", "training", "evaluating")
             self._display.show("training", TRAINING, round_number=number, only_after=after)
             trained = self._workshop.train(
-                self._plan, self._uri, base, sides.training, threads=self._threads, round=number, on_step=on_step
+                self._plan,
+                self._uri,
+                base,
+                sides.training,
+                threads=self._threads,
+                round=number,
+                on_step=on_step,
+                **drifting(job.drift),
             )
         except WorkFailed:
             self._until_the_plans_moment(job)
             raise
         self._until_the_plans_moment(job)
-        return _Done(trained, sums)
+        return _Done(trained, job.base_digest if job.drift is None else model_digest(base), sums)
 
     def _until_the_plans_moment(self, job: _Job) -> None:
         """When preparing and training end, well or badly, follows the number of patients and of those who were drawn."""

@@ -2,8 +2,8 @@
 
 Rule: a patient's gradient must not depend on another patient, so a layer that normalises across patients, keeps a running
 statistic of them, or draws from one random sequence for all of them, is refused; within one scan any normalisation is fine.
-Only parameters travel, in the order of `named_parameters`; there are no buffers to average because every layer that has some
-is refused. What can be built by name is the table of architectures.py.
+Only parameters travel, in the order of `named_parameters`. Floating-point buffers are refused; other buffers are named in the
+layout as not averaged, and stay what the network makes them. What can be built by name is the table of architectures.py.
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ def _share_dropped(layer: nn.Module) -> float:
 
 
 def layout_of(module: nn.Module) -> Layout:
-    """Names and shapes of the parameters, in order."""
-    return Layout(tuple((name, tuple(parameter.shape)) for name, parameter in module.named_parameters()))
+    """Names and shapes of the parameters, in order; behind them the names of buffers, none of which is averaged."""
+    parameters = tuple((name, tuple(parameter.shape)) for name, parameter in module.named_parameters())
+    return Layout(parameters, tuple(name for name, _ in module.named_buffers()))
 
 
 def vector_of(module: nn.Module) -> Vector:

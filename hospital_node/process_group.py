@@ -8,7 +8,7 @@ every process takes the same step, and the update of the first is that of one pr
 order.
 
 The conversation keeps step however a round ends:
-- a job: plan, hospital, round, base model; an empty one ends the group;
+- a job: plan, hospital, round, base model, drift of SCAFFOLD (empty: none); an empty job ends the group;
 - the digest of the patients, and whether all see the same;
 - for each step GO and its key, whether all are fine, the sums, the noised sums;
 - DONE or STOP.
@@ -67,6 +67,7 @@ class Job:
     uri: str
     round: int
     base: Vector
+    drift: Vector | None  # of SCAFFOLD: every process takes the same steps
 
 
 class Stopped(TrainingError):
@@ -97,7 +98,8 @@ class ProcessGroup:
         """In the first process: a hospital_node.work.Trainer that lets all processes train."""
         number = str(options.get("round", 1)).encode()
         self._hand_out(b"\0".join([number, uri.encode(), plan.canonical()]))
-        self._hand_out(np.ascontiguousarray(base, dtype="<f4").tobytes())
+        for vector in (base, options.get("drift")):
+            self._hand_out(b"" if vector is None else np.ascontiguousarray(vector, dtype="<f4").tobytes())
         return train_round(plan, uri, base, patients, ranks=self, device=self._device, **options)
 
     def dismiss(self) -> None:
@@ -119,7 +121,7 @@ class ProcessGroup:
                 continue
             try:
                 train = partial(train_round, threads=threads, round=job.round, ranks=self, device=self._device)
-                train(job.plan, job.uri, job.base, patients)
+                train(job.plan, job.uri, job.base, patients, drift=job.drift)
             except (TrainingError, NetworkError, PlanError) as error:
                 if self._broken:
                     raise
@@ -130,8 +132,8 @@ class ProcessGroup:
         if not head:
             return None
         number, uri, plan = head.split(b"\0", 2)
-        base = np.frombuffer(self._hand_out(None), dtype="<f4").astype(np.float32)
-        return Job(from_canonical(plan), uri.decode(), int(number), base)
+        base, drift = (np.frombuffer(self._hand_out(None), dtype="<f4").astype(np.float32) for _ in range(2))
+        return Job(from_canonical(plan), uri.decode(), int(number), base, drift if len(drift) else None)
 
     def _decline(self) -> None:
         self._hand_out(None)

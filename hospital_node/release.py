@@ -7,7 +7,7 @@ The order that holds (numbers label the code):
 4. the update is taken out of the desk, then the ledger commits, durably, then masked words exist;
 5. from (4) on the update belongs to that session alone; when the session ends, however it ends, the update is gone.
 An update that was not committed may enter another session of the same round. Nothing here is ever written to disk but the
-session id and the ledger's entry.
+session id, the ledger's entry and, where the plan has control variates, the one that follows from the committed update.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from hospital_node.ledger import Authorization, Ledger, LedgerError
 from hospital_node.logs import logger
 from hospital_node.session import Charged, MaskingSession, Member, SessionRefused
 from hospital_node.state import StateFolder
+from hospital_node.variates import Variates
 from proto import federation_pb2 as pb
-from proto import wire
+from proto import scaffold, wire
 from proto.layout import Layout, Vector
 from proto.plan import DECLINE_CODES, Plan
 from secagg import RoundParams
+from secagg.coding import as_sent
 from secagg.errors import RemoteError
 from secagg.upload import PackedUpload
 
@@ -51,6 +53,7 @@ class HeldUpdate:
     vector: Vector = field(repr=False)
     authorization: Authorization = field(repr=False)
     sums: tuple[float, ...] = field(repr=False)  # noised, over validation patients; they leave with the update or never
+    drift: Vector | None = field(repr=False)  # of SCAFFOLD, with which it was trained
 
 
 class Outcome(Enum):
@@ -72,6 +75,7 @@ class ReleaseDesk:
         folder: StateFolder,
         ledger: Callable[[], Ledger],
         clock: Callable[[], float],
+        variates: Variates | None = None,
     ) -> None:
         self._member = member
         self._plan = plan
@@ -79,6 +83,7 @@ class ReleaseDesk:
         self._folder = folder
         self._ledger = ledger
         self._clock = clock
+        self._variates = variates
         self._seen = folder.seen_sessions()
         self._held: HeldUpdate | None = None
         self._session: MaskingSession | None = None
@@ -88,14 +93,21 @@ class ReleaseDesk:
         held = self._held
         return held is not None and (held.round, held.base_digest) == (round_number, base_digest)
 
-    def hold(self, vector: Vector, base_digest: bytes, authorization: Authorization, sums: tuple[float, ...] = ()) -> None:
-        """Take a freshly trained update and the sums that ride with it; older ones are dropped."""
+    def hold(
+        self,
+        vector: Vector,
+        base_digest: bytes,
+        authorization: Authorization,
+        sums: tuple[float, ...] = (),
+        drift: Vector | None = None,
+    ) -> None:
+        """Take a freshly trained update, the sums that ride with it and the drift that it was trained with."""
         if vector.shape != (self._layout.length,) or vector.dtype != np.float32 or not np.isfinite(vector).all():
             raise UpdateUnusable("training gave a vector of a wrong length, a wrong type or with values that are not finite")
         number = authorization.round
         if len(sums) != len(wire.extra_clips_of(self._plan, number)) or not np.isfinite(sums).all():
             raise UpdateUnusable("evaluation gave a wrong number of sums, or sums that are not finite")
-        self._held = HeldUpdate(self._member.rand(UPDATE_ID_BYTES), number, base_digest, vector, authorization, sums)
+        self._held = HeldUpdate(self._member.rand(UPDATE_ID_BYTES), number, base_digest, vector, authorization, sums, drift)
 
     @property
     def in_session(self) -> bool:
@@ -146,6 +158,7 @@ class ReleaseDesk:
         if held is None:
             raise SessionRefused("no-update", "the update of this session is gone: nothing leaves")
         charged = self._commit(session, held)
+        self._propose_variate(session, held)
         return charged, session.mask(held.vector, charged, held.sums)
 
     def confirm(self, order: pb.Confirm) -> pb.PhaseAnswer:
@@ -163,6 +176,15 @@ class ReleaseDesk:
 
     def result(self, order: pb.RoundResult) -> Outcome:
         """Close the round: record a verified result, forget everything (5). Raises LedgerError where that is not recorded."""
+        outcome = self._outcome(order)
+        if self._variates is not None:
+            here = outcome is Outcome.NOT_HERE and order.opened and self._member.uri in order.survivors  # before a restart
+            self._variates.settle(order.session, counted=here or outcome is Outcome.COUNTED)
+        if outcome is Outcome.COUNTED:
+            self._ledger().record_verified(self._plan, order.round, self._now())
+        return outcome
+
+    def _outcome(self, order: pb.RoundResult) -> Outcome:
         session = self._session
         mine = session is not None and session.id == order.session and session.charged is not None
         if self._held is not None and self._held.round <= order.round:
@@ -179,7 +201,6 @@ class ReleaseDesk:
             return Outcome.LOST
         finally:
             self._end_session("the round is over")
-        self._ledger().record_verified(self._plan, session.params.round, self._now())
         return Outcome.COUNTED
 
     def _params(self, order: pb.Open, held: HeldUpdate) -> RoundParams:
@@ -215,6 +236,12 @@ class ReleaseDesk:
             session.end(refusal)
             raise refusal from error
         return Charged(session.id, receipt.hmac)
+
+    def _propose_variate(self, session: MaskingSession, held: HeldUpdate) -> None:
+        """Durable before masked words exist; from the values that the sum will hold, so that both sides move by the same."""
+        if self._variates is not None and held.drift is not None:
+            own = scaffold.own_after(self._plan, held.round, held.drift, as_sent(session.params, held.vector))
+            self._variates.propose(session.id, own)
 
     def _of(self, session_id: bytes) -> MaskingSession:
         if self._session is None or self._session.id != session_id:

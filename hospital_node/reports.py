@@ -48,6 +48,7 @@ def what_leaves(plan: Plan, leaves: Leaves | None) -> tuple[Leaving, ...]:
     """The table for one study. Without measurements the sizes are missing, the rows are not."""
     return (
         *_of_the_update(plan, leaves),
+        *_of_precisions(plan),
         *_of_evaluation(plan),
         *_of_the_protocol(leaves),
         *_of_taking_part(plan, leaves),
@@ -74,6 +75,22 @@ def _of_the_update(plan: Plan, leaves: Leaves | None) -> tuple[Leaving, ...]:
             covered,
             "it is what the study is for; every intermediate model counts as released",
             "withdraw the approval",
+        ),
+    )
+
+
+def _of_precisions(plan: Plan) -> tuple[Leaving, ...]:
+    if plan.aggregation.weights != "precision":
+        return ()
+    return (
+        Leaving(
+            "how certain this hospital is of each value, from its noised steps, inside the masked update",
+            "once a round",
+            None,
+            "nobody alone; the coordinator reads only the sum over the cohort",
+            "no" if plan.privacy.no_guarantee else "yes",
+            "hospitals weigh in the mean by their certainty",
+            "leave aggregation.weights out of the plan",
         ),
     )
 

@@ -35,12 +35,14 @@ from hospital_node.session import Charged, Member, SessionRefused
 from hospital_node.state import StateFolder
 from hospital_node.study import Study, plan_offered, policy_obstacle
 from hospital_node.traffic import ByteMeter
+from hospital_node.variates import Variates, VariatesDamaged
 from hospital_node.work import Background, Trainer, WorkFailed, Workshop
 from proto import federation_pb2 as pb
-from proto import wire
+from proto import scaffold, wire
 from proto.control import Answer
 from proto.control_socket import listening
-from proto.parts import update_layout
+from proto.layout import Layout, Vector
+from proto.parts import sent_layout
 from proto.plan import DECLINE_CODES, Plan, role_of
 from secagg import Policy, faster_door
 from secagg.upload import PackedUpload
@@ -95,6 +97,7 @@ class AtWork:
     study: Study
     desk: ReleaseDesk
     training: LocalTraining
+    variates: Variates | None
 
     def drop(self) -> None:
         """Forget the round under way and its update."""
@@ -228,7 +231,7 @@ class Hospital:
         if self._at_work is not None:
             self._at_work.drop()
         study = Study(plan, plan.digest(), self._workshop.layout(plan))
-        sent = update_layout(study.layout, plan.training)
+        sent = sent_layout(plan, study.layout)
         self._folder.write_plan(plan)
         training = LocalTraining(
             plan,
@@ -241,11 +244,15 @@ class Hospital:
             self._config.threads,
             self._rand,
         )
-        desk = ReleaseDesk(self._member, plan, sent, self._folder, self._ledger, self._clock)
-        self._at_work, self._put_off = AtWork(study, desk, training), None
+        variates = self._variates(plan, sent)
+        desk = ReleaseDesk(self._member, plan, sent, self._folder, self._ledger, self._clock, variates)
+        self._at_work, self._put_off = AtWork(study, desk, training, variates), None
         self._display.rounds(plan.rounds)
         if self._is_approved(plan):
             training.prepare()
+
+    def _variates(self, plan: Plan, layout: Layout) -> Variates | None:
+        return Variates(self._folder.variate, self._folder.proposed_variate, plan, layout) if scaffold.is_used(plan) else None
 
     def _ledger(self) -> Ledger:
         """Opened, and so verified, for every question: people may write to it while the node runs."""
@@ -302,12 +309,13 @@ class Hospital:
     def _begin(self, link: Link, at_work: AtWork, order: pb.Train) -> None:
         authorization = self._leave_to_train(at_work, order)
         at_work.training.prepare()
-        length = at_work.study.layout.length
+        length = scaffold.published_length(at_work.study.plan, at_work.study.layout)
         try:
-            base = link.fetch_model(order.base_digest, order.base_bytes, length, "train")
+            published = link.fetch_model(order.base_digest, order.base_bytes, length, "train")
         except ModelMismatch as error:
             raise WorkFailed("wrong-model", f"{error}.") from error
-        at_work.training.begin(authorization, order.base_digest, base)
+        base, common = scaffold.taken_apart(at_work.study.plan, published)
+        at_work.training.begin(authorization, order.base_digest, base, _drift(at_work.variates, common))
         self._log.info("training begins", round=order.round, bytes=4 * length)
 
     def _collect(self) -> None:
@@ -317,7 +325,7 @@ class Hospital:
             return
         if isinstance(became, Ready):
             try:
-                at_work.desk.hold(became.update, became.base_digest, became.authorization, became.sums)
+                at_work.desk.hold(became.update, became.base_digest, became.authorization, became.sums, became.drift)
             except UpdateUnusable as error:
                 became = Failed(became.authorization.round, "training-failed", str(error))
         if isinstance(became, Failed):
@@ -410,6 +418,17 @@ class Hospital:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
+
+
+def _drift(variates: Variates | None, common: Vector | None) -> Vector | None:
+    """C - c_i of a round that begins, where the plan has control variates. Raises WorkFailed."""
+    if variates is None or common is None:
+        return None
+    variates.drop_unsettled()
+    try:
+        return common - variates.own()
+    except VariatesDamaged as error:
+        raise WorkFailed("training-failed", f"{error}.") from error
 
 
 def _offset_bytes(upload: PackedUpload, order: pb.Mask) -> int:

@@ -1,7 +1,8 @@
 """The state folder of a node: where each file lies, and the only places that write the small ones.
 
 Every file is replaced whole or appended and synced, so that a power cut leaves the old content or the new, never half.
-Nothing here survives that a private gradient passed through: updates and masking keys are held in memory only.
+Nothing here survives that a private gradient passed through uncharged: updates and masking keys are held in memory only, and
+control variates follow from updates that the ledger has charged (variates.py).
 """
 
 from __future__ import annotations
@@ -95,6 +96,16 @@ class StateFolder:
     def sessions(self) -> Path:
         """Every masking session that this node ever answered, one hexadecimal id a line."""
         return self.path / "sessions.log"
+
+    @property
+    def variate(self) -> Path:
+        """The control variate of this hospital, where the plan has them: what released updates say of its mean gradient."""
+        return self.path / "variate.safetensors"
+
+    @property
+    def proposed_variate(self) -> Path:
+        """The one that takes its place if the round counts."""
+        return self.path / "variate-proposed.safetensors"
 
     @property
     def prediction(self) -> Path:

@@ -21,15 +21,17 @@ from opacus.accountants import RDPAccountant
 from torch import nn
 
 from hospital_node import economy, network, patches
+from hospital_node.certainty import Spread
 from hospital_node.chance import FirstLossWatched
 from hospital_node.device import PROCESSOR, device_of
 from hospital_node.dp_optimizer import PatientOptimizer
-from hospital_node.local_optimizer import local_optimizer
+from hospital_node.local_optimizer import local_optimizer, push
 from hospital_node.losses import loss_of
 from hospital_node.noise import NormalStream, Rand, StepCoins
 from hospital_node.patches import Patient
 from hospital_node.ranks import ONE_PROCESS, Ranks
 from hospital_node.trained_parts import choose, values_of
+from proto import precision
 from proto.layout import Vector, model_digest
 from proto.plan import Plan
 
@@ -50,7 +52,7 @@ class StepProgress:
 
 @dataclass(frozen=True, slots=True)
 class TrainedUpdate:
-    """What one round gives: the update of what was trained, the model that it starts from, and the mechanism that made it."""
+    """What one round gives to be sent (precisions behind the update where the plan has them), its base and its mechanism."""
 
     update: Vector
     base_digest: bytes
@@ -127,10 +129,12 @@ def train_round(
     rand: Rand = os.urandom,
     ranks: Ranks = ONE_PROCESS,
     device: torch.device = PROCESSOR,
+    drift: Vector | None = None,
 ) -> TrainedUpdate:
     """Train `plan.local_steps(uri)` steps at hospital `uri` from `base` and return the difference in what is trained.
 
-    `base` and `patients` are not changed. Raises TrainingError, NetworkError or PlanError; what was trained is then gone.
+    `drift`, c - c_i of SCAFFOLD, is added to each noised mean. `base` and `patients` are not changed. Raises TrainingError,
+    NetworkError or PlanError; what was trained is then gone.
     """
     with ranks.round(patients):
         _check_patients(patients)
@@ -143,6 +147,9 @@ def train_round(
         trained = choose(module, plan.training, round)
         before = values_of(trained)
         optimizer = private_optimizer(module, plan, uri, round=round, normals=NormalStream(rand), ranks=ranks)
+        if drift is not None:
+            push(optimizer.original_optimizer, trained, drift)
+        certainty = Spread(optimizer.original_optimizer, trained) if precision.is_used(plan) else None
         watched = FirstLossWatched(objective)
         accountant = RDPAccountant()
         optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(1 / plan.privacy.inverse_sampling_rate))
@@ -154,7 +161,10 @@ def train_round(
             on_step(StepProgress(step, steps))
         history = tuple((sigma, rate, int(count)) for sigma, rate, count in accountant.history)
         check_history(history, plan, uri)
-    return TrainedUpdate(_difference(values_of(trained), before), model_digest(base), history, optimizer.nonfinite)
+    update = _difference(values_of(trained), before)
+    if certainty is not None:
+        update = precision.weighted(update, certainty.precisions(plan.aggregation.precision_scale))
+    return TrainedUpdate(update, model_digest(base), history, optimizer.nonfinite)
 
 
 def take_step(

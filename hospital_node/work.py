@@ -76,9 +76,15 @@ class Trainer(Protocol):
         threads: int = 1,
         round: int = 1,  # noqa: A002  (the plan's word)
         on_step: Callable[[Any], None] = ...,
+        drift: Vector | None = ...,
     ) -> Trained:
-        """Train one round and return the difference."""
+        """Train one round and return the difference; `drift` is given where the plan has control variates."""
         ...
+
+
+def drifting(drift: Vector | None) -> dict[str, Any]:
+    """The argument of a trainer that corrects its steps; none for all others, which need not know of it."""
+    return {} if drift is None else {"drift": drift}
 
 
 @dataclass(frozen=True, slots=True)

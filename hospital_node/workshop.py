@@ -22,7 +22,7 @@ from hospital_node.prepared_cache import CacheError
 from hospital_node.state import StateFolder
 from hospital_node.terminal import counted
 from hospital_node.train import TrainingError, train_round
-from hospital_node.work import Count, Score, Scored, Trained, Trainer, WorkFailed, Workshop
+from hospital_node.work import Count, Score, Scored, Trained, Trainer, WorkFailed, Workshop, drifting
 from proto.layout import Layout, Vector
 from proto.modelfile import Model
 from proto.plan import Plan, PlanError
@@ -108,9 +108,10 @@ def _with_known_errors(train: Trainer) -> Trainer:
         threads: int = 1,
         round: int = 1,  # noqa: A002  (the plan's word)
         on_step: Callable[[Any], None] = lambda _: None,
+        drift: Vector | None = None,
     ) -> Trained:
         try:
-            return train(plan, uri, base, patients, threads=threads, round=round, on_step=on_step)
+            return train(plan, uri, base, patients, threads=threads, round=round, on_step=on_step, **drifting(drift))
         except (TrainingError, NetworkError, PlanError) as error:
             raise WorkFailed("training-failed", str(error)) from error
 

@@ -1,7 +1,8 @@
 """Vector layout: which tensor of the model lies where in the one flat vector that the federation handles.
 
-The coordinator sees names and shapes, never a network. Only floating-point parameters are listed; integer buffers are
-never averaged.
+The coordinator sees names and shapes, never a network. `tensors` are averaged: floating-point parameters. `not_averaged` are
+named and nothing else: buffers of whole numbers and truth values (positions, counters such as num_batches_tracked), whose mean
+means nothing. Their values never travel; each party's network makes its own.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ class Layout:
     """Ordered (name, shape) pairs. Raises LayoutError on a repeated name or an absurd count."""
 
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
+    not_averaged: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        names = [name for name, _ in self.tensors]
-        if not 0 < len(names) <= MAX_TENSORS or len(set(names)) != len(names):
+        averaged = [name for name, _ in self.tensors]
+        names = [*averaged, *self.not_averaged]
+        if not averaged or len(names) > MAX_TENSORS or len(set(names)) != len(names):
             raise LayoutError(f"a layout needs 1 to {MAX_TENSORS} tensors with distinct names, got {len(names)}")
 
     @property
@@ -44,15 +47,20 @@ class Layout:
         return sum(math.prod(shape) for _, shape in self.tensors)
 
     def to_json(self) -> str:
-        """Canonical JSON, also stored beside the tensors in a model file."""
-        return json.dumps([[name, list(shape)] for name, shape in self.tensors], separators=(",", ":"))
+        """Canonical JSON, also stored beside the tensors in a model file: what is averaged, where there is nothing else."""
+        averaged = [[name, list(shape)] for name, shape in self.tensors]
+        whole = {"averaged": averaged, "not_averaged": list(self.not_averaged)} if self.not_averaged else averaged
+        return json.dumps(whole, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Layout:
         """Inverse of `to_json`; LayoutError on anything else."""
         try:
-            return cls(tuple((str(name), tuple(int(side) for side in shape)) for name, shape in json.loads(text)))
-        except (ValueError, TypeError) as error:
+            found = json.loads(text)
+            pairs, others = (found["averaged"], found["not_averaged"]) if isinstance(found, dict) else (found, ())
+            tensors = tuple((str(name), tuple(int(side) for side in shape)) for name, shape in pairs)
+            return cls(tensors, tuple(str(name) for name in others))
+        except (ValueError, TypeError, KeyError) as error:
             raise LayoutError("the layout is not a list of [name, shape] pairs") from error
 
     def digest(self) -> bytes:

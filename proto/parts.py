@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from proto import precision
 from proto.layout import Layout, Vector
 from proto.plan import Plan, PlanError, Training
 
@@ -63,7 +64,16 @@ def parts_of(layout: Layout, training: Training) -> tuple[Part, ...]:
 def update_layout(layout: Layout, training: Training) -> Layout:
     """The layout of an update: of the model itself where everything is trained. Raises PlanError."""
     parts = parts_of(layout, training)
-    return Layout(tuple((part.name + (UP if part.rank else ""), part.trained_shape) for part in parts))
+    return Layout(tuple((part.name + (UP if part.rank else ""), part.trained_shape) for part in parts), layout.not_averaged)
+
+
+def sent_layout(plan: Plan, layout: Layout) -> Layout:
+    """What a hospital sends in a round: the update, behind it as many precisions where the plan has them. Raises PlanError."""
+    sent = update_layout(layout, plan.training)
+    if not precision.is_used(plan):
+        return sent
+    certain = tuple((precision.PREFIX + name, shape) for name, shape in sent.tensors)
+    return Layout(sent.tensors + certain, sent.not_averaged)
 
 
 def spread(plan: Plan, layout: Layout, update: Vector, round_number: int) -> Vector:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
+from proto import precision, scaffold
 from proto.aggregation import Aggregation
 from proto.evaluation import Evaluation
 from proto.frozen import Frozen, Positive, explain, from_toml, parsed
@@ -77,6 +79,9 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("second_momentum", "aggregation"),
     ("adaptivity", "aggregation"),
     ("learning_rate_decay", "aggregation"),
+    ("absent", "aggregation"),
+    ("weights", "aggregation"),
+    ("precision_scale", "aggregation"),
     ("hounsfield_check", "preparation"),
     ("equalise_below", "preparation"),
     ("fine_below_mm", "preparation"),
@@ -245,6 +250,9 @@ class Plan(Frozen):
                 f"a patient may attend {self.privacy.hospitals_per_patient} hospitals (privacy.hospitals_per_patient), whose "
                 "epsilons compose only where all take equally many steps: leave out local_steps of the hospitals"
             )
+        unsound = scaffold.obstacle(self) or precision.obstacle(self)
+        if unsound is not None:
+            raise ValueError(unsound)
         if self.masking.minimum_cohort > len(self.hospitals):
             raise ValueError(
                 f"masking.minimum_cohort {self.masking.minimum_cohort} exceeds the {len(self.hospitals)} hospitals"
@@ -300,6 +308,11 @@ class Plan(Frozen):
         prefix = SELECTION_LABEL + self.digest() + round_number.to_bytes(8, "big")
         chosen = sorted(uris, key=lambda uri: hashlib.sha256(prefix + uri.encode()).digest())[: self.participants]
         return tuple(uri for uri in uris if uri in chosen)
+
+    def share_of(self, survivors: Collection[str]) -> float:
+        """Of the weights of all hospitals, that of those who are in a sum."""
+        present = sum(hospital.weight for hospital in self.hospitals if hospital.uri in survivors)
+        return present / sum(hospital.weight for hospital in self.hospitals)
 
     def threshold_of(self, roster_size: int) -> int:
         """Shares needed to open a session of `roster_size` members (protocol.md, threat model)."""

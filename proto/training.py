@@ -6,6 +6,7 @@ hospital_node/TRAINING.md.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -94,6 +95,25 @@ class Training(Frozen):
                 "throw the model past its base: lower one of them"
             )
         return self
+
+    def rate(self, round_number: int, rounds: int) -> float:
+        """Learning rate of all local steps of one round, 1 to `rounds`: a public function, the same at every hospital.
+
+        During the warm-up it rises in even steps to the full rate, which the first round after it has. From there "exponential"
+        falls by learning_rate_decay a round, "cosine" along half a cosine that would reach zero one round after the last, and
+        "constant" stays.
+        """
+        warm = self.warmup_rounds
+        if round_number <= warm:
+            return self.learning_rate * round_number / (warm + 1)
+        after = round_number - 1 - warm  # rounds since the first at the full rate
+        match self.schedule:
+            case "exponential":
+                return self.learning_rate * float(self.learning_rate_decay**after)
+            case "cosine":
+                return self.learning_rate * (1 + math.cos(math.pi * after / (rounds - warm))) / 2
+            case "constant":
+                return self.learning_rate
 
     @property
     def scale_of_loss(self) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from proto import federation_pb2 as pb
+from proto import precision
 from proto.layout import Layout
 from proto.plan import PROTOCOL_VERSION, Masking, Plan, PlanError
 from secagg import Quantizer, RoundParams, SecaggError
@@ -105,7 +106,7 @@ def open_params(plan: Plan, order: pb.Open, layout: Layout) -> RoundParams:
             threshold=plan.threshold_of(len(uris)),
             length=layout.length,
             quantizer=quantizer_of(plan.masking, order.round),
-            tensor_clips=tensor_clips_of(plan.masking, order.round, layout),
+            tensor_clips=_sent_clips(plan, order.round, layout),
             extra_clips=extra_clips_of(plan, order.round),
             public_keys=tuple(member.public_key for member in order.members),
             weights=tuple(member.weight for member in order.members),
@@ -148,6 +149,15 @@ def tensor_clips_of(masking: Masking, round_number: int, layout: Layout) -> tupl
         return next(clips, masking.update_clip) * factor
 
     return tuple((math.prod(shape), clip_of(name)) for name, shape in layout.tensors)
+
+
+def _sent_clips(plan: Plan, round_number: int, layout: Layout) -> tuple[tuple[int, float], ...]:
+    """(values, clip) of each tensor that is sent: precisions have a clip of their own, which no round lowers."""
+    if not precision.is_used(plan):
+        return tensor_clips_of(plan.masking, round_number, layout)
+    update = Layout(layout.tensors[: len(layout.tensors) // 2])
+    whole = (update.length, plan.masking.update_clip * plan.masking.clip_factor(round_number))
+    return (*(tensor_clips_of(plan.masking, round_number, update) or (whole,)), (update.length, precision.CLIP))
 
 
 def extra_clips_of(plan: Plan, round_number: int) -> tuple[float, ...]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from secagg.encoding import digest
 from secagg.errors import LocalError
 from secagg.keystream import Stream
+from secagg.lanes import clip_below
 from secagg.params import RoundParams, Vector, Words, rotation_shape
 from secagg.rotation import rotate, unrotate
 
@@ -58,6 +59,12 @@ def decode(params: RoundParams, mean: Vector) -> Vector:
     if params.tensor_clips:
         mean = _rescale(params, mean, [(count, clip / quantizer.clip) for count, clip in params.tensor_clips])
     return mean
+
+
+def as_sent(params: RoundParams, update: Vector) -> Vector:
+    """What the sum holds of `update`, but for rounding at random: with the session's clip, in the update's own values."""
+    clip = clip_below(params)
+    return decode(params, np.clip(code(params, update), -clip, clip))
 
 
 def chosen(params: RoundParams) -> NDArray[np.int64]:

@@ -56,6 +56,7 @@ OWNERS: dict[str, frozenset[str]] = {
         {"coordinator", "hospital_node", "study/results.py", "study/results_tables.py", "study/results_write.py"}
     ),
     "ray": frozenset({"study/bench/engine_ray.py"}),
+    "tensorboardX": frozenset({"coordinator/scalars.py"}),
     "typer": frozenset({"certs", "coordinator", "hospital_node", "ui", "study"}),
 }
 NEVER = frozenset({"flwr", "proto_plus", "syft", "tenseal"})  # frameworks that bring their own protocol, or clash with `proto`

@@ -21,6 +21,7 @@ from coordinator.orders import Evaluate, RoundResult
 from coordinator.run import Run
 from coordinator.service import TICK_S, Federation
 from coordinator.state import OUT, Phase, State, needs_people, smallest_cohort
+from proto import scaffold
 from proto.layout import Vector
 from proto.plan import DECLINE_CODES, short_name
 from study.bench.memory import Exchange
@@ -54,7 +55,7 @@ async def coordinate(config: CoordinatorConfig, hooks: Hooks) -> Vector:
             if failures:
                 raise failures[0]
             await asyncio.sleep(LOOK_S)
-        return run.models.read(run.state.base_digest.hex())
+        return scaffold.taken_apart(run.plan, run.models.read(run.state.base_digest.hex()))[0]
     finally:
         await exchange.close()
         await run.close()

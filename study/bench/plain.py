@@ -21,9 +21,10 @@ import numpy as np
 
 from coordinator import optimizer
 from hospital_node.validation import parts
-from hospital_node.work import Interrupted, Workshop
+from hospital_node.work import Interrupted, Workshop, drifting
+from proto import scaffold
 from proto.layout import Vector
-from proto.parts import spread, update_layout
+from proto.parts import sent_layout
 from proto.plan import Plan
 from study.bench.cell import epsilon_of
 from study.bench.cells import RoundRow
@@ -56,14 +57,16 @@ def run_plain(
     StudyError where `hospitals` are not the plan's, WorkFailed where a training gives nothing, Interrupted once `stop` is set.
     """
     federation = _Plain(plan, hospitals, test, task, draws, stop)
-    model, velocity = start, None
+    model, layout = start, task.layout(plan)
+    published, memory = scaffold.begun(plan, start), None
     rows = [federation.row(0, model, (), time.perf_counter())]
     on_round(rows[0])
     for number in range(1, plan.rounds + 1):
         began_s = time.perf_counter()
         uris = plan.selected(number)
-        mean = federation.mean_update(number, model, uris)
-        model, velocity = optimizer.apply(plan.aggregation, model, mean, velocity, number)
+        mean = federation.mean_update(number, *scaffold.taken_apart(plan, published), uris)
+        published, memory = optimizer.next_model(plan, layout, published, mean, memory, number, uris)
+        model, _ = scaffold.taken_apart(plan, published)
         rows.append(federation.row(number, model, uris, began_s))
         on_round(rows[-1])
     return Averaged(rows, model)
@@ -98,6 +101,7 @@ class _Plain:
     workshops: dict[str, Workshop] = field(init=False)
     patients: dict[str, Sequence[Any]] = field(init=False)
     rounds_of: Counter[str] = field(default_factory=Counter)
+    variates: dict[str, Any] = field(default_factory=dict)  # the hospitals' own, where the plan has them
 
     def __post_init__(self) -> None:
         admitted = {entry.uri for entry in self.plan.hospitals}
@@ -108,25 +112,24 @@ class _Plain:
         prepared = {uri: one.prepare(self.plan, lambda *_: None) for uri, one in self.workshops.items()}
         self.patients = {uri: parts(self.plan, patients).training for uri, patients in prepared.items()}
 
-    def mean_update(self, number: int, base: Vector, uris: Sequence[str]) -> Vector:
-        """What one round gives before the server step."""
+    def mean_update(self, number: int, base: Vector, common: Vector | None, uris: Sequence[str]) -> Vector:
+        """What one round gives before the server step; `common`: the control variate of all, where the plan has one."""
         self.rounds_of.update(uris)
-        mean = weighted_mean((self.plan.hospital(uri).weight, self._update(number, base, uri)) for uri in uris)
-        return spread(self.plan, self.task.layout(self.plan), mean, number)
+        return weighted_mean((self.plan.hospital(uri).weight, self._update(number, base, uri, common)) for uri in uris)
 
     def row(self, number: int, model: Vector, uris: Sequence[str], began_s: float) -> RoundRow:
         """The round's figures, with scores where the plan wants them."""
         unless_stopped(self.stop)
         measured = number % self.plan.evaluate_every == 0 or number == self.plan.rounds  # as the coordinator asks for it
         scores = scores_of(self.task, self.plan, model, self.test, self.draws) if measured else {}
-        sent = update_layout(self.task.layout(self.plan), self.plan.training).length
+        sent = sent_layout(self.plan, self.task.layout(self.plan)).length
         return RoundRow(
             round=number,
             survivors=len(uris),
             scores=dict(scores),
             epsilon=epsilon_of(self.plan, self._most_steps(), max(self.rounds_of.values(), default=0)),
             upload_bytes=VALUE_BYTES * sent * len(uris),
-            download_bytes=VALUE_BYTES * len(model) * len(uris),
+            download_bytes=VALUE_BYTES * scaffold.published_length(self.plan, self.task.layout(self.plan)) * len(uris),
             seconds=time.perf_counter() - began_s,
         )
 
@@ -134,7 +137,8 @@ class _Plain:
         """So far, of the hospital that took most."""
         return max((count * self.plan.local_steps(uri) for uri, count in self.rounds_of.items()), default=0)
 
-    def _update(self, number: int, base: Vector, uri: str) -> Vector:
+    def _update(self, number: int, base: Vector, uri: str, common: Vector | None) -> Vector:
+        drift = None if common is None else common - self.variates.get(uri, np.float32(0))
         trained = self.workshops[uri].train(
             self.plan,
             uri,
@@ -143,5 +147,8 @@ class _Plain:
             threads=1,
             round=number,
             on_step=lambda _: unless_stopped(self.stop),
+            **drifting(drift),
         )
+        if drift is not None:
+            self.variates[uri] = scaffold.own_after(self.plan, number, drift, trained.update)
         return trained.update

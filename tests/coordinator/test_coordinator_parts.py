@@ -60,7 +60,7 @@ def test_models_are_found_by_digest_and_damage_is_noticed(tmp_path):
     with pytest.raises(ModelError, match="damaged"):
         folder.read(digest.hex())
     folder.path_of(digest.hex()).write_bytes(b"1234")
-    with pytest.raises(ModelError, match="holds 1 values, the layout needs 28"):
+    with pytest.raises(ModelError, match="holds 1 values, the plan needs 28"):
         folder.read(digest.hex())
 
 

@@ -166,6 +166,24 @@ def test_a_live_but_slow_hospital_holds_up_the_cohort_only_until_the_deadline():
     assert world.state.session.uris == (uri(0), uri(1), uri(2))
 
 
+def test_a_straggler_is_in_no_session_of_the_round_that_it_missed_and_in_the_next_cohort():
+    """Its late update is of an older model: it trains again, on the new one."""
+    world = World(make_plan(4, rounds=2))
+    world.feed(ev.Joined(uri(3), b"key"))
+    for _ in range(8):
+        world.tick(14)
+        for node in range(3):
+            world.act(node)
+        world.feed(ev.Reported(uri(3), 1, ev.Report.TRAINING))
+    assert world.state.session.uris == (uri(0), uri(1), uri(2))
+    world.feed(ev.Reported(uri(3), 1, ev.Report.READY, world.state.base_digest))
+    assert world.settle()
+    assert world.saved[1].cohort == (uri(0), uri(1), uri(2))
+    assert world.saved[2].cohort == tuple(uri(node) for node in range(4))
+    assert 1 not in world.hospitals[uri(3)].released
+    assert 2 in world.hospitals[uri(3)].released
+
+
 def test_a_hospital_may_join_while_the_training_phase_is_open():
     world = World(make_plan(4))
     world.act(0)

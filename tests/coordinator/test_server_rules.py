@@ -20,7 +20,7 @@ RULES = ("mean", *ADAPTIVE)
 means = st.lists(st.lists(st.floats(-2, 2, width=32), min_size=3, max_size=3), min_size=1, max_size=6)
 
 
-def settings(rule: str, **fields: float) -> Aggregation:
+def settings(rule: str, **fields: float | str) -> Aggregation:
     return Aggregation.model_validate({"rule": rule, "learning_rate": 0.5, "momentum": 0.9, **fields})
 
 
@@ -123,7 +123,7 @@ def test_memory_survives_on_disk_and_that_of_another_rule_is_refused(tmp_path) -
     with pytest.raises(ValueError, match=r"holds \d+ values and the plan's rule needs"):
         optimizer.apply(settings("mean"), model, mean, read, 2)
     (tmp_path / f"{digest}.velocity.f32").write_bytes(b"\0" * 4 * (LAYOUT.length + 1))
-    with pytest.raises(ModelError, match="values, the layout needs"):
+    with pytest.raises(ModelError, match="values, the plan needs"):
         folder.read_velocity(digest)
 
 
@@ -136,3 +136,43 @@ def test_memory_survives_on_disk_and_that_of_another_rule_is_refused(tmp_path) -
 def test_settings_that_would_do_nothing_are_refused(fields: dict[str, object], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Aggregation.model_validate(fields)
+
+
+@given(updates=means, rule=st.sampled_from(RULES), shares=st.lists(st.floats(0.25, 1), min_size=6, max_size=6))
+def test_the_absent_move_as_all_did_when_last_seen(updates: list[list[float]], rule: str, shares: list[float]) -> None:
+    """The rule on the estimate, written out in float64, against the rule with `absent`."""
+    fields = {} if rule == "mean" else {"adaptivity": 0.05}
+    plain, standing_in = settings(rule, **fields), settings(rule, absent="momentum", **fields)
+    model, memory, estimates = np.zeros(3, np.float32), None, [np.array(updates[0], np.float64)]
+    for number, (mean, share) in enumerate(zip(updates, shares, strict=False), 1):
+        model, memory = optimizer.apply(standing_in, model, np.array(mean, np.float32), memory, number, share)
+        if number > 1:
+            estimates.append(share * np.array(mean) + (1 - share) * estimates[-1])
+    wanted = [textbook(plain, 0.0, [float(one[at]) for one in estimates]) for at in range(3)]
+    np.testing.assert_allclose(model, wanted, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_where_nobody_is_absent_nothing_stands_in(rule: str) -> None:
+    base, updates = np.zeros(3, np.float32), [np.array([1, -1, 0.5], np.float32), np.array([0.25, 2, 0], np.float32)]
+    assert np.array_equal(run(settings(rule), base, updates), run(settings(rule, absent="momentum"), base, updates))
+
+
+def test_a_model_swings_less_where_hospitals_that_differ_take_turns() -> None:
+    """Two hospitals with other least points, one in each round, by turns."""
+    least = np.array([[1.0], [-1.0]], np.float32)
+
+    def swing(chosen: Aggregation) -> float:
+        model, memory, seen = np.zeros(1, np.float32), None, []
+        for number in range(1, 41):
+            model, memory = optimizer.apply(chosen, model, 0.5 * (least[number % 2] - model), memory, number, 0.5)
+            seen.append(float(model[0]))
+        return max(seen[-4:]) - min(seen[-4:])
+
+    plain = Aggregation()
+    assert swing(Aggregation(absent="momentum")) < 0.75 * swing(plain)
+
+
+def test_control_variates_leave_no_place_for_a_stand_in() -> None:
+    with pytest.raises(ValidationError, match="does not read absent"):
+        Aggregation(rule="scaffold", absent="momentum")

@@ -209,6 +209,16 @@ def rows(plan: object = PLAN, leaves: Leaves | None = LEAVES) -> dict[str, Leavi
     return {row.item.split(",")[0].split(":")[0]: row for row in what_leaves(plan, leaves)}  # type: ignore[arg-type]
 
 
+def test_precisions_are_a_row_where_the_plan_has_them_covered_as_the_update_is() -> None:
+    assert not any("how certain" in item for item in rows())
+    fields = PLAN.model_dump()
+    fields["training"]["local_steps"] = 2
+    precise = type(PLAN).model_validate({**fields, "aggregation": {"weights": "precision"}})
+    found = rows(precise)["how certain this hospital is of each value"]
+    assert found.covered == "yes"
+    assert "only the sum" in found.readable_by
+
+
 def test_what_leaves_has_the_measured_sizes() -> None:
     found = rows()
     assert found["masked update"].size == "3.0 MiB"

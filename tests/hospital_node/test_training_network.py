@@ -148,3 +148,16 @@ def test_a_vector_of_another_network_is_refused_and_changes_nothing():
     with pytest.raises(NetworkError, match="another network"):
         network.load_vector(module, renamed, before)
     assert np.array_equal(network.vector_of(module), before)
+
+
+def test_counters_and_positions_are_named_as_not_averaged_and_stay_as_they_are():
+    module = nn.Conv3d(1, 2, 1)
+    module.register_buffer("num_batches_tracked", torch.tensor(7))
+    module.register_buffer("kept", torch.tensor([True, False]))
+    network.refuse_shared_statistics(module)
+    layout = network.layout_of(module)
+    assert layout.not_averaged == ("num_batches_tracked", "kept")
+    assert layout.length == len(network.vector_of(module)) == 4
+    network.load_vector(module, layout, np.arange(4, dtype=np.float32))
+    assert (int(module.num_batches_tracked), module.kept.tolist()) == (7, [True, False])
+    assert network.layout_of(nn.Conv3d(1, 2, 1)) != layout

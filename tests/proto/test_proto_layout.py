@@ -50,3 +50,22 @@ def test_model_digest_covers_values_and_length():
     changed = vector.copy()
     changed[3] = np.nextafter(changed[3], np.float32(9))
     assert len({model_digest(vector), model_digest(changed), model_digest(vector[:3])}) == 3
+
+
+def test_what_is_not_averaged_is_named_in_the_digest_and_has_no_values():
+    tensors = (("a", (2, 3)),)
+    plain, counting = Layout(tensors), Layout(tensors, ("norm.num_batches_tracked",))
+    assert counting.length == plain.length == 6
+    assert list(counting.split(np.zeros(6, np.float32))) == ["a"]
+    assert counting.flatten({"a": np.ones((2, 3), np.float32)}).tolist() == [1.0] * 6
+    assert Layout.from_json(counting.to_json()) == counting
+    assert len({plain.digest(), counting.digest(), Layout(tensors, ("other",)).digest()}) == 3
+    with pytest.raises(LayoutError, match="distinct"):
+        Layout(tensors, ("a",))
+    with pytest.raises(LayoutError):
+        Layout.from_json('{"averaged": [["a", [1]]]}')
+
+
+def test_layouts_without_such_buffers_keep_the_digest_that_they_had():
+    """Of the first version of this file: starts and sessions of earlier plans stay what they were."""
+    assert Layout((("conv.weight", (7, 3)), ("conv.bias", (7,)))).to_json() == '[["conv.weight",[7,3]],["conv.bias",[7]]]'
