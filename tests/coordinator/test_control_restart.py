@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from coordinator_federation import LAYOUT, coordinating, hospitals, live_all, make_identities, small_plan, write_study
 
+from coordinator.export import export_run
+from coordinator.replay import replay
 from coordinator.store import open_store
 from proto import scaffold
 from proto.layout import model_digest
 from proto.plan import Plan
 
+NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 START = np.linspace(-1, 1, LAYOUT.length, dtype=np.float32)
 
 
@@ -55,3 +59,5 @@ async def two_starts(tmp_path: Path) -> None:
             np.testing.assert_allclose(found, wanted, atol=1e-3)
     with open_store(config.database) as store:
         assert [row.state for row in store.rounds()] == ["opened", "opened"]
+        export_run(store, config.state / "models", tmp_path / "run", NOON)
+    assert [one.round for one in replay(tmp_path / "run")] == [1, 2]  # model and variate, bit for bit
