@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
@@ -70,6 +70,7 @@ class StudyFile(Frozen):
     plan: str
     seeds: tuple[int, ...]
     start: str = "random"
+    levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()  # scores whose first round the report names
     data: Data = Data()
     partition: Partition = Partition()
     ordinary: Ordinary = Ordinary()

@@ -7,13 +7,15 @@ one seed, a difference without a partner) is left empty and the text says why.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from hospital_node.cap import plain
 from study.bench.figures import Picture, draw
 from study.bench.groups import Difference, Group, differences, grouped
 from study.bench.intervals import Interval
+from study.bench.levels import levels_in, reached
 from study.bench.naming import cell_name, shown, telling
 from study.results import CellRow, StudyRow, open_results
 
@@ -28,6 +30,10 @@ COST_WORDS = (
     "Means over seeds of one cell, on the machines that ran it. MB (10^6 bytes) are those of a mean hospital over all rounds: "
     "of masked cells as counted on the connection, of plain ones a float32 vector each way. Times smaller: the same updates "
     "as float32, over what was sent."
+)
+LEVEL_WORDS = (
+    "The first measured round after which the mean over the labels is at least the level (later ones may fall below it again), "
+    "and what a mean hospital has sent and received by then: means over the seeds that reached it, lowest and highest."
 )
 DIFFERENCE_WORDS = (
     "Score minus the score of what is named beside it, by pairs of equal seeds. Pooled: ordinary training on the same images "
@@ -61,6 +67,7 @@ def _report(
     if groups:
         lines += ["## Scores", "", _score_words(study.metric, groups), "", *_score_table(study.metric, groups, names), ""]
         lines += _settings_section(groups, names)
+        lines += _level_section(study, groups, names)
         lines += ["## Costs", "", COST_WORDS, "", *_cost_table(groups, names), ""]
     if pairs:
         lines += ["## Differences", "", DIFFERENCE_WORDS, "", *_difference_table(pairs, names), ""]
@@ -121,6 +128,33 @@ def _score_table(metric: str, groups: Sequence[Group], names: Sequence[str]) -> 
         for group in groups
     ]
     return _markdown(head, body)
+
+
+def _level_section(study: StudyRow, groups: Sequence[Group], names: Sequence[str]) -> list[str]:
+    """How soon each setting reaches the levels of the study file, where it has some."""
+    found = reached(groups, levels_in(study.source))
+    if not found:
+        return []
+    head = ["setting", study.metric, "seeds that reached it", "rounds", "MB by then"]
+    body = [
+        [
+            cell_name(one.group.cell, names),
+            f"{one.level:g}",
+            f"{len(one.rounds)} of {len(one.group.results)}",
+            _range(one.rounds.values(), ".1f", "g"),
+            _range(one.megabytes.values(), ".3f", ".3f"),
+        ]
+        for one in found
+    ]
+    return ["## Rounds to a level", "", LEVEL_WORDS, "", *_markdown(head, body), ""]
+
+
+def _range(values: Collection[float], form: str, ends: str) -> str:
+    """Mean, and the ends where there are several."""
+    if not values:
+        return NONE
+    mean = format(math.fsum(values) / len(values), form)
+    return mean if len(values) == 1 else f"{mean} ({min(values):{ends}} to {max(values):{ends}})"
 
 
 def _cost_table(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
