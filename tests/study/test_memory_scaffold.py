@@ -19,6 +19,7 @@ from hospital_node.work import Scored, WorkFailed, Workshop
 from proto.layout import Layout
 from proto.modelfile import Model
 from proto.plan import Plan
+from study.bench.draws import seeded
 from study.bench.federation import Federated, Seats, run_federation
 
 LAYOUT = Layout((("x", (4,)),))
@@ -167,3 +168,19 @@ def test_a_round_whose_training_failed_at_one_hospital_leaves_its_variate(tmp_pa
     model, own = printed([[0, 1, 2, 3], [0, 1, 3], [0, 1, 2, 3]], 4.0)
     np.testing.assert_allclose(done.model, model, atol=2e-4)
     np.testing.assert_allclose(own_variates(tmp_path, plan), own, atol=2e-4)
+
+
+def test_the_drift_is_added_outside_of_clip_and_noise_and_changes_no_charge() -> None:
+    """With one step and the same secret chance, updates with and without drift differ by eta times the drift, however large."""
+    privacy = {"noise_multiplier": 2.0, "inverse_sampling_rate": 1, "clip_norm": 0.1}
+    training = {"local_steps": 1, "optimizer": "sgd", "learning_rate": RATE}
+    plan = make_plan(privacy=privacy, training=training)
+    drift = np.array([50.0, -50.0, 0.25, 0.0], np.float32)
+    bowl = Clinic(0, set()).prepare(plan, lambda *_: None)
+
+    def trained(**more: Any) -> Any:
+        return train_round(plan, plan.hospitals[0].uri, START, bowl, objective=Descent(), rand=seeded("one draw"), **more)
+
+    plain, drifted = trained(), trained(drift=drift)
+    np.testing.assert_allclose(drifted.update - plain.update, -RATE * drift, rtol=1e-5, atol=1e-6)
+    assert drifted.history == plain.history == ((2.0, 1.0, 1),)
