@@ -53,8 +53,9 @@ def untrained_workshop(layout: Layout) -> Workshop:
         threads: int = 1,
         round: int = 1,  # noqa: A002  (the plan's word)
         on_step: Callable[[Any], None] = lambda _: None,
+        drift: Vector | None = None,
     ) -> Trained:
-        del plan, uri, patients, threads, round, on_step
+        del plan, uri, patients, threads, round, on_step, drift
         return Trained(update, model_digest(base))
 
     def scorer(plan: Plan, model: Vector, threads: int) -> Any:

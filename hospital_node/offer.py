@@ -12,10 +12,10 @@ from datetime import datetime
 
 from hospital_node.budget import BudgetView, budget_view
 from hospital_node.cap import Cap, plain, rounded_up, stated
+from hospital_node.ledger_chain import EPOCH, MICROSECOND, Event
 from hospital_node.ledger_decisions import approve_entry
 from hospital_node.ledger_rules import approval_of, mechanism_of, planned
-from hospital_node.ledger_chain import BEFORE_FIRST, Event
-from hospital_node.ledger_schema import KIND_OF, Approved, Created
+from hospital_node.ledger_schema import BEFORE_FIRST, Approved, Created
 from proto.plan import Plan, short_name
 
 SOMEBODY, ANOTHER = "somebody", "somebody else"  # stand for the people whom the real entry will name
@@ -82,4 +82,4 @@ def _evaluation(plan: Plan, hospital: str) -> dict[str, str]:
 
 
 def _made(seq: int, at: datetime, entry: Created | Approved) -> Event:
-    return Event(seq, at, KIND_OF[type(entry)], entry, BEFORE_FIRST)
+    return Event(seq, (at - EPOCH) // MICROSECOND, entry, BEFORE_FIRST)
