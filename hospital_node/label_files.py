@@ -12,7 +12,9 @@ from hospital_node.durable import sync_folder
 if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
 
-ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+VOLUMES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+SEGMENTATION = ".dcm"  # DICOM SEG: dicom_seg.py
+ENDINGS = (*VOLUMES, SEGMENTATION)
 COMPRESSED = (".nii.gz", ".mha", ".nrrd")
 
 
@@ -31,10 +33,10 @@ def output_path(scan: Path, folder: Path, ending: str) -> Path:
 
 
 def write_labels(image: sitk.Image, path: Path) -> None:
-    """Write `image` (uint8). Raises LabelFileError; what was there stays then."""
+    """Write `image` (uint8) as one of `VOLUMES`. Raises LabelFileError; what was there stays then."""
     import SimpleITK as sitk  # noqa: N813  loads in half a second, which a command that only refuses need not wait for
 
-    ending = next(one for one in ENDINGS if path.name.endswith(one))
+    ending = next(one for one in VOLUMES if path.name.endswith(one))
     with tempfile.TemporaryDirectory(prefix=".labels-", dir=path.parent) as place:
         part = Path(place) / path.name
         try:

@@ -30,7 +30,7 @@ def discover_luna(folder: Path) -> Cohort:
     """All series of a flat, `subset*` or DICOM folder. Raises CohortError where there is none or a list is malformed."""
     skipped = SkipCount()
     annotated = (folder / LISTS[0]).is_file()
-    nodules = _nodules(folder / LISTS[0]) if annotated else _candidates(folder / LISTS[1])
+    nodules = nodules_of(folder / LISTS[0]) if annotated else _candidates(folder / LISTS[1])
     patient_of = _patients(folder / "patients.csv")
     cases = []
     for series, (image, named) in _series(folder, skipped).items():
@@ -84,8 +84,8 @@ def _slice_folders(folder: Path, skipped: SkipCount, depth: int = DEPTH) -> Iter
             yield from _slice_folders(place, skipped, depth - 1)
 
 
-def _nodules(path: Path) -> dict[str, list[Nodule | None]]:
-    """Spheres by series; None stands for a row that cannot be used."""
+def nodules_of(path: Path) -> dict[str, list[Nodule | None]]:
+    """Spheres of `annotations.csv` by series; None stands for a row that cannot be used. Raises CohortError."""
     found: dict[str, list[Nodule | None]] = {}
     for row in rows_of(path, ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")):
         found.setdefault(row["seriesuid"], []).append(_nodule(row))

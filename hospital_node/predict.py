@@ -11,7 +11,7 @@ Memory beyond the scan on the plan's grid: a byte a label and voxel of that grid
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ class Segmenter:
     module: nn.Module
     windows: Windows
     threads: int = 1
+    digest: str = ""  # of the released model
 
     @classmethod
     def of(
@@ -56,7 +57,8 @@ class Segmenter:
         network.load_vector(module, model.layout, model.vector)
         torch.set_num_threads(threads)
         economy.economical(module.eval(), plan.training)
-        return cls(plan, module, windows or Windows(plan.preparation.patch_zyx), threads)
+        digest = model.provenance.get("digest", model.digest.hex())
+        return cls(plan, module, windows or Windows(plan.preparation.patch_zyx), threads, digest)
 
     def in_precision(self, precision: str) -> Segmenter:
         """The same network computing in `fp32` or `bf16`."""
@@ -69,16 +71,40 @@ class Segmenter:
         return economy.logits(self.module, windows.to(device_of(self.module)), self.plan.training).cpu()
 
 
-def segment(segmenter: Segmenter, scan: Path, progress: Progress = lambda *_: None) -> sitk.Image:
-    """Labels (uint8) of the scan in file `scan`, with that file's size, spacing, origin and axes. Raises UnreadableStudy."""
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the network says of one scan, on the plan's grid, and where the scan's own voxels lie."""
+
+    grid: Grid
+    reference: sitk.Image = field(repr=False)  # empty, with the geometry of the file
+    labels: NDArray[np.uint8] = field(repr=False)  # (z, y, x)
+    probabilities: NDArray[np.uint8] = field(repr=False)  # (labels, z, y, x), of FULL
+    threads: int
+
+    def probability(self, value: int) -> sitk.Image:
+        """Of one label, 1 to the number of labels, as 0 to 1 on the plan's grid."""
+        return _image_on(self.probabilities[value - 1].astype(np.float32) / FULL, self.grid)
+
+    def on_the_scan(self) -> sitk.Image:
+        """Labels (uint8) with the file's size, spacing, origin and axes."""
+        on_grid = _image_on(self.labels, self.grid)
+        if same_grid(to_lps(self.reference), on_grid):
+            return _resampled(on_grid, self.reference, sitk.sitkNearestNeighbor, self.threads)
+        return _largest([_image_on(one, self.grid) for one in self.probabilities], self.reference, self.threads)
+
+
+def ask(segmenter: Segmenter, scan: Path, progress: Progress = lambda *_: None) -> Said:
+    """Run the network over the scan in file `scan`. Raises UnreadableStudy."""
     grid, reference, image = _prepared(segmenter, scan)
     with torch.inference_mode():
         found = slabs(segmenter.forward, image, segmenter.windows, progress)
         labels, probabilities = _collected(found, image.shape, len(segmenter.plan.network.labels))
-    on_grid = _image_on(labels, grid)
-    if same_grid(to_lps(reference), on_grid):
-        return _resampled(on_grid, reference, sitk.sitkNearestNeighbor, segmenter.threads)
-    return _largest([_image_on(one, grid) for one in probabilities], reference, segmenter.threads)
+    return Said(grid, reference, labels, probabilities, segmenter.threads)
+
+
+def segment(segmenter: Segmenter, scan: Path, progress: Progress = lambda *_: None) -> sitk.Image:
+    """Labels (uint8) of the scan in file `scan`, with that file's size, spacing, origin and axes. Raises UnreadableStudy."""
+    return ask(segmenter, scan, progress).on_the_scan()
 
 
 def _prepared(segmenter: Segmenter, scan: Path) -> tuple[Grid, sitk.Image, NDArray[np.float32]]:
@@ -127,7 +153,7 @@ def _largest(probabilities: Sequence[sitk.Image], reference: sitk.Image, threads
     return image
 
 
-def _image_on(values: NDArray[np.uint8], grid: Grid) -> sitk.Image:
+def _image_on(values: NDArray[np.uint8] | NDArray[np.float32], grid: Grid) -> sitk.Image:
     image = sitk.GetImageFromArray(values)
     image.SetSpacing(grid.spacing_xyz_mm)
     image.SetOrigin(grid.origin_xyz_mm)

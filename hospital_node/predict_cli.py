@@ -45,11 +45,20 @@ def predict(
     flips: Annotated[bool, typer.Option("--flips", help="Mean over all mirrorings: eight times the work.")] = False,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     device: Annotated[Device, typer.Option(help="cuda needs a CUDA device and a torch built for it.")] = Device.CPU,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="A PNG for each scan: its fullest slice with outlines; the truth's are white.")
+    ] = False,
+    findings: Annotated[
+        str | None, typer.Option("--findings", help="List the connected parts of this label, with LUNA16's columns.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option("--annotations", help="LUNA16's annotations.csv: sensitivity of the findings, FROC and CPM.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace label volumes that are there.")] = False,
 ) -> None:
     """Segment scans with a released model; labels come in each scan's own geometry. Nothing leaves this computer."""
     from hospital_node import predict_scans
 
-    work = predict_scans.Work(tuple(scans), out, ending, truth, overwrite)
+    work = predict_scans.Work(tuple(scans), out, ending, truth, overwrite, pictures, findings, annotations)
     if predict_scans.run(work, plan, model, predict_scans.Manner(precision.value, overlap, flips, threads, device.value)):
         raise typer.Exit(EXIT_SOME_SKIPPED)

@@ -55,6 +55,7 @@ OWNERS: dict[str, frozenset[str]] = {
     "sqlalchemy": frozenset(
         {"coordinator", "hospital_node", "study/results.py", "study/results_tables.py", "study/results_write.py"}
     ),
+    **dict.fromkeys(("pydicom", "highdicom"), frozenset({"hospital_node/dicom_seg.py"})),
     "ray": frozenset({"study/bench/engine_ray.py"}),
     "tensorboardX": frozenset({"coordinator/scalars.py"}),
     "typer": frozenset({"certs", "coordinator", "hospital_node", "ui", "study"}),

@@ -276,7 +276,8 @@ def test_mistakes_are_one_sentence_and_touch_nothing(files, capsys) -> None:
     wrong.write_bytes(encode_model(Model(network.layout_of(module), network.vector_of(module))))
     for words, said in (
         ((files["scan"], other), "two scans would be written to case-labels.nii.gz"),
-        ((files["scan"], "--format", ".dcm"), "labels cannot be written as '.dcm'"),
+        ((files["scan"], "--format", ".png"), "labels cannot be written as '.png'"),
+        ((files["scan"], "--format", ".dcm"), "DICOM SEG refers to the slices of a scan: name folders"),
         ((files["scan"], "--model", wrong), "does not fit the plan"),
     ):
         arguments = [str(word) for word in words]
