@@ -51,7 +51,8 @@ stubs: $(TEST)  ## make the gRPC stubs from proto/federation.proto again
 
 bench: $(TEST)  ## measure what the README claims about speed and bytes
 	$(BIN)/python -m benchmarks.masking; masking=$$?; $(BIN)/python -m benchmarks.dp_training; training=$$?; \
-	$(BIN)/python -m benchmarks.imaging && exit $$((masking | training))
+	$(BIN)/python -m benchmarks.inference; inference=$$?; \
+	$(BIN)/python -m benchmarks.imaging && exit $$((masking | training | inference))
 
 clean: clean-demo  ## remove .venv and all caches too
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

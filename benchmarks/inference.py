@@ -101,9 +101,10 @@ def world(sizes: Sizes, extent: tuple[int, int, int]) -> World:
 
 
 def shapes(extent: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Waves of different lengths along the three axes, with noise."""
-    z, y, x = np.indices(extent, dtype=np.float32)
-    waves = np.sin(z / 5) + np.sin(y / 7) + np.sin(x / 9)
+    """Waves of 12 to 19 voxels along the three axes, with noise."""
+    places = np.indices(extent, dtype=np.float32)
+    z, y, x = (place - side / 2 for place, side in zip(places, extent, strict=True))
+    waves = np.sin(z / 2) + np.sin(y / 3) + np.sin(x / 2.5)
     noise = np.random.default_rng(4).normal(scale=0.3, size=extent)
     return np.asarray(waves + noise, np.float32)
 
