@@ -1,7 +1,7 @@
 """Colours that stand together, as people see them who lack one kind of cone: still apart, on light and on dark paper.
 
-Dichromacy is simulated in linear RGB with the matrices of Machado, Oliveira and Fernandes (IEEE TVCG 15(6), 2009, severity 1);
-distance is CIE 1976 delta E in L*a*b* (D65), of which about 2.3 is just noticeable.
+Dichromacy is simulated in linear RGB with the matrices of Machado, Oliveira and Fernandes (IEEE TVCG 15(6), 2009, severity
+1.0); distance is CIE 1976 delta E in L*a*b* (D65), of which about 2.3 is just noticeable.
 """
 
 from itertools import combinations
@@ -73,7 +73,6 @@ def test_the_simulation_is_the_published_one():
     """Red and green of equal lightness fall together for a deuteranope; grey stays grey for everybody."""
     assert distance("#D70000", "#00A000", "all cones") > 100
     assert distance("#B08000", "#8F9A00", "deuteranopia") < APART < distance("#B08000", "#8F9A00", "all cones")
-    for sight, matrix in SIGHT.items():
-        assert distance("#808080", "#808080", sight) == 0
+    for matrix in SIGHT.values():
         assert np.allclose(matrix.sum(axis=1), 1.0, atol=2e-6)
     assert np.allclose(lab(np.ones(3)), [100, 0, 0], atol=0.01)
