@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import tzinfo
+from datetime import datetime, timedelta, tzinfo
 
 from hospital_node.ledger import Approved, BudgetView, CapLowered, CapRaised, Charge, Event
 from hospital_node.progress import Leaves
@@ -320,16 +320,21 @@ def measured_when(found: Hospital) -> str:
     return f"Sizes as measured on this hospital's own connection in round {found.leaves.round}."
 
 
-def left_by_day(events: Sequence[Event], zone: tzinfo) -> str:
-    """On which days updates left, the newest days first: what an officer is asked about yesterday."""
+def left_by_day(events: Sequence[Event], zone: tzinfo, now: datetime) -> str:
+    """On which days updates left, the newest days first; and yesterday by itself, which is what an officer is asked about."""
     days: dict[str, list[int]] = {}
     for event, entry in charges(events):
-        local = event.at.astimezone(zone)
-        days.setdefault(f"{local.day} {local:%b %Y}", []).append(entry.round)
+        days.setdefault(_day(event.at.astimezone(zone)), []).append(entry.round)
     if not days:
         return "No update has left."
     shown = [f"{day}: {_rounds_of(rounds)}" for day, rounds in list(days.items())[: -DAYS_SHOWN - 1 : -1]]
-    return f"Updates that left by day: {'; '.join(shown)}."
+    yesterday = _day(now.astimezone(zone) - timedelta(days=1))
+    said = _rounds_of(days[yesterday]) if yesterday in days else "no update left"
+    return f"Updates that left by day: {'; '.join(shown)}. Yesterday, {yesterday}: {said}."
+
+
+def _day(local: datetime) -> str:
+    return f"{local.day} {local:%b %Y}"
 
 
 def _rounds_of(rounds: Sequence[int]) -> str:

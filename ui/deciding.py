@@ -24,6 +24,7 @@ from ui.words import NO_GUARANTEE, counted, epsilon, moment, plain
 
 PROPOSED_EPSILON = 8.0  # shown where the ledger has no cap yet; the officer types what was agreed
 NEWEST_ACTIONS = 30
+GROUP = 8  # hexadecimal digits that people compare at a glance
 KINDS = {
     "approve": "approved the plan",
     "approve-refused": "tried to approve the plan; refused",
@@ -64,8 +65,16 @@ def standing(found: Hospital) -> Headline:
 
 
 def offered_terms(plan: Plan, hospital: str) -> list[dict[str, str]]:
-    """The plan as an officer reads it before agreeing."""
-    return [{"what": name, "in this plan": text} for name, text in sources.terms_of(plan, hospital).items()]
+    """The plan as an officer reads it before agreeing; the digest in groups, which can be compared and fit on any line."""
+    shown = dict(sources.terms_of(plan, hospital))
+    digest = shown["digest"]
+    shown["digest"] = " ".join(digest[place : place + GROUP] for place in range(0, len(digest), GROUP))
+    return [{"what": name, "in this plan": text} for name, text in shown.items()]
+
+
+def is_approved(found: Hospital, plan: Plan) -> bool:
+    """Whether an approval of exactly this plan is in force."""
+    return approval(found.events, plan) is not None
 
 
 def present_cap(found: Hospital) -> float | None:
@@ -101,6 +110,8 @@ def _after(view: BudgetView) -> Headline:
 
 
 def _figures(found: Hospital, view: BudgetView) -> tuple[Figure, ...]:
+    if not view.forecast:
+        return (_spent(found),)
     explained = "The ledger's own reading of the moment after the approval; nothing is spent by approving."
     after = dict(view.forecast)
     last = view.next_round - 1 + view.rounds_left

@@ -360,15 +360,19 @@ def test_many_series_are_grey_with_one_highlighted():
 def test_what_left_by_day_is_on_the_readers_calendar(tmp_path):
     world = World(tmp_path, make_plan(6))
     world.approve("lakeside")
-    assert budget.left_by_day(world.ledger("lakeside").events(), UTC) == "No update has left."
+    now = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+    assert budget.left_by_day(world.ledger("lakeside").events(), UTC, now) == "No update has left."
     for number in (1, 2):
         world.charge("lakeside", number)
     world.clock += timedelta(days=1)
     world.charge("lakeside", 3)
     events = world.ledger("lakeside").events()
-    assert budget.left_by_day(events, UTC) == "Updates that left by day: 22 Nov 2026: round 3; 21 Nov 2026: rounds 1 to 2."
+    days = "Updates that left by day: 22 Nov 2026: round 3; 21 Nov 2026: rounds 1 to 2."
+    assert budget.left_by_day(events, UTC, now) == f"{days} Yesterday, 22 Nov 2026: round 3."
+    later = now + timedelta(days=1)
+    assert budget.left_by_day(events, UTC, later) == f"{days} Yesterday, 23 Nov 2026: no update left."
     far_east = timezone(timedelta(hours=16))
-    assert budget.left_by_day(events, far_east).startswith("Updates that left by day: 23 Nov 2026: round 3; 22 Nov 2026")
+    assert budget.left_by_day(events, far_east, now).startswith("Updates that left by day: 23 Nov 2026: round 3; 22 Nov 2026")
 
 
 def test_a_round_says_who_sat_it_out():

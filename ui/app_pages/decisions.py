@@ -71,7 +71,10 @@ def offer(found: Hospital, plan: Plan, *, running: bool) -> None:
     """The plan, and what approving it would come to before there is a button."""
     screen.text("#### The plan on offer")
     screen.reading(deciding.offered_terms(plan, found.name), "The plan on offer")
-    screen.text("#### What approving would cost")
+    agreed = deciding.is_approved(found, plan)
+    screen.text("#### What approving again would cost" if agreed else "#### What approving would cost")
+    if agreed:
+        screen.note("It is approved: another approval sets another cap, and declining takes the approval back.")
     digest = plan.digest().hex()
     present = deciding.present_cap(found)
     chosen = st.number_input(
@@ -111,8 +114,11 @@ def at_coordinator(folder: Path) -> None:
     seen = screen.federation()
     state = deciding.of_rounds(seen)
     screen.banner(state)
+    if seen is None or seen.finished:
+        log(folder)
+        return
     running = runs(folder)
-    if not running and seen is not None and not seen.finished:
+    if not running:
         screen.refused("the coordinator does not run, so nothing can be decided here: start it")
     held = state.tone == "watch"
     kind, label = (Resume, "Open rounds again") if held else (Pause, "Open no further round")

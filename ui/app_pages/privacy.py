@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import streamlit as st
 
 from hospital_node.ledger import BudgetView
@@ -81,7 +83,7 @@ def leaves(found: Hospital) -> None:
     if found.plan is None:
         screen.text("Nothing has left: no plan was offered to this hospital yet.")
         return
-    screen.text(budget.left_by_day(found.events, screen.zone()))
+    screen.text(budget.left_by_day(found.events, screen.zone(), datetime.now(UTC)))
     screen.note(budget.measured_when(found))
     screen.reading(budget.leaving(found.plan, found.leaves), "What leaves this hospital")
 
