@@ -31,6 +31,7 @@ TITLES: dict[Axis, str] = {
     "bits": "Accuracy against bits",
     "hospitals": "Accuracy against the number of hospitals",
 }
+REFERENCES = {"all patients pooled, without privacy": Method.POOLED, "each hospital alone": Method.LOCAL}
 AXIS_LABELS: dict[Axis, str] = {
     "epsilon": "epsilon of the worst hospital over the whole training (logarithmic; smaller protects more)",
     "bits": "bits sent for each value of an update, as measured, framing included",
@@ -277,6 +278,28 @@ def _smaller(groups: Sequence[Group]) -> Figure:
     low, high = min(times), max(times)
     value = f"{low:.1f} ×" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f} ×"
     return Figure("Times smaller", value, "than float32, measured", explained)
+
+
+def reference(found: StudyReading, groups: Sequence[Group]) -> dict[str, object] | None:
+    """What a study's patients gave without privacy, and each hospital alone; None where neither was run."""
+    best = {name: _best_of(method, groups) for name, method in REFERENCES.items()}
+    if not any(best.values()):
+        return None
+    first = {"study": found.study.name, "task": found.study.task, "measured as": found.study.metric}
+    return {**first, **{name: _with_interval(group) for name, group in best.items()}}
+
+
+def _best_of(method: Method, groups: Sequence[Group]) -> Group | None:
+    scored = [group for group in groups if group.cell.method is method and group.scores]
+    return max(scored, key=lambda group: group.mean, default=None)
+
+
+def _with_interval(group: Group | None) -> str:
+    if group is None:
+        return "not run"
+    half = group.score.half if group.score is not None else None
+    spread = "" if half is None else f" ± {half:.2f}"
+    return f"{group.mean:.2f}{spread} · {counted(len(group.scores), 'seed')}"
 
 
 def setting_rows(groups: Sequence[Group], metric: str) -> list[dict[str, object]]:

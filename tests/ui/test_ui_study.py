@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 from study_world import HEAD, cells_of, result, row, write, written
+from worlds import World, make_plan
 
 from study.bench.groups import grouped
 from study.results import StudyRow
@@ -155,3 +156,16 @@ def test_a_new_run_changes_what_the_watcher_compares(tmp_path):
     with ResultsWriter.create(settings.studies[0]) as writer:
         writer.started(cells[1].id, 3.0)
     assert sources.signature(settings) != before
+
+
+def test_the_accuracy_page_sets_studies_beside_the_run_and_says_that_they_are_no_part_of_it(open_page, tmp_path):
+    world = World(tmp_path, make_plan(3))
+    world.start()
+    folder = write(tmp_path, cells_of(tmp_path, 2))
+    app = open_page([*world.arguments(hospitals=[]), "--study", str(folder)], "accuracy")
+    (row,) = next(one.value for one in app.table if "each hospital alone" in one.value.columns).to_dict("records")
+    assert row["all patients pooled, without privacy"].endswith("2 seeds")
+    assert row["each hospital alone"].endswith("2 seeds")
+    assert any("no part of this run" in one.value for one in app.caption)
+    alone = open_page(world.arguments(hospitals=[]), "accuracy")
+    assert not any("For comparison" in one.value for one in alone.markdown)

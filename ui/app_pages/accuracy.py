@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ui import accuracy, charts, own_patients, screen
+from study.bench.groups import grouped
+from ui import accuracy, charts, findings, own_patients, screen, sources
 from ui.accuracy import Point
 from ui.own_patients import OwnMean
 from ui.store_reading import Federation
@@ -23,6 +24,7 @@ def page() -> None:
         public(seen, points, own)
     if seen.validations:
         of_the_hospitals(seen, () if points else own)
+    references()
 
 
 def public(seen: Federation, points: tuple[Point, ...], own: tuple[OwnMean, ...]) -> None:
@@ -50,6 +52,18 @@ def of_the_hospitals(seen: Federation, undrawn: tuple[OwnMean, ...]) -> None:
         screen.text(sentence)
         screen.table(rows, f"{title}: the figures as a table", key="own-table")
     screen.note(own_patients.explained(seen.plan))
+
+
+def references() -> None:
+    """What studies of this deployment reached without privacy and without others, to compare with."""
+    read = [found for found in map(sources.study, screen.settings().studies) if found is not None]
+    rows = [row for found in read if (row := findings.reference(found, grouped(found.rows))) is not None]
+    if rows:
+        screen.text("#### For comparison")
+        screen.reading(rows, "For comparison")
+        screen.note(
+            "On each study's own patients, test cases and settings, with a 95 % interval over seeds: no part of this run."
+        )
 
 
 def explained(seen: Federation) -> str:
