@@ -265,7 +265,7 @@ def waiting_for(state: State, now_s: float) -> str:
     needed = smallest_cohort(state.plan)
     asked = [state.members[uri] for uri in sorted(state.asked)]
     ready = sum(member.standing is Standing.READY for member in asked)
-    behind = [_described(state, m, now_s) for m in asked if m.standing is not Standing.READY]
+    behind = [_described(state, m, now_s) for m in asked if m.standing is not Standing.READY and not m.definitive]
     if not behind:
         return ""
     return f"Round {state.round} · {ready} ready, {needed} needed · waiting for {', '.join(behind)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -12,10 +13,12 @@ from ui import accuracy, bandwidth, budget, rounds
 from ui.figures import Figure, Headline
 from ui.sources import Hospital
 from ui.store_reading import Federation
-from ui.words import age, counted, decline, party, percent, phase, size
+from ui.words import age, counted, decline, duration, party, percent, phase, size
 
 EVENTS_SHOWN = 12
 STALE_AFTER = timedelta(minutes=2)  # what a node said before that is shown with its age
+PACED_BY = 5  # opened rounds
+PACE = "The time left is that of the newest opened rounds for each round to come."
 NOTHING_YET = "Nothing yet: the coordinator has not started round 1."
 MEMBER_STATES = {
     "absent": "has not joined yet",
@@ -90,7 +93,19 @@ def _rounds(seen: Federation | None) -> Figure:
         return Figure("Rounds", "none yet", "waiting for the coordinator", explained)
     aborted = sum(row.state == "aborted" for row in seen.rounds)
     note = f"{aborted} aborted" if aborted else "none aborted"
-    return Figure("Rounds", f"{len(rounds.opened(seen.rounds))} of {seen.plan.rounds}", note, explained)
+    left = remaining_s(seen)
+    end = f" · about {duration(left)} left" if left else ""
+    return Figure("Rounds", f"{len(rounds.opened(seen.rounds))} of {seen.plan.rounds}", note + end, f"{explained} {PACE}")
+
+
+def remaining_s(seen: Federation) -> float:
+    """Until the end of the plan, at the pace of the newest opened rounds; 0 where there is no pace yet, or nothing to come."""
+    last = rounds.latest(seen.rounds)
+    paces = [sum(row.phase_seconds.values()) for row in rounds.opened(seen.recent)[-PACED_BY:]]
+    if seen.finished or last is None or not paces or " · paused by " in seen.waiting:
+        return 0.0
+    ahead = seen.plan.rounds - last.number + (last.state not in {"opened", "aborted"})
+    return statistics.median(paces) * ahead
 
 
 def _dice(seen: Federation | None) -> Figure:

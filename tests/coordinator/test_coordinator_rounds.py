@@ -497,3 +497,14 @@ def test_a_member_that_leaves_in_the_drill_pause_does_not_close_the_list_twice()
     assert world.settle()
     assert world.saved[1].survivors == tuple(uri(node) for node in range(4))
     assert world.saved[1].dropped == ((uri(3), "mask"),)
+
+
+def test_nobody_waits_for_a_hospital_whose_budget_is_spent():
+    world = World(make_plan(4))
+    for node in range(4):
+        world.act(node)
+    world.feed(ev.Reported(uri(0), 1, ev.Report.DECLINED, code="budget-exhausted"))
+    world.feed(ev.Reported(uri(1), 1, ev.Report.DECLINED, code="paused"))
+    said = waiting_for(world.state, world.now_s)
+    assert "h0" not in said
+    assert "h1 (declined: paused)" in said

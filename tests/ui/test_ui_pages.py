@@ -233,6 +233,11 @@ def test_an_aborted_round_is_said_on_both_pages(open_page, tmp_path):
     assert "lakeside (masked update) and nordklinik (masked update)" in tables(rounds)
 
 
+def test_the_time_that_is_left_is_said_at_the_pace_of_the_rounds(open_page, running):
+    """Two rounds of 22.5 s are done, and four of six are to come."""
+    assert "none aborted · about 1 min 30 s left" in text(open_page(running.arguments()))
+
+
 def test_a_finished_study_says_so(open_page, tmp_path):
     world = World(tmp_path, make_plan(1))
     world.start()
@@ -257,6 +262,7 @@ def test_rounds_held_back_are_the_first_thing_said(open_page, tmp_path):
     app = open_page(world.arguments(hospitals=[]))
     assert "Paused: no further round is opened" in app.warning[0].value
     assert "Paused by Dr B. Okoro: maintenance." in app.warning[0].value
+    assert " left" not in " ".join(caption.value for caption in app.caption)
 
 
 def test_a_silent_coordinator_is_a_state(open_page, tmp_path):
