@@ -106,13 +106,19 @@ def line(row: RoundRow, events: Sequence[EventRow]) -> Line:
     return Line(
         number=row.number,
         state=STATES.get(row.state, row.state),
-        returned=f"{len(row.survivors)} of {members}" if done else "",
+        returned=f"{len(row.survivors) if row.state == 'opened' else 0} of {members}" if done else "",
         lost=listing(lost),
         took=duration(seconds(row)) if done else "",
         started_at=row.started_at,
         sat_out=listing(out),
-        reason=row.reason,
+        reason=reason(row),
     )
+
+
+def reason(row: RoundRow) -> str:
+    """Why a round was aborted, its phase as people call it."""
+    name, separator, rest = row.reason.partition(": ")
+    return f"{phase(name)}{separator}{rest}"
 
 
 def seconds(row: RoundRow) -> float:
@@ -135,7 +141,9 @@ def timeline(row: RoundRow, masking_only: bool = False) -> Timeline:
         for name in chosen
         if _position(name) <= _position(row.dropped.get(uri))
     )
-    losses = (Loss(party(uri), name, ends[name]) for uri, name in sorted(row.dropped.items()) if name in ends)
+    never_ended = {name: at_s for name in MASKING_PHASES if name not in row.phase_seconds}  # the round broke off in it
+    places = ends | never_ended if ends else {}
+    losses = (Loss(party(uri), name, places[name]) for uri, name in sorted(row.dropped.items()) if name in places)
     return Timeline(tuple(segments), tuple(losses))
 
 
@@ -154,7 +162,9 @@ def _sentence(row: RoundRow) -> str:
     if row.state not in DONE:
         return f"Round {row.number} is running: {STATES.get(row.state, row.state)}."
     if row.state == "aborted":
-        return f"Round {row.number} was aborted after {duration(seconds(row))}: {row.reason or 'no reason was recorded'}."
+        text = f"Round {row.number} was aborted after {duration(seconds(row))}: {reason(row) or 'no reason was recorded'}."
+        gone = line(row, ()).lost
+        return f"{text} Lost: {gone}." if gone else text
     members = len(set(row.cohort) | set(row.dropped))
     text = f"Round {row.number} took {duration(seconds(row))}; {len(row.survivors)} of {counted(members, 'hospital')} returned"
     lost = [f"{party(uri)} was lost in the phase '{phase(name)}'" for uri, name in sorted(row.dropped.items())]

@@ -159,6 +159,17 @@ def test_a_round_in_one_line_and_one_sentence():
     assert rounds.sentence(replace(ROW, dropped={}, cohort=(A, B))).endswith("nobody was lost.")
 
 
+def test_an_aborted_round_has_nobody_in_its_sum_and_names_who_was_lost():
+    seconds = {"train": 60.0, "advertise": 1.0, "share": 1.0, "mask": 1.0}  # it broke off while the list was confirmed
+    broken = replace(ROW, state="aborted", survivors=(A, B, C), dropped={C: "confirm"}, phase_seconds=seconds)
+    broken = replace(broken, reason="confirm: only 2 of 3 answered in time, 3 are needed")
+    assert rounds.line(broken, []).returned == "0 of 3"
+    said = rounds.sentence(broken)
+    assert said.endswith(": survivor list: only 2 of 3 answered in time, 3 are needed. Lost: c (survivor list).")
+    assert rounds.timeline(broken).losses == (rounds.Loss("c", "confirm", 63.0),)
+    assert rounds.timeline(broken, masking_only=True).losses == (rounds.Loss("c", "confirm", 3.0),)
+
+
 def test_a_running_round_claims_no_result():
     running = replace(ROW, state="masking", ended_at=None, survivors=())
     assert rounds.line(running, []).returned == ""

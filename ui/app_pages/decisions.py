@@ -64,7 +64,7 @@ def at_hospital(found: Hospital) -> None:
         who = people(f"pause-{found.name}")
         if st.form_submit_button(screen.say(label), disabled=not running):
             send(found.folder, NODE, kind, **who)
-    log(found.folder)
+    log(found.folder, "No record yet. Decisions that the ledger keeps stand on the page Privacy budget.")
 
 
 def offer(found: Hospital, plan: Plan, *, running: bool) -> None:
@@ -155,7 +155,7 @@ def send(folder: Path, whom: str, kind: type[Request], **fields: object) -> None
     st.rerun()
 
 
-def log(folder: Path) -> None:
+def log(folder: Path, otherwise: str = "Nobody has done anything here yet.") -> None:
     """Who did what here, verified."""
     screen.text("#### What people did here")
     try:
@@ -164,7 +164,7 @@ def log(folder: Path) -> None:
         screen.banner(Headline("stop", "The audit log is damaged", str(error)))
         return
     if not records:
-        screen.text("Nobody has done anything here yet.")
+        screen.text(otherwise)
         return
     screen.note(
         f"Verified on loading: {len(records)} records in an unbroken chain, the last one {records[-1].digest.hex()[:12]}."
