@@ -89,7 +89,7 @@ class SmallFederation:
     def command(self, name: str, *arguments: object) -> None:
         """Run an installed command to its end."""
         child = self.family.start(name, [str(SCRIPTS / name), *map(str, arguments)], self.folder / "commands.log")
-        assert child.process.wait(60) == 0, child.last_lines()
+        assert child.process.wait(180) == 0, child.last_lines()
         self.family.children.remove(child)
 
     def approve(self, caps: dict[str, float] | None = None) -> None:
