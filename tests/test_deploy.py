@@ -1,7 +1,7 @@
 """deploy/: what cannot be run in a test is read, and held against what our programs and the formats themselves say.
 
-Units by systemd-analyze where it is installed; YAML by a parser and by the rules that make a pod closed; configurations and plan
-by the loaders of the product; every command by its own help.
+Units by systemd-analyze where it is installed; YAML by a parser and by the rules that make a pod closed; configurations and
+the plan by the loaders of the product; every command by its own help.
 """
 
 from __future__ import annotations

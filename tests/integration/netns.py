@@ -62,11 +62,10 @@ class Network:
         return sum(line.split()[3] == LISTEN for table in tables for line in table.splitlines()[1:])
 
     def __enter__(self) -> Self:
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.__exit__)
             self._make()
-        except BaseException:
-            self.__exit__()
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
