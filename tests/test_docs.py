@@ -89,7 +89,12 @@ def read_line(line: str) -> list[Command]:
 
 
 def documents() -> list[Path]:
-    further = (ROOT / "study" / "STUDIES.md", ROOT / "study" / "AUDIT.md")
+    further = (
+        ROOT / "study" / "STUDIES.md",
+        ROOT / "study" / "AUDIT.md",
+        ROOT / "docs" / "TROUBLESHOOTING.md",
+        ROOT / "deploy" / "README.md",
+    )
     return [ROOT / "README.md", ROOT / "README.zh-CN.md", *(ROOT / package / "README.md" for package in PACKAGES), *further]
 
 

@@ -48,12 +48,17 @@ class Network:
         """`words`, to be run on the machine of a party."""
         return ["ip", "netns", "exec", self.namespace(party), *words]
 
-    def run(
-        self, party: str, words: Sequence[str], folder: Path, *, within_s: float = 120, text_in: str = ""
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, party: str, words: Sequence[str], folder: Path, *, within_s: float = 600) -> subprocess.CompletedProcess[str]:
         """Run a command of a party to its end, in its own folder."""
         return subprocess.run(
-            self.command(party, words), cwd=folder, input=text_in, capture_output=True, text=True, check=False, timeout=within_s
+            self.command(party, words),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",  # openssl shows what a server sends as it comes
+            check=False,
+            timeout=within_s,
         )
 
     def listening(self, party: str) -> int:
