@@ -106,7 +106,7 @@ def approve(
     typer.echo(f"{request_file}: request of {asked.uri}")
     leaf = enrol.sign_request(ca, request_file, out, asked_words(words, "--words", WHOSE_KEY), days=days)
     csr = hashlib.sha256(request_file.read_bytes()).hexdigest()
-    _record(ca, by, "request-approved", party=leaf.uri, key=leaf.fingerprint.hex(), request=csr, words="compared")
+    record_act(ca, by, "request-approved", party=leaf.uri, key=leaf.fingerprint.hex(), request=csr, words="compared")
     typer.echo(f"{out}: certificate of {leaf.uri} and the root. The hospital will ask for the root's words:")
     show_key(authority.load_authority(ca).fingerprint)
 
@@ -121,7 +121,7 @@ def admit(
 ) -> None:
     """Let the coordinator's connections accept certificates of a hospital's own CA. Membership stays with `peers`."""
     party = enrol.admit_issuer(identity, certificate, issuer, asked_words(words, "--words", WHOSE_KEY))
-    _record(identity, by, "issuer-admitted", party=party.uri, key=party.fingerprint.hex(), words="compared")
+    record_act(identity, by, "issuer-admitted", party=party.uri, key=party.fingerprint.hex(), words="compared")
     typer.echo(f"{identity / CALLERS_FILE}: the CA of {party.uri} may sign callers; a running coordinator takes it up")
     show_key(party.fingerprint)
 
@@ -136,7 +136,7 @@ def revoke(
     """Take a party from a list of confirmed keys. A running coordinator or node acts on it within seconds."""
     present = load_peers(allow)
     left = present.without(uri)
-    _record(allow.parent, by, "key-removed", reason, party=uri, key=present.pinned[uri].hex(), list=allow.name)
+    record_act(allow.parent, by, "key-removed", reason, party=uri, key=present.pinned[uri].hex(), list=allow.name)
     write_peers(allow, left)
     typer.echo(f"{allow}: {uri} is removed; its next call is refused, and a masking session with it ends or goes on without it")
 
@@ -187,7 +187,7 @@ def peers(
     listed = present.with_peers(peer_of(party, confirmed_by or UNCONFIRMED, at) for party in parties)
     for party in parties:
         how = "nobody" if unconfirmed else "compared"
-        _record(
+        record_act(
             out.parent, confirmed_by, "key-confirmed", party=party.uri, key=party.fingerprint.hex(), words=how, list=out.name
         )
     write_peers(out, listed)
@@ -199,8 +199,8 @@ def show_key(key_sha256: bytes) -> None:
     typer.echo(f"key SHA-256  {key_sha256.hex()}\nkey words    {words_of(key_sha256)}")
 
 
-def _record(folder: Path, by: str | None, kind: str, reason: str = "", **fields: str) -> None:
-    """Into audit.log beside what is changed; before it is changed."""
+def record_act(folder: Path, by: str | None, kind: str, reason: str = "", **fields: str) -> None:
+    """Write into audit.log beside what is changed, before it is changed; the login name where nobody is named."""
     who = by or getpass.getuser()
     try:
         AuditLog.within(folder).append(Action(who, kind, reason, fields), datetime.now(UTC))

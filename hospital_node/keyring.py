@@ -48,6 +48,7 @@ class Keyring:
         self.identity: Identity = load_identity(folder, None)
         self.pinned: Mapping[str, bytes] = present_keys(self._confirmed, self._statements)
         self._former: Identity | None = None
+        self._stuck = False  # the change to the next key failed; said once, tried again at the next start
         self._try_from: datetime | None = None
         self._say_from: datetime | None = None
         self._log = logger()
@@ -78,7 +79,7 @@ class Keyring:
 
     def changed(self) -> bool:
         """Whether another key or certificate than the one in use waits in the folder."""
-        return renewal.is_ready(self._folder) or stamp_of(self._folder) != self._stamp
+        return (renewal.is_ready(self._folder) and not self._stuck) or stamp_of(self._folder) != self._stamp
 
     def adopt(self) -> bool:
         """Take up what waits in the folder (2); False where it cannot be used, which is said once."""
@@ -87,6 +88,7 @@ class Keyring:
             self._stamp = stamp_of(self._folder)
             identity = load_identity(self._folder, None)
         except CertificateError as error:
+            self._stuck = renewal.is_ready(self._folder)
             self._log.warning("the new certificate cannot be used; the old one stays", reason=str(error))
             return False
         if identity.uri != self.identity.uri:

@@ -84,10 +84,10 @@ class Conversation:
                 self._link = None
 
     def _follow(self, link: Link) -> None:
+        self._redial = False
         while not self._stop.is_set():
             self._party.settle(link)
             if self._redial:
-                self._redial = False
                 return
             order = link.poll(self._done)
             if order is None:

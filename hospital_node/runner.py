@@ -188,9 +188,9 @@ class Hospital:
 
     def _tend_keys(self, link: Link) -> None:
         """Renew in time; take up new keys and lists between sessions, over a new connection."""
-        self._keyring.renew(link, self._now())
         if self._at_work is not None and self._at_work.desk.in_session:
             return
+        self._keyring.renew(link, self._now())
         self._keyring.read_peers_again()
         if self._keyring.changed() and self._keyring.adopt():
             self._write_node()
