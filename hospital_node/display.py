@@ -1,15 +1,18 @@
 """Keeps progress.json and leaves.json current: what the hospital's own app shows of a running node.
 
-This file decides nothing. Steps are written at most twice a second, because each write is synced to disk.
+This file decides nothing. Steps are written at most twice a second, because each write is synced to disk. A disk that cannot be
+written costs people the view, never the round: it is logged, and what was to be counted is counted with the next write.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from hospital_node.progress import Leaves, LocalProgress, NodePhase, read_leaves, write_leaves, write_progress
+from hospital_node.logs import logger
+from hospital_node.progress import Item, Leaves, LocalProgress, NodePhase, read_leaves, write_leaves, write_progress
 from hospital_node.state import StateFolder
 from hospital_node.traffic import ByteMeter
 
@@ -26,6 +29,7 @@ class Display:
         self._clock = clock
         self._lock = threading.Lock()
         self._written_s = 0.0
+        self._uncounted: Counter[Item] = Counter()  # bytes that left and that leaves.json does not have yet
         now = self._now()
         self._shown = LocalProgress(
             study=study,
@@ -85,14 +89,27 @@ class Display:
         """Add what the meter holds to leaves.json; returns the bytes sent."""
         now = self._now()
         sent = meter.take()
-        before = read_leaves(self._folder.leaves) or Leaves(study=self._shown.study, updated_at=now)
-        write_leaves(self._folder.leaves, before.sent(round_number, sent, now))
+        self._uncounted.update(sent)
+        try:
+            before = read_leaves(self._folder.leaves) or Leaves(study=self._shown.study, updated_at=now)
+            write_leaves(self._folder.leaves, before.sent(round_number, self._uncounted, now))
+        except OSError as error:
+            _unwritable(error)
+        else:
+            self._uncounted.clear()
         return sum(sent.values())
 
     def _write(self, fields: dict[str, object], now: datetime) -> None:
         self._shown = self._shown.model_copy(update={**fields, "updated_at": now})
         self._written_s = self._clock()
-        write_progress(self._folder.progress, self._shown)
+        try:
+            write_progress(self._folder.progress, self._shown)
+        except OSError as error:
+            _unwritable(error)
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
+
+
+def _unwritable(error: OSError) -> None:
+    logger().warning("the state folder cannot be written; free some space or check its disk", reason=error.strerror)

@@ -136,7 +136,7 @@ class ReleaseDesk:
         session = MaskingSession(self._member, params)
         advert = session.advertise(self._seen, held.base_digest)
         self._end_session("the coordinator opened another session")
-        self._folder.remember_session(session.id)  # 2
+        self._remember(session.id)  # 2
         self._seen |= {session.id}
         self._session = session
         return pb.PhaseAnswer(session=session.id, advert=wire.to_advert(advert))
@@ -220,6 +220,13 @@ class ReleaseDesk:
             raise refusal
         base = params.base_digests[params.place(self._member.uri)]
         return pb.PhaseAnswer(session=current.id, advert=wire.to_advert(current.advertise(self._seen, base)))
+
+    def _remember(self, session: bytes) -> None:
+        try:
+            self._folder.remember_session(session)
+        except OSError as error:
+            logger().warning("a session id cannot be kept, so it is not answered", reason=error.strerror)
+            raise SessionRefused("ledger-unwritable", DECLINE_CODES["ledger-unwritable"]) from error
 
     def _ask_ledger(self, held: HeldUpdate) -> None:
         try:

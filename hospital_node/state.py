@@ -148,11 +148,17 @@ class StateFolder:
     def write_node(self, uri: str, study: str, certificate_until: str = "") -> None:
         """Record whose folder this is."""
         content = NodeFile(uri=uri, study=study, name=short_name(uri), certificate_until=certificate_until)
-        write_whole(self.node, content.model_dump_json().encode())
+        self._write(self.node, content.model_dump_json().encode())
 
     def write_plan(self, plan: Plan) -> None:
         """Keep the plan offered last, for the officer and the app."""
-        write_whole(self.plan, plan.canonical())
+        self._write(self.plan, plan.canonical())
+
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            write_whole(path, data)
+        except OSError as error:
+            raise StateError(f"cannot write {path}: {error.strerror}: free some space, then start the node again") from error
 
     def read_plan(self) -> Plan | None:
         """The plan offered last, or None. PlanError where the file was edited."""
@@ -193,7 +199,7 @@ class StateFolder:
             raise StateError(f"{self.sessions} is damaged: restore it, or take part under a new identity") from error
 
     def remember_session(self, session: bytes) -> None:
-        """Append one id and sync it; to be called before the first answer of that session leaves."""
+        """Append one id and sync it; to be called before the first answer of that session leaves. Raises OSError."""
         descriptor = os.open(self.sessions, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600)
         try:
             os.write(descriptor, _line_break_if_unfinished(descriptor) + session.hex().encode() + b"\n")

@@ -10,6 +10,7 @@ import resource
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -22,14 +23,14 @@ from hospital_node.runner import run_with
 from proto.modelfile import read_model
 
 
-def main() -> None:
+def main(clock: Callable[[], float] = time.time) -> None:
     layout, configs = read_model(Path(sys.argv[1])).layout, [load_config(Path(name)) for name in sys.argv[2:]]
     logs.configure()
     stop = threading.Event()
     workshop = formula_workshop(layout, signs_of)
     with ThreadPoolExecutor(len(configs)) as pool:
         nodes = [
-            pool.submit(run_with, config, workshop, dial=dial, clock=time.time, rand=os.urandom, stop=stop)
+            pool.submit(run_with, config, workshop, dial=dial, clock=clock, rand=os.urandom, stop=stop)
             for config in configs
         ]
         wait(nodes, return_when="FIRST_EXCEPTION")
