@@ -30,8 +30,7 @@ def main(clock: Callable[[], float] = time.time) -> None:
     workshop = formula_workshop(layout, signs_of)
     with ThreadPoolExecutor(len(configs)) as pool:
         nodes = [
-            pool.submit(run_with, config, workshop, dial=dial, clock=clock, rand=os.urandom, stop=stop)
-            for config in configs
+            pool.submit(run_with, config, workshop, dial=dial, clock=clock, rand=os.urandom, stop=stop) for config in configs
         ]
         wait(nodes, return_when="FIRST_EXCEPTION")
         stop.set()
