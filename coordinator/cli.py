@@ -23,6 +23,7 @@ from coordinator.config import ConfigError, CoordinatorConfig, load_config
 from coordinator.expiry import certificates_of, read_ends
 from coordinator.status import heartbeat_of, status_of
 from coordinator.store import RoundRow, StoreError, StoreReader, open_store
+from proto.buffering import FACTOR_ONE
 from proto.control import Abort, ControlError, Pause, Resume, decision
 from proto.control_socket import ask, listening
 from proto.plan import Evaluation, Plan, PlanError, load_toml, short_name
@@ -146,14 +147,15 @@ def check_plan(plan: Annotated[Path, typer.Argument(help="The study plan, TOML."
         f"A hospital sends {bits:.3g} bits for a parameter (float32: 32); rounding moves the mean by at most {error_share:.2g} "
         "of the clip (root mean square)"
     )
-    for line in _local_work(study):
+    for line in (*_local_work(study), *_buffer_in_words(study)):
         typer.echo(line)
     if study.evaluation is not None:
         typer.echo(_evaluation_in_words(study, study.evaluation))
     for size in range(smallest, study.largest_cohort + 1):
         threshold = study.threshold_of(size)
+        least = max(threshold, smallest if study.buffer is None else study.masking.minimum_cohort)
         if fits(study, size):
-            typer.echo(f"{size} hospitals: any {threshold} open the sum, {size - max(threshold, smallest)} may drop out")
+            typer.echo(f"{size} hospitals: any {threshold} open the sum, {size - least} may drop out")
         else:
             typer.echo(f"{size} hospitals: no session opens, {threshold} do not fit {study.masking.max_colluders} colluders")
 
@@ -224,6 +226,23 @@ def _local_work(plan: Plan) -> Iterator[str]:
         yield f"A round's local work: {steps}{which}"
     noise = f"noise multiplier {plan.privacy.noise_multiplier:g}, rate 1/{plan.privacy.inverse_sampling_rate}"
     yield f"A patient pays for at most {plan.most_steps} steps ({noise})"
+
+
+def _buffer_in_words(study: Plan) -> Iterator[str]:
+    """What buffered rounds wait for, and what an update's age does to it."""
+    buffer = study.buffer
+    if buffer is None:
+        return
+    groups = len(study.hospitals) // buffer.updates
+    apart = f"can go on in {groups} groups that wait for nobody else" if groups > 1 else "are too few for two such groups"
+    ready = f"a sum opens as soon as {buffer.updates} updates of one model are ready"
+    yield f"Buffered: {ready}; the {len(study.hospitals)} hospitals {apart}"
+    parts = ", ".join(f"{factor / FACTOR_ONE:.2g}" for factor in buffer.factors[:6])
+    more = ", ..." if len(buffer.factors) > 6 else ""
+    yield (
+        f"An update counts {parts}{more} where so many rounds from none on ended since it began; after more than "
+        f"{buffer.max_staleness} it is let go, and nothing of it leaves or is charged"
+    )
 
 
 def _evaluation_in_words(study: Plan, evaluation: Evaluation) -> str:

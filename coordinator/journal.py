@@ -47,7 +47,7 @@ class Message:
 
 
 class SeatRecord(Frozen):
-    """One seat of the roster; keys and digests are hexadecimal. Standing, code and refusals are its member's."""
+    """One seat of the roster; keys and digests are hexadecimal. Standing, code, refusals and began are its member's."""
 
     uri: str
     public_key: str
@@ -56,6 +56,7 @@ class SeatRecord(Frozen):
     standing: Standing
     code: str = ""
     refusals: int = 0
+    began: int = 0
 
 
 class Outline(Frozen):
@@ -190,10 +191,19 @@ def _seat_record(seat: Seat, member: Member) -> SeatRecord:
         standing=member.standing,
         code=member.code,
         refusals=member.refusals,
+        began=member.began,
     )
 
 
 def _member(row: SeatRecord) -> Member:
     return Member(
-        row.uri, row.weight, 0.0, bytes.fromhex(row.public_key), standing=row.standing, code=row.code, refusals=row.refusals
+        row.uri,
+        row.weight,
+        0.0,
+        bytes.fromhex(row.public_key),
+        standing=row.standing,
+        code=row.code,
+        refusals=row.refusals,
+        base=bytes.fromhex(row.base_digest),
+        began=row.began,
     )

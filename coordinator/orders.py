@@ -30,10 +30,11 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Train on the model of this digest and report ready."""
+    """Train on the model of this digest and report ready. `anew` (buffered rounds): and let go of what is of an older one."""
 
     round: int
     base_digest: bytes
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,9 @@ An event that does not fit the state changes nothing and decides nothing.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from typing import assert_never
 
-from coordinator import holding, masking
+from coordinator import buffered, holding, masking
 from coordinator.events import (
     AbortSession,
     Advertised,
@@ -42,7 +40,6 @@ from coordinator.events import (
     RoundsLetOn,
     SavePhase,
     SaveRound,
-    SaveValidation,
     Seen,
     SessionBroken,
     SessionImpossible,
@@ -52,9 +49,22 @@ from coordinator.events import (
     UploadAccepted,
 )
 from coordinator.orders import Evaluate, Finished, RoundResult, Train, Wait
-from coordinator.state import OUT, UNCOMMITTED, Member, Phase, Standing, State, fits, is_lost, smallest_cohort
+from coordinator.state import (
+    OUT,
+    UNCOMMITTED,
+    Member,
+    Phase,
+    Standing,
+    State,
+    fits,
+    is_lost,
+    ready_cohort,
+    smallest_cohort,
+    willing,
+    willing_now,
+)
 from coordinator.turn import Turn
-from proto.evaluation import in_words, label_means
+from coordinator.validated import validated
 from proto.plan import DECLINE_CODES, short_name
 
 
@@ -112,6 +122,8 @@ def _settle(turn: Turn) -> None:
         _session_failed(turn, turn.state.session.ended)
     if turn.state.phase is Phase.TRAIN and not _finish_if_too_few(turn):
         _pass_over_if_too_few(turn)
+    if turn.state.phase is Phase.TRAIN and turn.state.plan.buffer is not None:
+        buffered.let_go(turn)
     if turn.state.phase is Phase.TRAIN:
         _form_cohort(turn)
 
@@ -128,7 +140,8 @@ def _on_joined(turn: Turn, event: Joined) -> None:
         turn.record("joined", f"{short_name(event.party)} joined", event.party)
     again = fresh or member.standing in {Standing.DECLINED, Standing.REVOKED}  # people may have lifted the reason
     turn.change_member(event.party, public_key=event.public_key, standing=Standing.IDLE if again else member.standing)
-    if again and turn.state.phase is Phase.TRAIN:
+    waits_for_nobody = turn.state.plan.buffer is not None and turn.state.phase not in {Phase.START, Phase.HELD}
+    if again and (turn.state.phase is Phase.TRAIN or waits_for_nobody) and not buffered.is_taken(turn.state, event.party):
         _offer(turn, event.party)
 
 
@@ -165,24 +178,27 @@ def _notice_lost(turn: Turn) -> None:
 def _on_reported(turn: Turn, event: Reported) -> None:
     member = _heard(turn, event.party)
     state = turn.state
-    if (
-        member is None
-        or event.round != state.round
-        or member.standing in {Standing.EXCLUDED, Standing.REVOKED}
-        or member.uri not in state.asked
-    ):
+    out = {Standing.EXCLUDED, Standing.REVOKED}
+    if member is None or member.standing in out or member.uri not in state.asked:
+        return
+    if not (event.round == state.round if state.plan.buffer is None else buffered.counts(state, member, event)):
         return
     match event.report:
         case Report.READY:
             _on_ready(turn, member, event)
         case Report.TRAINING:
-            if member.standing is not Standing.READY:
+            if state.plan.buffer is not None:
+                buffered.on_training(turn, event)
+            elif member.standing is not Standing.READY:
                 turn.change_member(event.party, standing=Standing.TRAINING, code="")
         case Report.DECLINED | Report.FAILED:
             _on_out(turn, event)
 
 
 def _on_ready(turn: Turn, member: Member, event: Reported) -> None:
+    if turn.state.plan.buffer is not None:
+        buffered.on_ready(turn, event)
+        return
     if event.base_digest != turn.state.base_digest:
         turn.record("wrong-base", f"{short_name(event.party)} trained on another model and cannot take part", event.party)
         turn.change_member(event.party, standing=Standing.FAILED, code="wrong-base")
@@ -236,7 +252,10 @@ def _begin_round(turn: Turn) -> None:
         return
     turn.emit(SaveRound(turn.state.round, "training"))
     _enter_training(turn)
-    turn.record("round", f"offered to {', '.join(map(short_name, _willing_now(turn.state)))}")
+    if turn.state.plan.buffer is not None:
+        buffered.begin_round(turn)
+        return
+    turn.record("round", f"offered to {', '.join(map(short_name, willing_now(turn.state)))}")
     for member in tuple(turn.state.members.values()):
         if member.standing is not Standing.ABSENT and member.may_be_asked:
             turn.change_member(member.uri, standing=Standing.IDLE, code="", refusals=0)
@@ -248,9 +267,11 @@ def _enter_training(turn: Turn) -> None:
     turn.change(phase=Phase.TRAIN, phase_since_s=turn.now_s, deadline_s=deadline_s, session=None, forming=(), impossible=())
 
 
-def _offer(turn: Turn, uri: str) -> None:
+def _offer(turn: Turn, uri: str, *, again: bool = False) -> None:
     state = turn.state
-    if uri in state.asked:
+    if state.plan.buffer is not None:
+        (buffered.ask_again if again else buffered.offer)(turn, uri)
+    elif uri in state.asked:
         turn.instruct(uri, Train(state.round, state.base_digest))
     else:
         turn.instruct(uri, Wait(f"the plan does not select this hospital for round {state.round}"))
@@ -259,12 +280,8 @@ def _offer(turn: Turn, uri: str) -> None:
 def _form_cohort(turn: Turn) -> None:
     """Begin a session where everybody that anybody waits for is ready, or time is up (rules 1 to 3)."""
     state = turn.state
-    live = [m for m in state.members.values() if m.uri in state.asked and not is_lost(state, m, turn.now_s)]
-    ready = tuple(m.uri for m in live if m.standing is Standing.READY)
-    behind = [m for m in live if m.standing is not Standing.READY and m.standing not in OUT]
-    if state.forming or ready == state.impossible or (behind and turn.now_s < state.deadline_s):
-        return
-    if len(ready) < smallest_cohort(state.plan):
+    ready = ready_cohort(state, turn.now_s) if state.plan.buffer is None else buffered.ready_cohort(state, turn.now_s)
+    if state.forming or ready == state.impossible or len(ready) < smallest_cohort(state.plan):
         return
     if not fits(state.plan, len(ready)):
         bound = f"the plan's threshold does not fit {len(ready)} members with {state.plan.masking.max_colluders} colluders"
@@ -292,7 +309,7 @@ def _another_try(turn: Turn) -> None:
     for member in tuple(turn.state.members.values()):
         if member.uri in turn.state.asked and member.standing in OUT and member.may_be_asked:
             turn.change_member(member.uri, standing=Standing.IDLE, code="", refusals=0)
-            _offer(turn, member.uri)
+            _offer(turn, member.uri, again=True)
 
 
 # ---- how a session ends ----
@@ -320,13 +337,18 @@ def _back_to_training(turn: Turn) -> None:
     session = turn.session
     turn.emit(SaveRound(turn.state.round, "training"))
     _enter_training(turn)
+    at_other_models = set() if turn.state.plan.buffer is None else turn.state.members.keys() - session.uris
     for member in tuple(turn.state.members.values()):
         keeps = member.standing is Standing.READY and member.uri not in session.dropped
         if keeps and member.uri in session.uris:
             turn.instruct(member.uri, Wait("the masking session ended before anything was released: keep the update"))
-        elif not keeps and member.uri in turn.state.asked and member.standing in {Standing.READY, Standing.IDLE}:
+        elif (
+            not keeps
+            and member.uri in turn.state.asked - at_other_models
+            and member.standing in {Standing.READY, Standing.IDLE}
+        ):
             turn.change_member(member.uri, standing=Standing.IDLE)
-            _offer(turn, member.uri)
+            _offer(turn, member.uri, again=True)
 
 
 def _on_opened(turn: Turn, event: Opened) -> None:
@@ -340,24 +362,13 @@ def _on_opened(turn: Turn, event: Opened) -> None:
     dropped = tuple(sorted(session.dropped.items()))
     turn.emit(SaveRound(state.round, "opened", session.uris, session.survivors, dropped, event.model_digest))
     turn.record("opened", f"{len(session.survivors)} of {len(session.roster)} in the sum · sum opened")
-    _validated(turn, event.sums, len(session.survivors))
-    turn.change(base_digest=event.model_digest, base_round=state.round)
+    validated(turn, event.sums, len(session.survivors))
+    models = (*state.models, (state.round, event.model_digest))
+    turn.change(base_digest=event.model_digest, base_round=state.round, models=models)
     _tell_all(turn, RoundResult(state.round, session.id, session.survivors, event.sum_digest, event.model_digest, opened=True))
     if state.round % state.plan.evaluate_every == 0:
         _evaluate(turn, state.round, event.model_digest)
     _next_round(turn)
-
-
-def _validated(turn: Turn, sums: tuple[float, ...], hospitals: int) -> None:
-    """What rode along of an evaluation: of the model that the round began from. Only means are kept, never the sums."""
-    plan = turn.state.plan
-    if plan.evaluation is None or not sums:
-        return
-    labels = plan.network.labels
-    means = label_means(labels, sums, plan.evaluation.deviation(len(labels)) * math.sqrt(hospitals))
-    turn.emit(SaveValidation(turn.state.round, turn.state.base_round, hospitals, means))
-    said = ", ".join(f"{one.label} {in_words(one)}" for one in means)
-    turn.record("validated", f"model of round {turn.state.base_round} on the hospitals' own patients, noised: {said}")
 
 
 def _on_broken(turn: Turn, event: SessionBroken) -> None:
@@ -368,6 +379,8 @@ def _on_broken(turn: Turn, event: SessionBroken) -> None:
 
 def _next_round(turn: Turn) -> None:
     """Begin the next round that enough of its hospitals can take part in, or end the run."""
+    if turn.state.plan.buffer is not None and turn.state.session is not None:
+        buffered.of_ended(turn, turn.state.session)
     turn.change(session=None)
     plan = turn.state.plan
     while turn.state.round < plan.rounds:
@@ -375,7 +388,7 @@ def _next_round(turn: Turn) -> None:
         turn.change(round=number, asked=frozenset(plan.selected(number)))
         if _finish_if_too_few(turn):
             return
-        if len(_willing_now(turn.state)) >= smallest_cohort(plan):
+        if len(willing_now(turn.state)) >= smallest_cohort(plan):
             _begin_round(turn)
             return
         _pass_over(turn)
@@ -383,7 +396,7 @@ def _next_round(turn: Turn) -> None:
 
 
 def _pass_over_if_too_few(turn: Turn) -> None:
-    if len(_willing_now(turn.state)) < smallest_cohort(turn.state.plan):
+    if len(willing_now(turn.state)) < smallest_cohort(turn.state.plan):
         _pass_over(turn)
         _next_round(turn)
 
@@ -391,7 +404,7 @@ def _pass_over_if_too_few(turn: Turn) -> None:
 def _pass_over(turn: Turn) -> None:
     """End a round before any session of it: too few of its hospitals have budget left, and nobody takes their place (6)."""
     state = turn.state
-    able = f"{len(_willing_now(state))} of its {len(state.asked)} hospitals have budget left"
+    able = f"{len(willing_now(state))} of its {len(state.asked)} hospitals have budget left"
     reason = f"{able} and {smallest_cohort(state.plan)} are needed"
     turn.emit(SaveRound(state.round, "aborted", reason=reason))
     turn.record("round-aborted", f"passed over: {reason}")
@@ -401,12 +414,12 @@ def _pass_over(turn: Turn) -> None:
 
 
 def _finish_if_too_few(turn: Turn) -> bool:
-    willing, needed = _willing(turn.state), smallest_cohort(turn.state.plan)
-    if len(willing) >= needed:
+    left, needed = willing(turn.state), smallest_cohort(turn.state.plan)
+    if len(left) >= needed:
         return False
     gone = [m for m in turn.state.members.values() if m.definitive]
     names = ", ".join(f"{short_name(m.uri)}: {DECLINE_CODES[m.code]}" for m in gone)
-    _finish(turn, f"{len(willing)} hospitals remain and {needed} are needed ({names})")
+    _finish(turn, f"{len(left)} hospitals remain and {needed} are needed ({names})")
     return True
 
 
@@ -427,17 +440,6 @@ def _evaluate(turn: Turn, number: int, digest: bytes) -> None:
 
 
 def _tell_all(turn: Turn, result: RoundResult) -> None:
-    for uri in _joined(turn.state.members.values()):
-        turn.instruct(uri, result)
-
-
-def _joined(members: Iterable[Member]) -> list[str]:
-    return [m.uri for m in members if m.standing is not Standing.ABSENT]
-
-
-def _willing(state: State) -> list[str]:
-    return [m.uri for m in state.members.values() if not m.definitive]
-
-
-def _willing_now(state: State) -> list[str]:
-    return [uri for uri in sorted(state.asked) if not state.members[uri].definitive]
+    for member in turn.state.members.values():
+        if member.standing is not Standing.ABSENT:
+            turn.instruct(member.uri, result)

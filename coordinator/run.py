@@ -39,6 +39,7 @@ from coordinator.store_interface import RunStore
 from coordinator.store_write import Batch, StoreWriter
 from coordinator.wire_orders import to_open
 from proto import scaffold
+from proto.buffering import damping
 from proto.layout import Layout, Vector, model_digest
 from proto.parts import sent_layout
 from proto.plan import Plan, PlanError, load_toml, short_name
@@ -132,6 +133,7 @@ class Run:
             drill_pause_s=config.drill_pause_s,
             kept=kept,
             held=held,
+            models=tuple((model.round, bytes.fromhex(model.digest)) for model in self.store.models()),
         )
 
     def _restored(self) -> Restored | None:
@@ -316,9 +318,12 @@ class Run:
         for uri in opened.wrong_shares:
             log.warning("wrong shares were corrected", party=short_name(uri))
         number, memory = view.params.round, self.models.read_velocity(base)
-        before = self.models.read(base)
-        published, memory = next_model(self.plan, self.layout, before, opened.mean, memory, number, survivors)
-        mean_digest, digest = self.models.write_mean(opened.mean), self.models.write(published, memory)
+        before, mean = self.models.read(base), opened.mean
+        if self.plan.buffer is not None:
+            weights = [self.plan.hospital(uri).weight for uri in survivors]
+            mean = mean * np.float32(damping(weights, [view.params.weight(uri) for uri in survivors]))
+        published, memory = next_model(self.plan, self.layout, before, mean, memory, number, survivors)
+        mean_digest, digest = self.models.write_mean(mean), self.models.write(published, memory)
         self.models.export(scaffold.taken_apart(self.plan, published)[0], number)
         return ev.Opened(session, opened.sum_digest, digest, opened.extras, mean_digest)
 

@@ -65,6 +65,10 @@ class Member:
     code: str = ""
     refusals: int = 0  # in this round
     lost: bool = False
+    base: bytes = b""  # buffered rounds: the model that it trains or trained on,
+    began: int = 0  # the round in which it began,
+    asked_s: float = 0.0  # when it was asked to,
+    not_before: int = 0  # and the first round that counts: what it began earlier was let go
 
     @property
     def may_be_asked(self) -> bool:
@@ -140,6 +144,7 @@ class State:
     deadline_s: float = 0.0  # of the training phase
     base_round: int = 0  # the round that published the base
     evaluated_round: int = -1  # newest model that evaluators were sent
+    models: tuple[tuple[int, bytes], ...] = ()  # (round that published it, digest), the newest last
     session: Session | None = None
     kept: Kept | None = None  # goes on with the first tick
     forming: tuple[str, ...] = ()  # roster whose session id is being drawn
@@ -160,11 +165,13 @@ def begin(
     drill_pause_s: float = 0.0,
     kept: Kept | None = None,
     held: str = "",
+    models: tuple[tuple[int, bytes], ...] = (),
 ) -> State:
     """State of a coordinator that has just started and will offer `round` on the model `base_digest`, or go on with `kept`."""
     members = {h.uri: Member(h.uri, h.weight, last_seen_s=now_s) for h in plan.hospitals}
     if kept is not None:
-        members |= {uri: replace(member, last_seen_s=now_s) for uri, member in kept.members.items()}
+        came = kept.members.items()
+        members |= {uri: replace(member, last_seen_s=now_s, weight=members[uri].weight) for uri, member in came}
     return State(
         plan=plan,
         members=dict(sorted(members.items())),
@@ -178,6 +185,7 @@ def begin(
         phase_since_s=now_s,
         kept=kept,
         held=held,
+        models=models or ((base_round, base_digest),),
     )
 
 
@@ -194,13 +202,30 @@ def fits(plan: Plan, roster_size: int) -> bool:
 
 def smallest_cohort(plan: Plan) -> int:
     """Fewest members with which a session may open. PlanError where no roster that the plan can have fits."""
-    for size in range(plan.masking.minimum_cohort, plan.largest_cohort + 1):
+    for size in range(plan.fewest_updates, plan.largest_cohort + 1):
         if fits(plan, size):
             return size
     raise PlanError(
         f"no cohort of study '{plan.study}' is safe against {plan.masking.max_colluders} colluders: c < 2t - n and t - c >= 2 "
         f"hold for no n up to {plan.largest_cohort}; let more hospitals take part, or lower masking.max_colluders"
     )
+
+
+def willing(state: State) -> list[str]:
+    """Hospitals that have budget left, as far as is known."""
+    return [m.uri for m in state.members.values() if not m.definitive]
+
+
+def willing_now(state: State) -> list[str]:
+    """Of those that the plan selects for this round."""
+    return [uri for uri in sorted(state.asked) if not state.members[uri].definitive]
+
+
+def ready_cohort(state: State, now_s: float) -> tuple[str, ...]:
+    """Everybody with an update, once nobody is waited for; () before. Of rounds that wait for their hospitals."""
+    live = [m for m in state.members.values() if m.uri in state.asked and not is_lost(state, m, now_s)]
+    behind = [m for m in live if m.standing is not Standing.READY and m.standing not in OUT]
+    return () if behind and now_s < state.deadline_s else tuple(m.uri for m in live if m.standing is Standing.READY)
 
 
 def enough(state: State, session: Session) -> int:
@@ -211,7 +236,10 @@ def enough(state: State, session: Session) -> int:
 def seats_of(state: State, roster: tuple[str, ...]) -> tuple[Seat, ...]:
     """The members of a session as its context binds them."""
     members = [state.members[uri] for uri in roster]
-    return tuple(Seat(m.uri, m.public_key, m.weight, state.base_digest) for m in members)
+    if state.plan.buffer is None:
+        return tuple(Seat(m.uri, m.public_key, m.weight, state.base_digest) for m in members)
+    factors = state.plan.buffer.factors
+    return tuple(Seat(m.uri, m.public_key, m.weight * factors[state.round - m.began], m.base) for m in members)
 
 
 def is_lost(state: State, member: Member, now_s: float) -> bool:
@@ -264,7 +292,8 @@ def waiting_for(state: State, now_s: float) -> str:
         return ""
     needed = smallest_cohort(state.plan)
     asked = [state.members[uri] for uri in sorted(state.asked)]
-    ready = sum(member.standing is Standing.READY for member in asked)
+    bases = [m.base for m in asked if m.standing is Standing.READY]  # a cohort has one; without [buffer] there is no other
+    ready = max(map(bases.count, bases), default=0)
     behind = [_described(state, m, now_s) for m in asked if m.standing is not Standing.READY and not m.definitive]
     if not behind:
         return ""

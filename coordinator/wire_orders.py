@@ -65,8 +65,8 @@ def _instruction(number: int, order: orders.Order, reader: str, model_bytes: int
     match order:
         case orders.Wait(reason):
             message.wait.CopyFrom(pb.Wait(reason=reason))
-        case orders.Train(round_number, digest):
-            message.train.CopyFrom(pb.Train(round=round_number, base_digest=digest, base_bytes=model_bytes))
+        case orders.Train(round_number, digest, anew):
+            message.train.CopyFrom(pb.Train(round=round_number, base_digest=digest, base_bytes=model_bytes, anew=anew))
         case orders.Open():
             message.open.CopyFrom(to_open(order))
         case orders.Share(session, adverts):

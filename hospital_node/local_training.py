@@ -103,6 +103,11 @@ class LocalTraining:
         job = self._job
         return job is not None and (job.authorization.round, job.base_digest) == (round_number, base_digest)
 
+    @property
+    def under_way(self) -> tuple[int, bytes] | None:
+        """Round and model of the training under way."""
+        return None if self._job is None else (self._job.authorization.round, self._job.base_digest)
+
     def failed_at(self, round_number: int, base_digest: bytes) -> Failed | None:
         """How the training of exactly this round ended, where it failed: the patients may be why, so it is not tried again."""
         if self._failed is None or (self._failed[1].round, self._failed[0]) != (round_number, base_digest):

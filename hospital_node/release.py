@@ -6,14 +6,15 @@ The order that holds (numbers label the code):
 3. every check of the session passes before the ledger is asked;
 4. the update is taken out of the desk, then the ledger commits, durably, then masked words exist;
 5. from (4) on the update belongs to that session alone; when the session ends, however it ends, the update is gone.
-An update that was not committed may enter another session of the same round. Nothing here is ever written to disk but the
-session id, the ledger's entry and, where the plan has control variates, the one that follows from the committed update.
+An update that was not committed may enter another session of the same round, under a buffered plan also one of a later round,
+as late as the plan allows; it is charged in the round in which it leaves. Nothing here is ever written to disk but the session
+id, the ledger's entry and, where the plan has control variates, the one that follows from the committed update.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TypeVar
@@ -93,6 +94,11 @@ class ReleaseDesk:
         held = self._held
         return held is not None and (held.round, held.base_digest) == (round_number, base_digest)
 
+    def kept_for(self, round_number: int) -> HeldUpdate | None:
+        """The unreleased update that may leave in a round of this number; None where there is none or it is too old."""
+        held = self._held
+        return held if held is not None and self._staleness(held, round_number) is not None else None
+
     def hold(
         self,
         vector: Vector,
@@ -129,10 +135,10 @@ class ReleaseDesk:
         if current is not None and current.id == order.session:
             return self._advertise_again(current, order)
         held = self._held
-        if held is None or held.round != order.round:
+        if held is None or held.round > order.round or (held.round < order.round and self._plan.buffer is None):
             raise SessionRefused("no-update", f"this node holds no unreleased update of round {order.round}")
         params = self._params(order, held)  # 1
-        self._ask_ledger(held)
+        self._ask_ledger(order.round)
         session = MaskingSession(self._member, params)
         advert = session.advertise(self._seen, held.base_digest)
         self._end_session("the coordinator opened another session")
@@ -187,7 +193,7 @@ class ReleaseDesk:
     def _outcome(self, order: pb.RoundResult) -> Outcome:
         session = self._session
         mine = session is not None and session.id == order.session and session.charged is not None
-        if self._held is not None and self._held.round <= order.round:
+        if self._held is not None and self._held.round <= order.round and self._plan.buffer is None:
             self._held = None
         if session is None or not mine:
             return Outcome.NOT_HERE
@@ -207,10 +213,31 @@ class ReleaseDesk:
         params: RoundParams = _parsed(lambda: wire.open_params(self._plan, order, self._layout))
         if not params.is_member(self._member.uri):
             raise SessionRefused("wrong-roster", f"the session does not list {self._member.uri}")
-        if any(digest != held.base_digest for digest in params.base_digests):
+        if self._plan.buffer is not None:
+            self._check_own_row(params, held)
+        elif any(digest != held.base_digest for digest in params.base_digests):
             text = "the session mixes updates of different models, or names another model than this node trained on"
             raise SessionRefused("wrong-model", text)
         return params
+
+    def _staleness(self, held: HeldUpdate, round_number: int) -> int | None:
+        """Rounds that ended since the update's training began; None where the plan lets it leave in no such round."""
+        age = round_number - held.round
+        most = 0 if self._plan.buffer is None else self._plan.buffer.max_staleness
+        return age if 0 <= age <= most else None
+
+    def _check_own_row(self, params: RoundParams, held: HeldUpdate) -> None:
+        """Of a buffered session. The others' models are the policy's business: those with my own must suffice alone."""
+        me, staleness = self._member.uri, self._staleness(held, params.round)
+        if staleness is None:
+            self._held = None
+            text = f"this node's update is {params.round - held.round} rounds old, more than the plan allows: it was let go"
+            raise SessionRefused("stale-update", text)
+        if params.base_digests[params.place(me)] != held.base_digest:
+            raise SessionRefused("wrong-model", "the session names another model than this node trained on")
+        if params.weight(me) != self._plan.session_weights(me)[staleness]:
+            text = f"the session does not weigh this node's update as one of {staleness} rounds ago"
+            raise SessionRefused("wrong-roster", text)
 
     def _advertise_again(self, current: MaskingSession, order: pb.Open) -> pb.PhaseAnswer:
         params = _parsed(lambda: wire.open_params(self._plan, order, self._layout))
@@ -228,16 +255,19 @@ class ReleaseDesk:
             logger().warning("a session id cannot be kept, so it is not answered", reason=error.strerror)
             raise SessionRefused("ledger-unwritable", DECLINE_CODES["ledger-unwritable"]) from error
 
-    def _ask_ledger(self, held: HeldUpdate) -> None:
+    def _ask_ledger(self, round_number: int) -> None:
         try:
-            self._ledger().authorize(self._plan, held.round)
+            self._ledger().authorize(self._plan, round_number)
         except LedgerError as error:
             self._held = None
             raise refused_by_ledger(error) from error
 
     def _commit(self, session: MaskingSession, held: HeldUpdate) -> Charged:
+        leave, number = held.authorization, session.params.round
+        if number != held.round:  # the round in which it leaves is the one that is charged
+            leave = replace(leave, round=number)
         try:
-            receipt = self._ledger().commit(held.authorization, held.id, session.id, self._now())
+            receipt = self._ledger().commit(leave, held.id, session.id, self._now())
         except LedgerError as error:
             refusal = refused_by_ledger(error)
             session.end(refusal)

@@ -19,6 +19,7 @@ from typing import Any
 from certs.identity import load_identity
 from certs.renewal import finish
 from hospital_node import people
+from hospital_node.buffered import older_report
 from hospital_node.config import ConfigError, NodeConfig
 from hospital_node.display import Display
 from hospital_node.keyring import Keyring
@@ -268,6 +269,10 @@ class Hospital:
 
     def _on_train(self, link: Link, at_work: AtWork, order: pb.Train) -> None:
         self._put_off = None
+        older = older_report(at_work.study.plan, at_work.desk, at_work.training, order)
+        if older is not None:
+            self._send(link, older)
+            return
         if at_work.desk.holds(order.round, order.base_digest):
             self._send(link, pb.NodeReport(round=order.round, state=pb.NodeReport.READY, base_digest=order.base_digest))
             return
@@ -412,7 +417,8 @@ class Hospital:
             bytes=sent_bytes,
             reason=order.reason or outcome.value,
         )
-        if self._display.shown.phase in {"masking", "ready", "waiting"}:
+        still_held = at_work.study.plan.buffer is not None and outcome is Outcome.NOT_HERE
+        if self._display.shown.phase in {"masking", "ready", "waiting"} and not still_held:
             self._display.show("waiting", f"round {order.round} is over: {outcome.value}", round_number=order.round)
         self._memory.give_back()
 

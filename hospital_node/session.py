@@ -63,6 +63,7 @@ SESSION_CODES = {  # refusals of the node around the protocol; the protocol's ow
     "no-update": "this node holds no unreleased update for this session",
     "wrong-roster": "the session's members or weights are not those of the plan",
     "wrong-model": "the session names another model than this node trained on",
+    "stale-update": "this node's update is older than the plan allows, and was let go",
     "unknown-session": "this node was restarted since, or never joined this session",
     "session-ended": "this session has ended here",
     "out-of-place": "the request comes out of its place in the session",

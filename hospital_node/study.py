@@ -59,6 +59,8 @@ def policy_obstacle(
     sizes = [size for size in range(policy.minimum_cohort, most + 1) if plan.threshold_of(size) <= size]
     if not sizes:
         return f"its threshold is {plan.threshold_of(most)} and at most {most} hospitals can take part{missing}"
+    if plan.fewest_updates < policy.minimum_cohort and plan.buffer is not None:
+        return f"its sums open with {plan.fewest_updates} updates and this node demands {policy.minimum_cohort}"
     best = max((collusion_bound(size, plan.threshold_of(size)), size) for size in sizes)
     if best[0] < policy.max_colluders:
         return (

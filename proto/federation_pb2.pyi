@@ -120,14 +120,16 @@ class Wait(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Train(_message.Message):
-    __slots__ = ("round", "base_digest", "base_bytes")
+    __slots__ = ("round", "base_digest", "base_bytes", "anew")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BASE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ANEW_FIELD_NUMBER: _ClassVar[int]
     round: int
     base_digest: bytes
     base_bytes: int
-    def __init__(self, round: _Optional[int] = ..., base_digest: _Optional[bytes] = ..., base_bytes: _Optional[int] = ...) -> None: ...
+    anew: bool
+    def __init__(self, round: _Optional[int] = ..., base_digest: _Optional[bytes] = ..., base_bytes: _Optional[int] = ..., anew: _Optional[bool] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("session", "round", "members")

@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from proto import precision, scaffold
+from proto import buffering, precision, scaffold
 from proto.aggregation import Aggregation
+from proto.buffering import Buffer
 from proto.evaluation import Evaluation
 from proto.frozen import Frozen, Positive, explain, from_toml, parsed
 from proto.network import ARCHITECTURES, Network
@@ -30,6 +31,7 @@ __all__ = [
     "MIN_COHORT",
     "PROTOCOL_VERSION",
     "Aggregation",
+    "Buffer",
     "Evaluation",
     "Frozen",
     "Hospital",
@@ -90,6 +92,7 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("augment_rotation_deg", "training"),
     ("augment_scale", "training"),
     ("loss_scale", "training"),
+    ("buffer", None),
 )
 SELECTION_LABEL = b"hospital-secagg participants v1\n"
 MIN_COHORT = 3  # with two members each learns the other's update from the sum
@@ -206,6 +209,7 @@ class Plan(Frozen):
     study: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     rounds: int = Field(ge=1)
     participants: int | None = Field(default=None, ge=MIN_COHORT)  # hospitals asked in a round (`selected`); None: all
+    buffer: Buffer | None = None  # None: a round waits for its hospitals
     evaluate_every: int = Field(default=1, ge=1)  # of the evaluators, on public data
     evaluation: Evaluation | None = None  # on the hospitals' own patients
     network: Network
@@ -250,7 +254,7 @@ class Plan(Frozen):
                 f"a patient may attend {self.privacy.hospitals_per_patient} hospitals (privacy.hospitals_per_patient), whose "
                 "epsilons compose only where all take equally many steps: leave out local_steps of the hospitals"
             )
-        unsound = scaffold.obstacle(self) or precision.obstacle(self)
+        unsound = scaffold.obstacle(self) or precision.obstacle(self) or buffering.obstacle(self)
         if unsound is not None:
             raise ValueError(unsound)
         if self.masking.minimum_cohort > len(self.hospitals):
@@ -263,6 +267,16 @@ class Plan(Frozen):
                 f"{len(self.hospitals)}, all hospitals of the plan"
             )
         return self
+
+    @property
+    def fewest_updates(self) -> int:
+        """Updates without which no sum opens, as far as the plan says."""
+        return self.masking.minimum_cohort if self.buffer is None else self.buffer.updates
+
+    def session_weights(self, uri: str) -> tuple[int, ...]:
+        """Weights of `uri` in the masks, by the staleness of its update; PlanError if it is not admitted."""
+        weight = self.hospital(uri).weight
+        return (weight,) if self.buffer is None else tuple(weight * factor for factor in self.buffer.factors)
 
     @property
     def largest_cohort(self) -> int:

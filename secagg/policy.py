@@ -81,7 +81,9 @@ def check_cohort(params: RoundParams, cohort: Sequence[str], me: str | None, pol
     kin = [party for party in cohort if own_base is None or params.base_digests[params.place(party)] == own_base]
     need = max(params.threshold, policy.minimum_cohort)
     if len(kin) < need:
-        raise TooFewSurvivors(phase, f"{len(kin)} members are left where threshold and policy need {need}")
+        of_others = len(cohort) - len(kin)  # whom a coordinator may have parked on a dead model, to open the rest
+        beside = f" with this member's own model, beside {of_others} with others," if of_others else ""
+        raise TooFewSurvivors(phase, f"{len(kin)} members are left{beside} where threshold and policy need {need}")
     effective = effective_cohort([params.weight(party) for party in kin], policy.max_colluders)
     if effective < policy.effective_floor:
         text = (

@@ -1,7 +1,8 @@
 """`python -m tests.simulate`: seeded schedules of faults over the pure round engine; status 1 if a rule breaks in one of them.
 
-Half of them hold any faults, half only such as may cost nothing (kills of the coordinator, lost, late and repeated messages),
-after which every round must have opened with everybody. A failing schedule is made short, printed, and kept in
+Two in five hold any faults, as many only such as may cost nothing (kills of the coordinator, lost, late and repeated
+messages), after which every round must have opened with everybody; one in five holds any faults under a buffered plan, with
+hospitals of different speeds. A failing schedule is made short, printed, and kept in
 tests/coordinator/kept_schedules.json, which the test suite plays from then on. `--processes` shares the work.
 """
 
@@ -17,20 +18,36 @@ from time import monotonic
 
 sys.path.insert(0, str(Path(__file__).parent / "coordinator"))
 
-from fault_schedules import FAULTLESS, HARMLESS, OPERATIONS, Broken, play, play_harmless, search
+from fault_schedules import (
+    FAULTLESS,
+    HARMLESS,
+    NODES,
+    OPERATIONS,
+    PACES,
+    Broken,
+    play,
+    play_buffered,
+    play_harmless,
+    search,
+)
 
 KEPT = Path(__file__).parent / "coordinator" / "kept_schedules.json"
-KINDS = {"any": (play, OPERATIONS), "harmless": (play_harmless, HARMLESS)}
+KINDS = {  # how to play, what may happen, hospitals, parts in five of all schedules
+    "any": (play, OPERATIONS, NODES, 2),
+    "harmless": (play_harmless, HARMLESS, NODES, 2),
+    "buffered": (play_buffered, OPERATIONS, len(PACES), 1),
+}
+PARTS = 5
 SHARE = 250  # schedules of one task
 
 
 def play_share(kind: str, first: int, count: int) -> tuple[int, Counter[str], list[Broken]]:
     """Play the schedules of some seeds; how many, the operations in them, and what broke."""
-    run, weights = KINDS[kind]
+    run, weights, nodes, _ = KINDS[kind]
     counts: Counter[str] = Counter()
     broken = []
     played = 0
-    for schedule, found in search(range(first, first + count), run, weights):
+    for schedule, found in search(range(first, first + count), run, weights, nodes):
         played += 1
         counts.update(name for name, _, _ in schedule)
         broken += [found] if found is not None else []
@@ -51,12 +68,8 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1)
     chosen = parser.parse_args()
     began_s, played, broken, counts = monotonic(), 0, 0, Counter[str]()
-    half = -(-chosen.schedules // 2)
-    tasks = [
-        (kind, at, min(SHARE, chosen.seed + half - at))
-        for kind in KINDS
-        for at in range(chosen.seed, chosen.seed + half, SHARE)
-    ]
+    ends = {kind: chosen.seed - (-chosen.schedules * parts // PARTS) for kind, (*_, parts) in KINDS.items()}
+    tasks = [(kind, at, min(SHARE, ends[kind] - at)) for kind in KINDS for at in range(chosen.seed, ends[kind], SHARE)]
     with ProcessPoolExecutor(chosen.processes) as pool:
         for (kind, _, _), (count, seen, found) in zip(tasks, pool.map(play_share, *zip(*tasks, strict=True)), strict=True):
             played, broken = played + count, broken + len(found)

@@ -15,6 +15,7 @@ from coordinator import journal, orders
 from coordinator.mailbox import Mailbox, first_id
 from coordinator.rounds import step
 from coordinator.state import Kept, Phase, Standing, State, begin, smallest_cohort
+from proto.buffering import Buffer
 from proto.plan import Masking, Network, Plan, Preparation, Privacy, Timing, Training
 from secagg.messages import NO_DIGESTS, Advert, Confirmation, Revealed, ShareSet, UploadSeal
 
@@ -22,7 +23,13 @@ START = b"s" * 32
 
 
 def make_plan(
-    hospitals: int = 4, rounds: int = 3, *, masking: Masking | None = None, evaluators: int = 1, **timing: float
+    hospitals: int = 4,
+    rounds: int = 3,
+    *,
+    masking: Masking | None = None,
+    evaluators: int = 1,
+    buffer: Buffer | None = None,
+    **timing: float,
 ) -> Plan:
     """A small valid plan of study 'lidc'; the mechanism in it plays no part here."""
     return Plan(
@@ -35,6 +42,7 @@ def make_plan(
         masking=masking or Masking(),
         timing=Timing(**{"training_deadline_s": 100, "phase_deadline_s": 20, "lost_after_s": 30, **timing}),
         hospitals=[{"uri": uri(number), "declared_patients": 10} for number in range(hospitals)],
+        buffer=buffer,
         evaluators=[f"secagg://lidc/evaluator/e{number}" for number in range(evaluators)],
     )
 
@@ -60,12 +68,40 @@ class Hospital:
     released: dict[int, bytes] = field(default_factory=dict)  # round -> session
     results: list[orders.RoundResult] = field(default_factory=list)
     finished: str | None = None
+    buffer: Buffer | None = None
+    pace: int = 0  # turns that a training takes
+    training: tuple[int, bytes, int] | None = None  # round, base, turns left
+    unsent: ev.Event | None = None
+    leaves_in: int = 0  # round of the session
+    begun: list[int] = field(default_factory=list)  # rounds of its trainings
+    opened: list[orders.Open] = field(default_factory=list)
 
     def restart(self) -> None:
         """Come back with nothing but the ledger."""
         self.alive, self.joined, self.done = True, False, 0
-        self.update = self.session = None
+        self.update = self.session = self.training = self.unsent = None
         self.asked = {}
+
+    def work(self) -> ev.Event | None:
+        """One turn of training; the report once it is done."""
+        if self.training is None:
+            return None
+        number, base, left = self.training
+        self.training = (number, base, left - 1)
+        if left > 1:
+            return None
+        self.training, self.update = None, (number, base)
+        return ev.Reported(self.uri, number, ev.Report.READY, base)
+
+    def older(self, number: int) -> ev.Event | None:
+        """What a node under a buffered plan goes on with instead of the model that it is offered."""
+        if self.buffer is None:
+            return None
+        if self.update is not None and 0 <= number - self.update[0] <= self.buffer.max_staleness:
+            return ev.Reported(self.uri, self.update[0], ev.Report.READY, self.update[1])
+        if self.training is not None and 0 <= number - self.training[0] <= self.buffer.max_staleness:
+            return ev.Reported(self.uri, self.training[0], ev.Report.TRAINING)
+        return None
 
     def carry_out(self, order: orders.Order) -> ev.Event | None:
         """What a correct node answers; the same question gets the same answer, and must be the same to the last value."""
@@ -81,23 +117,31 @@ class Hospital:
 
     def _answer(self, order: orders.Order) -> ev.Event | None:
         match order:
-            case orders.Train(number, base):
+            case orders.Train(number, base, anew):
+                if not anew and (older := self.older(number)) is not None:
+                    return older
+                self.update = self.training = self.unsent = None
+                self.begun.append(number)
                 if number in self.released:  # it was restarted, or missed how the round ended
                     return ev.Reported(self.uri, number, ev.Report.DECLINED, code="already-released")
                 if len(self.released) >= self.budget:
                     return ev.Reported(self.uri, number, ev.Report.DECLINED, code="budget-exhausted")
+                if self.pace:
+                    self.training = (number, base, self.pace)
+                    return ev.Reported(self.uri, number, ev.Report.TRAINING)
                 self.update = (number, base)
                 return ev.Reported(self.uri, number, ev.Report.READY, base)
             case orders.Open(session, number, members):
                 mine = next(seat for seat in members if seat.uri == self.uri)
-                if self.update != (number, mine.base_digest):
+                if not self.enters(number, mine, members):
                     return ev.Refused(self.uri, session, "no-update")
-                self.session, self.asked = session, {}
+                self.session, self.asked, self.leaves_in = session, {}, number
+                self.opened.append(order)
                 return ev.Advertised(self.uri, session, Advert(self.uri, bytes(32), bytes(32), bytes(32), b"s"))
             case orders.Share(session) if session == self.session:
                 return ev.Shared(self.uri, session, ShareSet(self.uri, (), NO_DIGESTS, b"s"))
             case orders.Mask(session) if session == self.session and self.update is not None:
-                number = self.update[0]
+                number = self.leaves_in
                 assert number not in self.released, "asked to release an update twice"
                 self.released[number] = session
                 self.update = None
@@ -117,6 +161,16 @@ class Hospital:
                 self.finished = reason
         return None
 
+    def enters(self, number: int, mine: orders.Seat, members: tuple[orders.Seat, ...]) -> bool:
+        """Whether the session is for the update held: its model, its age, and company that shares its model."""
+        if self.update is None or self.update[1] != mine.base_digest:
+            return False
+        if self.buffer is None:
+            return self.update[0] == number
+        age = number - self.update[0]
+        assert {seat.base_digest for seat in members} == {mine.base_digest}, "a cohort mixes models"
+        return 0 <= age <= self.buffer.max_staleness and mine.weight == self.buffer.factor(age)
+
 
 class Crash(Exception):
     """The coordinator is killed here."""
@@ -129,7 +183,7 @@ class World:
         self.plan = plan
         self.drill_pause_s = drill_pause_s
         self.now_s = 1000.0
-        self.hospitals = {h.uri: Hospital(h.uri) for h in plan.hospitals}
+        self.hospitals = {h.uri: Hospital(h.uri, buffer=plan.buffer) for h in plan.hospitals}
         self.ids = itertools.count(1)
         self.epoch = 0
         self.sessions: dict[bytes, str] = {}  # id -> open, masking, opened, aborted
@@ -145,6 +199,7 @@ class World:
         self.revoked_in: dict[bytes, set[str]] = {}  # session -> members revoked before its sum was opened
         self.evaluations: list[int] = []
         self.base, self.base_round = START, 0
+        self.models = [(0, START)]
         self.fail_opening = False
         self.outline: tuple[bytes, bytes] | None = None  # as the store has it: session and outline
         self.messages: list[journal.Message] = []
@@ -167,6 +222,7 @@ class World:
             now_s=self.now_s,
             drill_pause_s=self.drill_pause_s,
             kept=kept,
+            models=tuple(self.models),
         )
         self.feed(ev.Tick())
 
@@ -181,7 +237,7 @@ class World:
             bodies = [(message.kind, message.party, journal.body_of(message)) for message in self.messages]
             kept = journal.kept_of(session, journal.read_outline(text), bodies)
             still = {member.uri for member in kept.members.values() if member.standing is Standing.READY}
-            self.ready[self.epoch + 1, self.session_round[session]] = still
+            self.ready[self.epoch + 1, self._key(self.session_round[session])] = still
         for session, state in self.sessions.items():  # ids that were drawn, and nobody was told of
             if state == "open" and (kept is None or session != kept.session.id):
                 self.sessions[session] = "aborted"
@@ -200,8 +256,8 @@ class World:
 
     def _feed(self, event: ev.Event) -> None:
         when = self._doomed()
-        if isinstance(event, ev.Reported) and event.report is ev.Report.READY and event.base_digest == self.base:
-            self.ready.setdefault((self.epoch, event.round), set()).add(event.party)
+        if isinstance(event, ev.Reported) and event.report is ev.Report.READY and self._may_count(event):
+            self.ready.setdefault((self.epoch, self._key(event.round)), set()).add(event.party)
         before, (state, effects) = self.state, step(self.state, event, self.now_s)
         if when == "before":
             raise Crash
@@ -211,6 +267,14 @@ class World:
         self.state = state
         for effect in effects:
             self.carry_out(effect)
+
+    def _may_count(self, event: ev.Reported) -> bool:
+        known = [digest for _, digest in self.models] if self.plan.buffer is not None else [self.base]
+        return event.base_digest in known
+
+    def _key(self, number: int) -> int:
+        """Of `ready`: under a buffered plan an update of one round may leave in a later one."""
+        return number if self.plan.buffer is None else 0
 
     def _doomed(self) -> str:
         if self.doom is None:
@@ -261,6 +325,7 @@ class World:
                     self.in_sum.add((party, number))
                 self.sessions[session] = "opened"
                 self.base, self.base_round = effect.model_digest, number
+                self.models.append((number, effect.model_digest))
             case ev.SaveRound(number):
                 assert number not in self.saved or self.saved[number].state not in {"opened", "aborted"}, "a round ended twice"
                 self.saved[number] = effect
@@ -283,7 +348,10 @@ class World:
             case ev.NewSession(number, roster):
                 assert number not in {r for r, row in self.saved.items() if row.state in {"opened", "aborted"}}
                 assert len(roster) >= smallest_cohort(self.plan)
-                assert set(roster) <= self.ready.get((self.epoch, number), set()), "a member has no update for this round"
+                has = self.ready.get((self.epoch, self._key(number)), set())
+                assert set(roster) <= has, "a member has no update for this round"
+                if self.plan.buffer is not None:
+                    assert len({self.state.members[party].base for party in roster}) == 1, "a cohort mixes models"
                 session = next(self.ids).to_bytes(16, "big")
                 assert session not in self.sessions
                 self.sessions[session], self.session_round[session] = "open", number
@@ -320,6 +388,7 @@ class World:
             hospital.joined = True
             self.feed(ev.Joined(hospital.uri, b"key"))
         self.feed(ev.Seen(hospital.uri))
+        self._report(hospital, fault)
         item = self.mail[hospital.uri].after(hospital.done)
         if item is None:
             return None
@@ -342,6 +411,13 @@ class World:
     def put_back(self, number: int) -> None:
         """People list it again; it joins with its next call."""
         self.revoked.discard(uri(number))
+
+    def _report(self, hospital: Hospital, fault: str) -> None:
+        """What ended in the background; a report whose answer is lost is made again."""
+        report = hospital.unsent or hospital.work()
+        hospital.unsent = None if fault == "" else report
+        if report is not None and fault in {"", "no response"}:
+            self.feed(report)
 
     def tick(self, seconds: float) -> None:
         """Let time pass."""

@@ -15,10 +15,13 @@ from coordinator_world import World, make_plan, uri
 
 from coordinator import events as ev
 from coordinator.state import waiting_for
+from proto.buffering import Buffer
 
 Operation = tuple[str, int, int]
 Schedule = tuple[Operation, ...]
 NODES, ROUNDS, LONGEST = 5, 4, 45
+BUFFER = Buffer(updates=3, max_staleness=3)
+PACES = (1, 1, 1, 2, 4, 5, 6)
 SECONDS = (0.1, 1, 5, 25, 40, 120)  # some above the deadlines of the plan, some below
 CODES = ("not-approved", "budget-exhausted", "paused")
 OPERATIONS: dict[str, int] = {  # with their weights; the first three are no faults
@@ -65,18 +68,21 @@ class Broken:
     schedule: Schedule
 
 
-def draw(seed: int, weights: dict[str, int] = OPERATIONS) -> Schedule:
+def draw(seed: int, weights: dict[str, int] = OPERATIONS, nodes: int = NODES) -> Schedule:
     """The schedule of a seed."""
     chance = random.Random(seed)
     names = chance.choices(tuple(weights), tuple(weights.values()), k=chance.randint(1, LONGEST))
-    return tuple((name, chance.randrange(NODES), chance.randrange(60)) for name in names)
+    return tuple((name, chance.randrange(nodes), chance.randrange(60)) for name in names)
 
 
 class Player:
-    """Plays one schedule."""
+    """Plays one schedule; `paces` are turns that the hospitals' trainings take, of a buffered plan."""
 
-    def __init__(self) -> None:
-        self.world = World(make_plan(NODES, ROUNDS))
+    def __init__(self, buffer: Buffer | None = None, paces: tuple[int, ...] = ()) -> None:
+        self.world = World(make_plan(len(paces) or NODES, ROUNDS, buffer=buffer))
+        self.nodes = len(self.world.hospitals)
+        for place, pace in enumerate(paces):
+            self.hospital(place).pace = pace
         self.late: list[ev.Event] = []
         self.last: dict[int, ev.Event] = {}
 
@@ -84,7 +90,7 @@ class Player:
         """Everything in it, then the end: whoever can comes back, and the run must end. AssertionError where a rule breaks."""
         for name, node, number in schedule:
             self.perform(name, node, number)
-        for place in range(NODES):
+        for place in range(self.nodes):
             self.perform("heal", place, 0)
             if not self.hospital(place).alive:
                 self.perform("restart node", place, 0)
@@ -121,8 +127,8 @@ class Player:
         match name:
             case "all":
                 for _ in range(1 + number % 3):
-                    for one in range(NODES):
-                        self.act((one + place) % NODES)
+                    for one in range(self.nodes):
+                        self.act((one + place) % self.nodes)
             case "act":
                 self.act(place)
             case "wait":
@@ -158,7 +164,7 @@ class Player:
             case "fail":
                 world.feed(ev.Reported(uri(place), world.state.round, ev.Report.FAILED, code="training-failed"))
             case "refuse":
-                world.feed(ev.Refused(uri(place), session, "bad-box", uri(number % NODES)))
+                world.feed(ev.Refused(uri(place), session, "bad-box", uri(number % self.nodes)))
             case "stale":
                 for old in [old for old in world.sessions if old != session]:
                     world.feed(ev.UploadAccepted(uri(place), old))
@@ -182,6 +188,15 @@ def play_harmless(schedule: Schedule) -> World:
     assert [row.state for row in world.saved.values()] == ["opened"] * ROUNDS, "a round was lost"
     assert all(len(row.survivors) == NODES for row in world.saved.values()), "a member was lost"
     return world
+
+
+def play_buffered(schedule: Schedule) -> World:
+    """Run a schedule of any faults under a buffered plan, with hospitals of different speeds."""
+    player = Player(BUFFER, PACES)
+    player.play(schedule)
+    for row in player.world.saved.values():
+        assert row.state != "opened" or len(row.cohort) >= BUFFER.updates, "a cohort is below the plan's number of updates"
+    return player.world
 
 
 def broken_by(schedule: Schedule, run: Callable[[Schedule], World] = play) -> str:
@@ -209,10 +224,10 @@ def shortened(schedule: Schedule, run: Callable[[Schedule], World] = play) -> Sc
 
 
 def search(
-    seeds: range, run: Callable[[Schedule], World] = play, weights: dict[str, int] = OPERATIONS
+    seeds: range, run: Callable[[Schedule], World] = play, weights: dict[str, int] = OPERATIONS, nodes: int = NODES
 ) -> Iterator[tuple[Schedule, Broken | None]]:
     """Every seed's schedule, with what it broke."""
     for seed in seeds:
-        schedule = draw(seed, weights)
+        schedule = draw(seed, weights, nodes)
         rule = broken_by(schedule, run)
         yield schedule, Broken(seed, rule, shortened(schedule, run)) if rule else None

@@ -7,7 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fault_schedules import HARMLESS, OPERATIONS, ROUNDS, broken_by, draw, play, play_harmless, search, shortened
+from fault_schedules import (
+    HARMLESS,
+    OPERATIONS,
+    PACES,
+    ROUNDS,
+    broken_by,
+    draw,
+    play,
+    play_buffered,
+    play_harmless,
+    search,
+    shortened,
+)
 
 from coordinator import events as ev
 from coordinator import journal, masking, rounds
@@ -25,9 +37,14 @@ def test_kills_of_the_coordinator_and_lost_or_late_messages_cost_nothing():
     assert [found for _, found in search(range(SHARE), play_harmless, HARMLESS) if found is not None] == []
 
 
+def test_no_schedule_of_faults_breaks_a_rule_of_buffered_rounds():
+    found = [one for _, one in search(range(SHARE // 2), play_buffered, OPERATIONS, len(PACES)) if one is not None]
+    assert found == []
+
+
 @pytest.mark.parametrize("kept", KEPT, ids=[f"{entry['kind']}-{entry['seed']}" for entry in KEPT])
 def test_schedules_that_broke_a_rule_once_break_none(kept):
-    run = {"any": play, "harmless": play_harmless}[kept["kind"]]
+    run = {"any": play, "harmless": play_harmless, "buffered": play_buffered}[kept["kind"]]
     assert broken_by(tuple(map(tuple, kept["schedule"])), run) == ""
 
 

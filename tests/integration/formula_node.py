@@ -1,6 +1,7 @@
 """A real hospital node whose training is a formula: its conversation, checks, ledger, masking and connection are the real ones.
 
 It loads no torch, so a test can afford many of them. Exists in the tests only. Usage: formula_node.py NODE_TOML START_MODEL
+[FOLDER]; with a folder, the training of a round ends once the folder holds a file of its number.
 """
 
 import hashlib
@@ -34,6 +35,14 @@ class Trained:
     base_digest: bytes
 
 
+@dataclass(frozen=True)
+class Step:
+    """How far a training is."""
+
+    step: int
+    steps: int
+
+
 def update_of(uri: str, number: int, length: int) -> Vector:
     """The update of one hospital in one round: differs in every coordinate from every other one."""
     seed = int.from_bytes(hashlib.sha256(f"{uri} {number}".encode()).digest()[:8], "little")
@@ -45,7 +54,9 @@ def signs_of(uri: str, number: int, length: int) -> Vector:
     return np.sign(np.round(2 * update_of(uri, number, length))).astype(np.float32)
 
 
-def formula_workshop(layout: Layout, formula: Callable[[str, int, int], Vector] = update_of) -> Workshop:
+def formula_workshop(
+    layout: Layout, formula: Callable[[str, int, int], Vector] = update_of, gates: Path | None = None
+) -> Workshop:
     """Nothing to prepare, nothing to learn."""
 
     def prepare(plan, count):
@@ -54,7 +65,10 @@ def formula_workshop(layout: Layout, formula: Callable[[str, int, int], Vector] 
         return ()
 
     def train(plan, uri, base, patients, *, threads=1, round=1, on_step):  # noqa: A002  (the plan's word)
-        del plan, patients, threads, on_step
+        del plan, patients, threads
+        while gates is not None and not (gates / str(round)).exists():
+            on_step(Step(0, 1))
+            time.sleep(0.02)
         return Trained(formula(uri, round, layout.length), model_digest(base))
 
     def scorer(plan, model, threads):
@@ -69,7 +83,8 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    parent, workshop = os.getppid(), formula_workshop(layout)
+    gates = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+    parent, workshop = os.getppid(), formula_workshop(layout, gates=gates)
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(run_with, config, workshop, dial=dial, clock=time.time, rand=os.urandom, stop=stop)
         while not work.done():

@@ -19,9 +19,11 @@ from coordinator.state import Phase, Standing
 class KilledRun(Run):
     """Dies at the first answer of each phase that it was told, after that answer was stored and before it is acknowledged."""
 
-    def __init__(self, config, rand):
+    def __init__(self, config, rand, **given):
         del rand
-        super().__init__(config, lambda size: hashlib.sha256(b"session %d" % self.store.sessions_used()).digest()[:size])
+        super().__init__(
+            config, lambda size: hashlib.sha256(b"session %d" % self.store.sessions_used()).digest()[:size], **given
+        )
         self.dead, self.phases = Path(sys.argv[2]), set(sys.argv[3:])
 
     def _step(self, event):

@@ -55,11 +55,12 @@ class Session:
         names: Sequence[str] = (),
         session: bytes | None = None,
         base: np.ndarray | None = None,
+        staleness: int = 0,
     ) -> None:
         self.hospitals = hospitals
         self.plan = plan or hospitals.plan
         self.id = session or os.urandom(16)
-        self.round = hospitals.round
+        self.round, self.staleness = hospitals.round + staleness, staleness
         self.names = tuple(sorted(names or hospitals.names))
         self.real = real
         self.base = model_digest(hospitals.base if base is None else base)
@@ -94,7 +95,7 @@ class Session:
         fields = {
             "uri": self.uri(name),
             "public_key": self.hospitals.identities[name].public_key_der,
-            "weight": self.plan.hospital(self.uri(name)).weight,
+            "weight": self.plan.session_weights(self.uri(name))[self.staleness],
             "base_digest": self.base,
         }
         return pb.Member(**{**fields, **instead})

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -51,6 +51,7 @@ class Crowd:
 
     folder: Path
     size: int
+    fields: dict[str, object] = field(default_factory=lambda: FIELDS)
 
     def __post_init__(self) -> None:
         roles = tuple(Role(f"h{place:03d}", self.folder / f"h{place:03d}" / "data", 4) for place in range(self.size))
@@ -61,7 +62,7 @@ class Crowd:
         sites.certify(self.world)
         admitted = presets.admitted(self.world.cast, self.world.uri)
         self.plan: Plan = presets.complete(
-            FIELDS, study="crowd", hospitals=admitted, evaluators=[], start_digest=None, rounds=None
+            self.fields, study="crowd", hospitals=admitted, evaluators=[], start_digest=None, rounds=None
         )
         layout = Layout((("w", (LENGTH,)),))
         (self.folder / "start.safetensors").write_bytes(encode_model(Model(layout, np.zeros(LENGTH, np.float32))))

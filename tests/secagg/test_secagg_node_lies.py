@@ -316,7 +316,7 @@ def test_lists_that_leave_me_with_the_other_base_model():
     bases = (b"x" * 32,) * 4 + (b"y" * 32,) * 3
     federation = Federation(small_params(tuple("abcdefg"), 4, base_digests=bases))
     federation.policies |= {p: Policy(policy_of(federation.params).pinned, 3, 0) for p in "abcdefg"}
-    with pytest.raises(TooFewSurvivors, match="3 members are left where threshold and policy need 4"):
+    with pytest.raises(TooFewSurvivors, match=r"3 members are left with this member's own model, .* policy need 4"):
         federation.advertise(["e"])
     federation.advertise(list("abcd"))
 

@@ -87,7 +87,7 @@ def test_members_with_another_base_model_do_not_count_as_company():
     bases = (b"x" * 32, b"x" * 32, b"y" * 32, b"y" * 32, b"y" * 32)
     parked = replace(PARAMS, base_digests=bases)
     check_cohort(parked, NAMES, None, POLICY, "share")
-    with pytest.raises(TooFewSurvivors, match="2 members are left"):
+    with pytest.raises(TooFewSurvivors, match="2 members are left with this member's own model, beside 3 with others,"):
         check_session(parked, "a", POLICY)
     with pytest.raises(RemoteError, match="local noise"):
         check_session(replace(parked, noise_mode="central"), "c", POLICY)

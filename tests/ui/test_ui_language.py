@@ -62,6 +62,9 @@ def test_sentences_phrases_and_names(english, said):
     assert translate(english, "English") == english
 
 
+GONE = "it begins anew, and nothing of its update has left"
+
+
 def test_why_a_hospital_declined_and_what_a_run_records_are_known():
     for reason in DECLINE_CODES.values():
         assert chinese(translate(reason, "中文")), reason
@@ -71,6 +74,9 @@ def test_why_a_hospital_declined_and_what_a_run_records_are_known():
         "Round 2 · model of round 2: mean Dice nodule 0.64",
         "Round 2 · ended without a sum (2 of 4 returned, 3 are needed); its updates are gone, the model stays",
         "Round 6 · the run is over: all 6 rounds are done",
+        "Round 4 · h5 has an update from round 1",
+        f"Round 4 · h5 is at its update since round 1, longer than the plan allows: {GONE}",
+        f"Round 4 · too few hospitals are left at the model of h5: {GONE}",
     ):
         assert all(chinese(part) for part in translate(text, "中文").split(" · ")), text
 
