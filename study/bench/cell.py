@@ -163,13 +163,14 @@ def epsilon_of(plan: Plan, steps: int, rounds: int | None = None) -> float | Non
 
 
 def _own_steps(cell: Cell, hospitals: int) -> Sequence[int | None]:
-    """Local steps of each hospital in the order of the deal. Raises StudyError."""
+    """Local steps of each hospital in the order of the deal. Raises StudyError, also for paces of other hospitals."""
     own = cell.partition.local_steps
-    if own is not None and len(own) != hospitals:
-        raise StudyError(
-            f"cell {cell.label}: partition.local_steps lists {len(own)} numbers and {hospitals} hospitals are dealt patients: "
-            "list one for each"
-        )
+    for name, listed in (("local_steps", own), ("paces", cell.partition.paces)):
+        if listed is not None and len(listed) != hospitals:
+            raise StudyError(
+                f"cell {cell.label}: partition.{name} lists {len(listed)} numbers and {hospitals} hospitals are dealt "
+                "patients: list one for each"
+            )
     return own or [None] * hospitals
 
 
@@ -177,6 +178,8 @@ def _run(setting: Setting, folder: Path, on_round: OnRound, stop: threading.Even
     if stop.is_set():  # the last moment at which nothing was paid
         raise Interrupted
     _pay(setting)
+    if setting.plan.buffer is not None and setting.cell.method in {Method.PLAIN, Method.MASKED}:
+        return _buffered(setting, on_round, stop)
     match setting.cell.method:
         case Method.POOLED | Method.LOCAL:
             return _ordinary(setting, on_round, stop), None
@@ -209,6 +212,14 @@ def _plain(setting: Setting, on_round: OnRound, stop: threading.Event) -> tuple[
         setting.plan, setting.start, setting.hospitals, setting.test, setting.task, setting.draws, on_round, stop
     )
     return given.rounds, _worst(given.rounds)
+
+
+def _buffered(setting: Setting, on_round: OnRound, stop: threading.Event) -> tuple[list[RoundRow], float | None]:
+    from study.bench.buffered import run_buffered
+
+    paces = dict(zip(setting.hospitals, setting.cell.partition.paces or [1.0] * len(setting.hospitals), strict=True))
+    rows: list[RoundRow] = run_buffered(setting, paces, on_round, stop)
+    return rows, _worst(rows)
 
 
 def _masked(setting: Setting, folder: Path, on_round: OnRound, stop: threading.Event) -> tuple[list[RoundRow], float | None]:

@@ -61,6 +61,7 @@ class Partition(Frozen):
     by: Literal["noise", "resolution", "intensity", "scanner"] | None = None  # what quality and domain shift by
     weights: Literal["equal", "patients"] = "equal"  # of the hospitals in the mean; public, as the declared sizes are
     local_steps: tuple[Annotated[int, Field(ge=1)], ...] | None = None  # of each hospital in a round; None: the plan's number
+    paces: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # of each hospital's training, with [buffer]; None: all 1
 
 
 class Ordinary(Frozen):
@@ -102,6 +103,8 @@ class Cell(Frozen):
         drop_later_defaults(fields["plan"], kept=("participants",))  # cells have had it from the first
         if self.partition.local_steps is None:
             del fields["partition"]["local_steps"]
+        if self.partition.paces is None:
+            del fields["partition"]["paces"]
         if self.epsilon is not None and math.isfinite(self.epsilon) and self.plan.get("participants") is not None:
             fields["rounds_counted"] = MOST_ASKED
         content = json.dumps(fields, sort_keys=True, separators=(",", ":"))
@@ -123,7 +126,7 @@ class RoundRow(Frozen):
     epsilon: float | None  # worst hospital after this round; None: no guarantee
     upload_bytes: int
     download_bytes: int
-    seconds: float
+    seconds: float  # of a round under a simulated clock: since the last one, in units of `paces`
 
 
 class CellResult(Frozen):

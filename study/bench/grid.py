@@ -33,6 +33,7 @@ OF_THE_START = ("anatomy", "start")  # of a template: how its public start is ma
 OF_THE_CELL = ("data", "partition", "ordinary")  # tables of the study file whose fields a grid may vary
 ALIASES = {"seeds": "seed", "hospitals": "partition.hospitals"}
 OWN_STEPS = "partition.local_steps"  # of each hospital: ordinary training takes no rounds
+PACES = "partition.paces"  # of each hospital: read where a plan has [buffer]
 SHORT = {"partition.hospitals": "hospitals"}
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 STAND_IN = "secagg://check/hospital/h{}"  # only for checking a template: who takes part is known when a cell runs
@@ -41,6 +42,7 @@ STAND_IN = "secagg://check/hospital/h{}"  # only for checking a template: who ta
 ORDINARY_FORM: dict[str, Any] = {
     "rounds": 1,
     "participants": None,
+    "buffer": None,
     "evaluate_every": 1,
     "evaluation": None,
     "training.local_steps": 1,
@@ -129,7 +131,7 @@ def load_study(path: Path) -> Study:
     return Study(file, path.read_text(encoding="utf-8"), tuple(cells.values()))
 
 
-def unread(name: str, method: Method, *, shifts: bool = False, selects: bool = False) -> bool:
+def unread(name: str, method: Method, *, shifts: bool = False, selects: bool = False, buffers: bool = False) -> bool:
     """Whether a setting cannot change what `method` gives: it is left out of such a cell instead of multiplying it.
 
     Ordinary training reads neither rounds, privacy, masks nor the coordinator; federated training reads no recipe of ordinary
@@ -138,12 +140,14 @@ def unread(name: str, method: Method, *, shifts: bool = False, selects: bool = F
     the whole plan, and a plain cell has to ask those that its masked partner asks.
     """
     table = _head(name)
+    if name == PACES and not buffers:
+        return True
     if method in BASELINES:
         if name == OWN_STEPS:
             return True
         dealt = table in {"partition", "hospitals"} and method is Method.POOLED and not shifts
         return dealt or name == "epsilon" or name in ORDINARY_FORM or table in ORDINARY_FORM
-    return table == "ordinary" or (table == "masking" and method is Method.PLAIN and not selects)
+    return table == "ordinary" or (table == "masking" and method is Method.PLAIN and not selects and not buffers)
 
 
 class _Expansion:
@@ -192,7 +196,7 @@ class _Expansion:
             "task": self.file.task,
             "method": method,
             "seed": chosen["seed"],
-            **self._normal_parts(method, parts),
+            **self._normal_parts(method, parts, buffers=plan["buffer"] is not None),
             "start": start,
             "epsilon": _normal_epsilon(method, plan, chosen.get("epsilon")),
             "plan": plan | (_recipe(where, template, plan) if start == "public" else {}),
@@ -220,20 +224,23 @@ class _Expansion:
                 parts[table][key] = value
         return parts
 
-    def _normal_parts(self, method: Method, parts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _normal_parts(self, method: Method, parts: dict[str, dict[str, Any]], *, buffers: bool) -> dict[str, dict[str, Any]]:
         """`parts` with what the method does not read in its normal form."""
+        if method in BASELINES or not buffers:
+            parts = {**parts, "partition": {**parts["partition"], "paces": None}}
         if method not in BASELINES:
             return {**parts, "ordinary": {}}
         parts = {**parts, "partition": {**parts["partition"], "local_steps": None}}
         dealt = {parts["partition"]["kind"], self.file.partition.kind}
         if method is Method.POOLED and not dealt & SHIFTING:
-            return {**parts, "partition": {**self.file.partition.model_dump(), "local_steps": None}}
+            return {**parts, "partition": {**self.file.partition.model_dump(), "local_steps": None, "paces": None}}
         return parts
 
     def _settings(self, cell: Cell, template: str) -> dict[str, Setting]:
         shifts, selects = cell.partition.kind in SHIFTING, cell.plan["participants"] is not None
         known = {**cell.model_dump(mode="json"), **cell.plan, "plan": template, "start": cell.start}
-        read = [name for name in self.varied if not unread(name, cell.method, shifts=shifts, selects=selects)]
+        buffers = cell.plan["buffer"] is not None and cell.method not in BASELINES
+        read = [name for name in self.varied if not unread(name, cell.method, shifts=shifts, selects=selects, buffers=buffers)]
         shown = {SHORT.get(name, name): _at(known, name) for name in read}
         return {name: value for name, value in shown.items() if value is not None}
 
@@ -262,7 +269,8 @@ def _normal_plan(where: str, method: Method, plan: dict[str, Any], epsilon: obje
     if method in BASELINES:
         return _with(where, plan, ORDINARY_FORM)
     silent = {"privacy.noise_multiplier": 0.0, "privacy.no_guarantee": True} if epsilon == math.inf else {}
-    unmasked = method is Method.PLAIN and plan["participants"] is None  # else the selection reads masking too: `unread`
+    in_step = plan["participants"] is None and plan["buffer"] is None  # else who takes part follows from masking too: `unread`
+    unmasked = method is Method.PLAIN and in_step
     return _with(where, plan, {**silent, "masking": {}} if unmasked else silent)
 
 
@@ -290,7 +298,9 @@ def _recipe(where: str, template: Template, plan: Mapping[str, Any]) -> dict[str
 def _checked(where: str, fields: Mapping[str, Any], hospitals: object = None) -> dict[str, Any]:
     """`fields` as the plan's schema reads them, every default written out; hospitals are stand-ins as many as there will be."""
     masking = fields.get("masking")
+    buffer = fields.get("buffer")
     wanted = [fields.get("participants"), masking.get("minimum_cohort") if isinstance(masking, dict) else None]
+    wanted += [buffer.get("updates") if isinstance(buffer, dict) else None]
     sizes = [hospitals] if hospitals is not None else wanted  # sites of a folder are counted when a cell runs
     count = max(MIN_COHORT, *(size for size in sizes if isinstance(size, int)), MIN_COHORT)
     admitted = [{"uri": STAND_IN.format(number), "declared_patients": 1} for number in range(count)]

@@ -56,7 +56,7 @@ def run_plain(
     Models are measured where the coordinator would ask for it: the start, every `plan.evaluate_every` rounds, the last. Raises
     StudyError where `hospitals` are not the plan's, WorkFailed where a training gives nothing, Interrupted once `stop` is set.
     """
-    federation = _Plain(plan, hospitals, test, task, draws, stop)
+    federation = Plain(plan, hospitals, test, task, draws, stop)
     model, layout = start, task.layout(plan)
     published, memory = scaffold.begun(plan, start), None
     rows = [federation.row(0, model, (), time.perf_counter())]
@@ -89,7 +89,7 @@ def unless_stopped(stop: threading.Event) -> None:
 
 
 @dataclass(slots=True, eq=False)
-class _Plain:
+class Plain:
     """The hospitals of one run and how often each took part."""
 
     plan: Plan
