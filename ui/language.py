@@ -84,7 +84,10 @@ class Catalogue:
             return whole
         parts = LISTING.split(value)
         if len(parts) > 1:
-            return "、".join(self._known(part) or self._unknown(part) for part in parts)
+            known = [self._known(part) for part in parts]
+            if not any(known) and any(WORDS.search(part) for part in parts):  # what somebody wrote, not a list
+                return self._unknown(value)
+            return "、".join(one or self._unknown(part) for one, part in zip(known, parts, strict=True))
         if " · " in value:
             return " · ".join(self._value(part) for part in value.split(" · "))
         return self._unknown(value)

@@ -15,7 +15,7 @@ from proto.plan import DECLINE_CODES, Evaluation
 from ui.language import CATALOGUES, LANGUAGES, PLACEHOLDER, Catalogue, preferred, translate, translated
 
 CHINESE = CATALOGUES["中文"]
-OF_THE_USER = {"chest study", "board decision 12", "Nobody is charged."}  # what people wrote stays as they wrote it
+OF_THE_USER = {"chest study, board decision 12", "Nobody is charged."}  # what people wrote stays as they wrote it
 
 
 def chinese(text: str) -> bool:
@@ -107,6 +107,14 @@ def test_what_is_not_known_stays_and_is_noted():
     catalogue = Catalogue({"a known one": "知道"})
     assert catalogue.text("an unknown sentence") == "an unknown sentence"
     assert catalogue.missed == {"an unknown sentence"}
+
+
+def test_what_people_wrote_keeps_its_commas_and_a_list_of_names_takes_those_of_the_language():
+    assert (
+        translate("By Dr K. Weber: board decision 12, chest study.", "中文")
+        == "由 Dr K. Weber 批准：board decision 12, chest study。"
+    )
+    assert "lakeside、st-anna" in translate("Lost: lakeside, st-anna.", "中文")
 
 
 def test_a_number_in_a_placeholder_takes_no_words():

@@ -15,8 +15,10 @@ from proto.plan import Plan
 from ui import deciding, screen, sources
 from ui.figures import Headline
 from ui.sources import Hospital
+from ui.words import counted
 
 SAID = "said"
+SHEET = "sheet"
 NODE, COORDINATOR = "this hospital's node", "the coordinator"
 
 
@@ -139,9 +141,10 @@ def at_coordinator(folder: Path) -> None:
 def people(key: str) -> dict[str, str]:
     """Who decides, and why; both are recorded."""
     left, right = st.columns((1, 2))
+    sheet = st.session_state.get(SHEET, 0)  # a decision that was taken leaves an empty form behind
     return {
-        "by": left.text_input(screen.say("Your name"), key=f"by-{key}"),
-        "reason": right.text_input(screen.say("Reason"), key=f"reason-{key}"),
+        "by": left.text_input(screen.say("Your name"), key=f"by-{key}{sheet}"),
+        "reason": right.text_input(screen.say("Reason"), key=f"reason-{key}{sheet}"),
     }
 
 
@@ -152,6 +155,7 @@ def send(folder: Path, whom: str, kind: type[Request], **fields: object) -> None
     except ControlError as error:
         answer = Answer(done=False, sentence=str(error))
     st.session_state[SAID] = answer
+    st.session_state[SHEET] = st.session_state.get(SHEET, 0) + answer.done
     st.rerun()
 
 
@@ -166,9 +170,8 @@ def log(folder: Path, otherwise: str = "Nobody has done anything here yet.") -> 
     if not records:
         screen.text(otherwise)
         return
-    screen.note(
-        f"Verified on loading: {len(records)} records in an unbroken chain, the last one {records[-1].digest.hex()[:12]}."
-    )
+    many, head = counted(len(records), "record"), records[-1].digest.hex()[:12]
+    screen.note(f"Verified on loading: {many} in an unbroken chain, the last one {head}.")
     screen.reading(deciding.action_rows(records, screen.zone()), "What people did here")
 
 
