@@ -6,7 +6,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help install demo clean-demo test lint format stubs bench clean
+.PHONY: soak help install demo clean-demo test lint format stubs bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -51,8 +51,11 @@ stubs: $(TEST)  ## make the gRPC stubs from proto/federation.proto again
 
 bench: $(TEST)  ## measure what the README claims about speed and bytes
 	$(BIN)/python -m benchmarks.masking; masking=$$?; $(BIN)/python -m benchmarks.dp_training; training=$$?; \
-	$(BIN)/python -m benchmarks.inference; inference=$$?; \
-	$(BIN)/python -m benchmarks.imaging && exit $$((masking | training | inference))
+	$(BIN)/python -m benchmarks.inference; inference=$$?; $(BIN)/python -m benchmarks.rounds; rounds=$$?; \
+	$(BIN)/python -m benchmarks.imaging && exit $$((masking | training | inference | rounds))
+
+soak: $(TEST)  ## an hour of rounds: does any process grow?
+	$(BIN)/python -m benchmarks.soak --minutes 60
 
 clean: clean-demo  ## remove .venv and all caches too
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -20,6 +20,7 @@ from coordinator.state import Kept, Member, Phase, Session, Standing, State, why
 from proto import federation_pb2 as pb
 from proto import wire
 from proto.frozen import Frozen
+from secagg import SecaggError
 from secagg.messages import Advert, Confirmation, Revealed, ShareSet, UploadSeal
 
 PHASE_OF_KIND = {
@@ -139,7 +140,7 @@ def body_of(message: Message) -> Body:
                 return wire.from_confirmation(pb.Confirmation.FromString(message.body))
             case "revealed":
                 return wire.from_revealed(pb.RevealedShares.FromString(message.body))
-    except (wire.WireError, KeyError, DecodeError) as error:
+    except (wire.WireError, SecaggError, KeyError, DecodeError) as error:
         raise JournalError(f"the stored {message.kind} of {message.party} cannot be read") from error
     raise JournalError(f"'{message.kind}' is no message of a masking session")
 

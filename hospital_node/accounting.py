@@ -32,6 +32,7 @@ SPAN_ORDERS: Final = (2, 3, 4, 6, 8, 16, 32, 64)  # integers: their series alway
 MAX_EPSILON: Final = 1e4  # beyond this the exact figure means nothing and would cost gigabytes: read as no guarantee
 SIGMA_STEP: Final = 1e-3  # resolution of `noise_multiplier_for`
 MAX_SIGMA: Final = 1e4
+FFT_PLACES: Final = 16  # of scipy's pocketfft
 KEPT_READINGS: Final = 512  # epsilons remembered: some curves of a page; a node asks for one more in every round, for years
 
 
@@ -188,7 +189,16 @@ def _composed(canonical: tuple[Mechanism, ...], interval: float) -> Any:
     for one in canonical:
         part = _one_step(one.noise_multiplier, one.sampling_rate, interval).self_compose(one.steps)
         total = part if total is None else total.compose(part)
+    _forget_transforms()
     return total
+
+
+def _forget_transforms() -> None:
+    """Tiny transforms take the places of large ones in scipy's memory of the last 16 lengths, MBs where steps are many."""
+    from scipy import fft
+
+    for length in range(2, 2 + FFT_PLACES):
+        fft.ifft(fft.fft(np.zeros(length)))
 
 
 @lru_cache(maxsize=32)

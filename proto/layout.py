@@ -30,7 +30,7 @@ class LayoutError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Ordered (name, shape) pairs. Raises LayoutError on a repeated name or an absurd count."""
+    """Ordered (name, shape) pairs. Raises LayoutError on a repeated name, an absurd count or a negative side."""
 
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
     not_averaged: tuple[str, ...] = ()
@@ -40,6 +40,8 @@ class Layout:
         names = [*averaged, *self.not_averaged]
         if not averaged or len(names) > MAX_TENSORS or len(set(names)) != len(names):
             raise LayoutError(f"a layout needs 1 to {MAX_TENSORS} tensors with distinct names, got {len(names)}")
+        if any(side < 0 for _, shape in self.tensors for side in shape):
+            raise LayoutError("a side of a tensor is negative")
 
     @property
     def length(self) -> int:
@@ -60,7 +62,9 @@ class Layout:
             pairs, others = (found["averaged"], found["not_averaged"]) if isinstance(found, dict) else (found, ())
             tensors = tuple((str(name), tuple(int(side) for side in shape)) for name, shape in pairs)
             return cls(tensors, tuple(str(name) for name in others))
-        except (ValueError, TypeError, KeyError) as error:
+        except LayoutError:
+            raise
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise LayoutError("the layout is not a list of [name, shape] pairs") from error
 
     def digest(self) -> bytes:

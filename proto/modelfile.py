@@ -57,7 +57,8 @@ def encode_model(model: Model, values: ValuesName = "fp32", axes: Sequence[int] 
     """
     metadata = {**model.provenance, LAYOUT_KEY: model.layout.to_json()}
     if values == "fp32":
-        tensors = {name: np.ascontiguousarray(part) for name, part in model.layout.split(model.vector).items()}
+        parts = model.layout.split(model.vector)
+        tensors = {name: np.ascontiguousarray(part).reshape(part.shape) for name, part in parts.items()}  # a scalar stays one
         return save(tensors, metadata=metadata)
     if not np.isfinite(model.vector).all():
         raise ModelFileError(f"the model holds values that are not finite, which cannot be kept as {values}: make it again")
@@ -122,7 +123,7 @@ def _arrays(file: Any, kinds: set[str]) -> dict[str, NDArray[Any]]:
 def _axes(text: str) -> list[int]:
     try:
         return [int(axis) for axis in json.loads(text)]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise LayoutError("its axes are not a list of whole numbers") from error
 
 

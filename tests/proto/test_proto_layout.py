@@ -39,7 +39,9 @@ def test_wrong_tensors_and_lengths_are_refused():
         Layout((("a", (1,)), ("a", (1,))))
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '[["a"]]', '[["a", ["x"]]]'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '[["a"]]', '[["a", ["x"]]]', '[["a", [-1]]]', '[["a", [Infinity]]]', "[" * 100_000]
+)
 def test_foreign_json_is_a_layout_error(text):
     with pytest.raises(LayoutError):
         Layout.from_json(text)

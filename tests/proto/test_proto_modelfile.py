@@ -7,7 +7,7 @@ from safetensors.numpy import save
 from proto.layout import Layout
 from proto.modelfile import Model, ModelFileError, encode_model, read_model
 
-LAYOUT = Layout((("conv.weight", (2, 3)), ("conv.bias", (2,))))
+LAYOUT = Layout((("conv.weight", (2, 3)), ("conv.bias", (1,)), ("scale", ())))
 
 
 def test_a_model_comes_back_with_its_layout_and_provenance(tmp_path):
