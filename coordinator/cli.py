@@ -7,9 +7,11 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -28,6 +30,10 @@ from proto.control import Abort, ControlError, Pause, Resume, decision
 from proto.control_socket import ask, listening
 from proto.plan import Evaluation, Plan, PlanError, load_toml, short_name
 
+if TYPE_CHECKING:
+    from coordinator.run import Run
+    from coordinator.serving import Desk
+
 EXIT_USER = 2  # something that a person has to mend
 EXIT_DIFFERS = 1  # an exported run is not what it claims
 WORD_BITS = 64
@@ -39,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ConfigPath = Annotated[Path, typer.Option("--config", help="The coordinator's TOML file.")]
+PlanName = Annotated[str, typer.Option("--plan", help="Which plan, where there are several: the first digits of its digest.")]
 
 
 @app.command()
@@ -61,9 +68,10 @@ def run(
 def status(
     config: ConfigPath,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    plan: PlanName = "",
 ) -> None:
     """Show rounds, members and what the run waits for; reads the store only."""
-    settings = _settings(config)
+    settings = _chosen(_settings(config), plan)
     try:
         with open_store(settings.database) as store:
             now = datetime.now(UTC)
@@ -81,11 +89,13 @@ def status(
 
 
 @app.command()
-def export(config: ConfigPath, folder: Annotated[Path, typer.Argument(help="A new folder for the run.")]) -> None:
+def export(
+    config: ConfigPath, folder: Annotated[Path, typer.Argument(help="A new folder for the run.")], plan: PlanName = ""
+) -> None:
     """Write the run up to its last finished round as one folder: plan, models, means, rounds, public records."""
     from coordinator.export import ExportError, export_run
 
-    settings = _settings(config)
+    settings = _chosen(_settings(config), plan)
     try:
         with open_store(settings.database) as store:
             rounds = export_run(store, settings.state / "models", folder.absolute(), datetime.now(UTC))
@@ -165,15 +175,15 @@ Reason = Annotated[str, typer.Option("--reason", help="Why, in a few words; it i
 
 
 @app.command()
-def pause(config: ConfigPath, by: By, reason: Reason) -> None:
+def pause(config: ConfigPath, by: By, reason: Reason, plan: PlanName = "") -> None:
     """Let the running coordinator open no further round; the round under way goes on. A restart stays paused."""
-    _ask(config, Pause, by=by, reason=reason)
+    _ask(config, plan, Pause, by=by, reason=reason)
 
 
 @app.command()
-def resume(config: ConfigPath, by: By, reason: Reason) -> None:
+def resume(config: ConfigPath, by: By, reason: Reason, plan: PlanName = "") -> None:
     """Let the running coordinator open rounds again."""
-    _ask(config, Resume, by=by, reason=reason)
+    _ask(config, plan, Resume, by=by, reason=reason)
 
 
 @app.command("abort-round")
@@ -182,14 +192,16 @@ def abort_round(
     number: Annotated[int, typer.Option("--round", help="The round under way, so that no later one is ended by mistake.")],
     by: By,
     reason: Reason,
+    plan: PlanName = "",
 ) -> None:
     """End the round under way without a sum; the model stays, and what hospitals had released is spent."""
-    _ask(config, Abort, round=number, by=by, reason=reason)
+    _ask(config, plan, Abort, round=number, by=by, reason=reason)
 
 
-def _ask(config: Path, kind: type[Pause | Resume | Abort], **fields: object) -> None:
+def _ask(config: Path, plan: str, kind: type[Pause | Resume | Abort], **fields: object) -> None:
+    settings = _chosen(_settings(config), plan)
     try:
-        said = ask(_settings(config).state, decision(kind, **fields), "the coordinator")
+        said = ask(settings.state, decision(kind, **fields), "the coordinator")
     except ControlError as error:
         _fail(error)
     if not said.done:
@@ -206,9 +218,10 @@ def audit_log(
     ] = None,
     *,
     verify: Annotated[bool, typer.Option("--verify", help="Say only whether the chain is unbroken, and its head.")] = False,
+    plan: PlanName = "",
 ) -> None:
     """Show who did what at this coordinator, when and why, from its own chain."""
-    log = AuditLog.within(_settings(config).state)
+    log = AuditLog.within(_chosen(_settings(config), plan).state)
     try:
         for line in report(log, verify=verify, export=export, continues=continues):
             typer.echo(line)
@@ -262,30 +275,46 @@ def main() -> None:
 
 
 async def _run(settings: CoordinatorConfig, *, until_finished: bool) -> None:
-    from certs.peers import load_peers
     from coordinator import people
     from coordinator.lock import FolderInUse, held
     from coordinator.metrics import MetricsError
     from coordinator.models import ModelError
-    from coordinator.run import Run
-    from coordinator.service import ListenError, serve
+    from coordinator.serving import Desk, ListenError, serve
 
     try:
-        settings.state.mkdir(parents=True, exist_ok=True)
-        allow = load_peers(settings.allow)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        with held(settings.state):
-            log = AuditLog.within(settings.state)
-            run = Run(settings, os.urandom, held=people.pause_in_force(log.read()))
-            with listening(settings.state, people.asked(loop, run, log)):
-                await serve(run, settings, allow, stop, until_finished=until_finished)
+        with ExitStack() as locks:
+            desks = []
+            for one in settings.each():
+                one.state.mkdir(parents=True, exist_ok=True)
+                locks.enter_context(held(one.state))
+                log = AuditLog.within(one.state)
+                desks.append(desk := Desk(one, partial(_run_of, one, log)))
+                locks.enter_context(listening(one.state, people.asked(loop, desk, log)))
+            await serve(_apart(desks), settings, stop, until_finished=until_finished)
     except (AuditError, ControlError, ModelError, ListenError, MetricsError, FolderInUse) as error:
         raise ConfigError(str(error)) from error
     except OSError as error:
-        raise ConfigError(f"cannot use the state folder {settings.state}: {error.strerror}") from error
+        folder = error.filename or settings.state
+        raise ConfigError(f"cannot use the state folder {folder}: {error.strerror}") from error
+
+
+def _run_of(settings: CoordinatorConfig, log: AuditLog) -> Run:
+    """One plan's run, held back where people said so and nobody took it back."""
+    from coordinator import people
+    from coordinator.run import Run
+
+    return Run(settings, os.urandom, held=people.pause_in_force(log.read()))
+
+
+def _apart(desks: list[Desk]) -> list[Desk]:
+    """The plans, or ConfigError where one is named twice."""
+    if len({desk.digest for desk in desks}) < len(desks):
+        raise ConfigError("the configuration names one plan twice: remove one of the two")
+    return desks
 
 
 def _own_end(settings: CoordinatorConfig, now: datetime) -> dict[str, datetime]:
@@ -304,6 +333,22 @@ def _settings(path: Path) -> CoordinatorConfig:
         return load_config(path)
     except ConfigError as error:
         _fail(error)
+
+
+def _chosen(settings: CoordinatorConfig, digits: str) -> CoordinatorConfig:
+    """The configuration of the plan whose digest begins so; the only one needs no name."""
+    each = settings.each()
+    if len(each) == 1 and not digits:
+        return each[0]
+    try:
+        plans = [load_toml(one.plan) for one in each]
+    except PlanError as error:
+        _fail(error)
+    found = [one for one, plan in zip(each, plans, strict=True) if plan.digest().hex().startswith(digits)]
+    if len(found) != 1:
+        listed = ", ".join(f"{plan.digest().hex()[:12]} ({plan.study})" for plan in plans)
+        _fail(ConfigError(f"name one of these plans with --plan: {listed}"))
+    return found[0]
 
 
 def _fail(error: Exception) -> NoReturn:

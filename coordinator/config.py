@@ -21,6 +21,16 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; one sentence that names the file, the key and the remedy."""
 
 
+class FurtherPlan(Frozen):
+    """Another plan that the same program serves on the same address, to its own roster and from its own state folder."""
+
+    allow: Path
+    plan: Path
+    start: Path
+    state: Path
+    store_url: str | None = Field(default=None, repr=False)
+
+
 class CoordinatorConfig(Frozen):
     """Everything that `secagg-coordinator` reads from its TOML file."""
 
@@ -34,7 +44,10 @@ class CoordinatorConfig(Frozen):
     store_url: str | None = Field(default=None, repr=False)  # postgresql://...; None: SQLite in the state folder
     metrics: str | None = None  # host:port on this machine for Prometheus; None: no metrics are served
     json_logs: bool = False  # one JSON object a line instead of lines for people
+    store_patience_s: float = Field(default=60.0, gt=0, le=3600)  # an open session outlives a store out of reach for so long
     drill_pause_s: float = Field(default=0.0, ge=0, le=600)  # pause between masking phases, for demonstrations and drills
+
+    further: tuple[FurtherPlan, ...] = ()  # [[further]]: plans beside the one that is named above
 
     @field_validator("listen", "metrics")
     @classmethod
@@ -58,6 +71,11 @@ class CoordinatorConfig(Frozen):
         """SQLAlchemy URL of the store."""
         return self.store_url or f"sqlite:///{self.state / 'store.db'}"
 
+    def each(self) -> tuple[CoordinatorConfig, ...]:
+        """One configuration for each plan, the first one first."""
+        others = [self.model_copy(update={**dict(one), "further": ()}) for one in self.further]
+        return (self.model_copy(update={"further": ()}), *others)
+
     @property
     def address_file(self) -> Path:
         """Where a running coordinator writes the address that it listens on."""
@@ -74,16 +92,27 @@ def load_config(path: Path) -> CoordinatorConfig:
 def _check_secret(config: CoordinatorConfig, path: Path) -> None:
     """Raise ConfigError where an URL cannot be read, or others can read a password in this file."""
     try:
-        secret = config.store_url is not None and has_password(config.store_url)
+        secrets = [has_password(one.database) for one in config.each()]
     except StoreError as error:
         raise ConfigError(f"{path}: 'store_url': {error}") from error
-    if secret and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if any(secrets) and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(
             f"{path} holds the store's password and others can read it: chmod 600 it, or leave the password to PGPASSFILE"
         )
 
 
 def _from_folder(config: CoordinatorConfig, folder: Path) -> CoordinatorConfig:
-    names = ("identity", "allow", "plan", "start", "state")
-    authority = None if config.authority is None else folder / config.authority
-    return config.model_copy(update={name: folder / getattr(config, name) for name in names} | {"authority": authority})
+    names = ("allow", "plan", "start", "state")
+    here = {name: folder / getattr(config, name) for name in (*names, "identity")}
+    here["authority"] = None if config.authority is None else folder / config.authority
+    further = tuple(one.model_copy(update={name: folder / getattr(one, name) for name in names}) for one in config.further)
+    return _check_apart(config.model_copy(update={**here, "further": further}))
+
+
+def _check_apart(config: CoordinatorConfig) -> CoordinatorConfig:
+    """Raise ConfigError where two plans share what is one plan's own."""
+    for key in ("state", "database"):
+        found = [str(getattr(one, key)) for one in config.each()]
+        if len(set(found)) < len(found):
+            raise ConfigError(f"two plans share one {'state folder' if key == 'state' else 'store'}: each needs its own")
+    return config

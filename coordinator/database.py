@@ -119,7 +119,8 @@ def without_login(where: str) -> str | None:
     """A server's URL without user and password, for readers that have their own; None for a file."""
     if not _is_server(where):
         return None
-    return _url_of(where).set(username=None, password=None).render_as_string()
+    url = _url_of(where)
+    return URL.create(url.drivername, host=url.host, port=url.port, database=url.database, query=url.query).render_as_string()
 
 
 def has_password(where: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import assert_never
+from typing import Protocol, assert_never
 
 from certs.audit import Action, AuditError, Record
 from certs.audit_file import AuditLog
@@ -38,11 +38,17 @@ def said(by: str, reason: str) -> str:
     return f"paused by {by}: {reason}"
 
 
-def asked(loop: asyncio.AbstractEventLoop, run: Run, log: AuditLog) -> Callable[[bytes], Answer]:
+class Running(Protocol):
+    """Whoever has the run of a plan; another one after its store was out of reach."""
+
+    run: Run
+
+
+def asked(loop: asyncio.AbstractEventLoop, desk: Running, log: AuditLog) -> Callable[[bytes], Answer]:
     """A handler for the control socket's threads that answers in the run's own event loop."""
 
     async def on_the_loop(data: bytes) -> Answer:
-        return answer(run, log, data, datetime.now(UTC))
+        return answer(desk.run, log, data, datetime.now(UTC))
 
     return lambda data: asyncio.run_coroutine_threadsafe(on_the_loop(data), loop).result(ANSWER_LIMIT_S)
 

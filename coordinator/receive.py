@@ -52,6 +52,10 @@ class Receiver:
             spooled.accept()
             self._run.feed(ev.UploadAccepted(uri, header.session, seal, header.total_bytes))
 
+    def stop(self) -> None:
+        """End every upload in progress: another start writes these files now."""
+        self._turns.clear()
+
     def check_measurement(self, request: pb.Measurement, scores: list[tuple[str, tuple[float, ...]]]) -> None:
         """Raise Refusal unless the model is one of this study and every number can be a Dice."""
         models = {(model.round, model.digest) for model in self._run.store.models()}

@@ -402,6 +402,12 @@ class Run:
         here |= {uri for uri, e in self.evaluators.items() if e.last_seen_at and time.time() - e.last_seen_at < lost_after_s}
         return here <= self.told
 
+    def abandon(self) -> None:
+        """Do nothing more: another run takes this plan up from its store."""
+        for task in self._opening:
+            task.cancel()
+        self.store.close()
+
     async def close(self) -> None:
         """End cleanly: an opening under way is waited for, the last bytes are stored."""
         if self._opening:

@@ -18,33 +18,28 @@ import structlog
 
 from certs.party import CertificateError
 from certs.peers import AllowList
-from certs.tls import expiry_of, party_of, server_credentials
+from certs.tls import expiry_of, party_of
 from coordinator import events as ev
-from coordinator.config import CoordinatorConfig
 from coordinator.gate import Gate, TooMuch
-from coordinator.health import handler_of
 from coordinator.membership import Membership, check_version
 from coordinator.meter import Direction, Lane
-from coordinator.metrics import serving
-from coordinator.models import pieces, write_atomically
+from coordinator.models import pieces
 from coordinator.orders import Evaluate, Finished, Mask, Open, Order, RoundResult, Train, Wait
 from coordinator.receive import Receiver
 from coordinator.run import Run
 from coordinator.sessions import Refusal, forget, take
 from coordinator.spool import SpoolError, UploadBroken, UploadError
 from coordinator.state import MASKING
-from coordinator.store import StoreError
+from coordinator.store import StoreError, StoreLost
 from coordinator.wire_orders import Instructions, phase_of
 from proto import federation_pb2 as pb
 from proto import federation_pb2_grpc as rpc
-from proto.plan import DECLINE_CODES, PROTOCOL_VERSION, role_of
-from proto.wire import CHUNK_BYTES, MAX_MESSAGE_BYTES, Sized, WireError
+from proto.plan import DECLINE_CODES, PROTOCOL_VERSION, Plan, role_of
+from proto.wire import CHUNK_BYTES, Sized, WireError
 
 log = structlog.get_logger()
 
 LONG_POLL_S = 15.0  # below the idle limits of common proxies and firewalls (60 s and more)
-TICK_S = 0.2
-STOP_GRACE_S = 2.0
 REPORTS = {
     pb.NodeReport.TRAINING: ev.Report.TRAINING,
     pb.NodeReport.READY: ev.Report.READY,
@@ -61,10 +56,6 @@ STATUS = {
 }
 ANSWER_PHASE = {"advert": "advertise", "shares": "share", "confirmation": "confirm", "revealed": "reveal"}
 Reply = TypeVar("Reply")
-
-
-class ListenError(RuntimeError):
-    """The address cannot be listened on; one sentence that names it and the remedy."""
 
 
 class CallContext(Protocol):
@@ -96,7 +87,13 @@ class Federation(rpc.FederationServicer):
         self._instructions = Instructions()
         self._gate = Gate()
         self.serving = True  # the last tick could be stored
+        self._closed = ""  # why nobody is served any more
         self._polls: dict[str, object] = {}  # the newest poll of each party; an older one of a dead connection yields
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that is served."""
+        return self._run.plan
 
     async def Join(self, request: pb.JoinRequest, context: CallContext) -> pb.JoinReply:  # noqa: N802
         """Compare versions, hand out the plan."""
@@ -162,6 +159,7 @@ class Federation(rpc.FederationServicer):
     ) -> Reply:
         """Admit the caller, run the handler, turn what it raises into a status."""
         try:
+            self._open()
             caller = self._caller(context, joining=joining)
             with self._gate.held(caller.uri):
                 return await handle(caller)
@@ -171,6 +169,9 @@ class Federation(rpc.FederationServicer):
         except TooMuch as error:
             self._run.counts["refused flood"] += 1
             code, text = STATUS["flood"], str(error)
+        except StoreLost as error:
+            log.warning("a request could not be stored", reason=str(error))
+            code, text = STATUS["busy"], "the coordinator's store is out of reach: try again"
         except (StoreError, SpoolError) as error:
             log.warning("a request could not be stored", reason=str(error))
             code, text = STATUS["busy"], "the coordinator cannot write to its disk: its operator has to free space; try again"
@@ -249,6 +250,7 @@ class Federation(rpc.FederationServicer):
                 await asyncio.wait_for(bell.wait(), until - loop.time())
             except TimeoutError:
                 return done, Wait(f"round {self._run.state.round} is in its {self._run.state.phase} phase")
+            self._open()
             if self._polls.get(uri) is not turn:
                 bell.set()  # for the newer poll
                 return done, Wait("another poll of this party is open")
@@ -325,6 +327,17 @@ class Federation(rpc.FederationServicer):
 
     # ---- small things ----
 
+    def close(self, reason: str) -> None:
+        """Refuse every call from now on, those in progress as soon as they are looked at."""
+        self._closed, self.serving = reason, False
+        self._receiver.stop()
+        for bell in self._run.bells.values():
+            bell.set()
+
+    def _open(self) -> None:
+        if self._closed:
+            raise Refusal("busy", self._closed)
+
     def seen_in_polls(self) -> None:
         """A party whose poll is open is there: a dead connection ends its poll (keepalive)."""
         for uri in tuple(self._polls):
@@ -353,79 +366,6 @@ class Federation(rpc.FederationServicer):
 
 async def _admitted(_: Caller) -> None:
     """Nothing more than to be a party is asked."""
-
-
-async def serve(
-    run: Run, config: CoordinatorConfig, allow: AllowList, stop: asyncio.Event, *, until_finished: bool = False
-) -> None:
-    """Listen until `stop` is set (or the run is over). Raises ListenError, CertificateError."""
-    federation = Federation(run, allow)
-    server = grpc.aio.server(options=_options())
-    rpc.add_FederationServicer_to_server(federation, server)  # type: ignore[no-untyped-call]
-    server.add_generic_rpc_handlers((handler_of(lambda: federation.serving, federation.admit),))
-    port = _bind(server, config)
-    run.feed(ev.Tick())  # an open session goes on before anybody calls
-    federation.membership.revoke_replaced()
-    await server.start()
-    address = f"{config.listen.rpartition(':')[0]}:{port}"
-    write_atomically(config.address_file, f"{address}\n".encode())
-    log.info("Listening", address=address)
-    try:
-        async with serving(run, config):
-            while not stop.is_set() and not (until_finished and run.over()):
-                _tick(run, federation)
-                await _sleep_or(stop)
-    finally:
-        config.address_file.unlink(missing_ok=True)
-        await server.stop(STOP_GRACE_S)
-        await run.close()
-
-
-def _tick(run: Run, federation: Federation) -> None:
-    try:
-        federation.seen_in_polls()
-        federation.membership.revoke_unlisted()
-        run.feed(ev.Tick())
-        run.flush()
-        federation.serving = True
-    except StoreError as error:
-        federation.serving = False
-        log.warning("the store could not be written; trying again", reason=str(error))
-
-
-async def _sleep_or(stop: asyncio.Event) -> None:
-    try:
-        await asyncio.wait_for(stop.wait(), TICK_S)
-    except TimeoutError:
-        return
-
-
-def _bind(server: grpc.aio.Server, config: CoordinatorConfig) -> int:
-    credentials = server_credentials(config.identity)
-    refused = (
-        f"cannot listen on {config.listen}: the port is busy or not this machine's; stop the other program or choose another"
-    )
-    try:
-        port = server.add_secure_port(config.listen, credentials)
-    except RuntimeError as error:
-        raise ListenError(refused) from error
-    if port == 0:
-        raise ListenError(refused)
-    return port
-
-
-def _options() -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.so_reuseport", 0),  # a second coordinator on the same port must fail, not share it
-        ("grpc.keepalive_time_ms", 10_000),
-        ("grpc.keepalive_timeout_ms", 5_000),  # a dead connection is noticed within 15 s
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # nodes may ping as often
-        ("grpc.max_concurrent_streams", 32),  # per connection: a node needs about three
-    ]
 
 
 def _round_of(order: Order) -> int | None:

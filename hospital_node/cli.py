@@ -203,7 +203,7 @@ def _fetch_plan(node: NodeConfig) -> Plan:
     me = load_identity(node.identity).uri
     link = dial(node, ByteMeter())
     try:
-        return plan_offered(link.join(), me)
+        return plan_offered(link.join(), me, node.plan)
     except LinkLost as error:
         raise LinkRefused(reason_of_loss(node, str(error))) from error
     finally:

@@ -53,6 +53,7 @@ class NodeConfig(Frozen):
     identity: Path  # folder with node.key, node.crt and ca.crt
     state: Path  # folder of the ledger, the cache and what the app reads
     data: Path  # folder of the studies
+    plan: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")  # digest of the plan to serve, where there are several
     ledger: Path | None = None  # the hospital's ledger, where several studies share it; in the state folder if left out
     ledger_counter: Path | None = None  # a second counter of the ledger, best where no backup of the ledger reaches
     peers: Path | None = None  # list of pinned keys; a hospital needs one, an evaluator does not

@@ -111,7 +111,7 @@ class Evaluator:
 
     def joined(self, reply: pb.JoinReply) -> None:
         """Compare names and versions; take the plan."""
-        plan = plan_offered(reply, self._me)
+        plan = plan_offered(reply, self._me, self._config.plan)
         self._met = True
         if self._plan is None or self._plan.digest() != plan.digest():
             self._plan, self._layout, self._cases = plan, self._workshop.layout(plan), None

@@ -23,7 +23,7 @@ from proto import federation_pb2 as pb
 from proto.federation_pb2_grpc import FederationStub
 from proto.layout import MODEL_LABEL, Vector
 from proto.plan import PROTOCOL_VERSION
-from proto.wire import CHUNK_BYTES, MAX_MESSAGE_BYTES, Sized
+from proto.wire import CHUNK_BYTES, MAX_MESSAGE_BYTES, PLAN_KEY, Sized
 
 DISTRIBUTION = "hospital-secagg"
 CALL_DEADLINE_S = 60.0  # a small message and its answer; longer means a half-open connection
@@ -126,6 +126,7 @@ class GrpcLink:
             config.coordinator, channel_credentials(config.identity), options=_options(config.coordinator)
         )
         self._stub: Any = FederationStub(self._channel)  # type: ignore[no-untyped-call]
+        self._plan = () if config.plan is None else ((PLAN_KEY, config.plan),)  # goes with every call
 
     def join(self) -> pb.JoinReply:
         """See Link."""
@@ -138,7 +139,7 @@ class GrpcLink:
         request = pb.PollRequest(done=done)
         arrived = threading.Event()  # of this call alone: a call given up before also ends, later
         self._arrived = arrived
-        call = self._stub.Poll.future(request, timeout=POLL_DEADLINE_S)
+        call = self._stub.Poll.future(request, timeout=POLL_DEADLINE_S, metadata=self._plan)
         call.add_done_callback(lambda _: arrived.set())
         if not self._wake_asked.is_set():
             arrived.wait()
@@ -159,7 +160,7 @@ class GrpcLink:
             )
         request = pb.ModelRequest(digest=digest)
         self._meter.count_sent(item, request)
-        stream = self._stub.FetchModel(request, timeout=_stream_deadline_s(announced_bytes))
+        stream = self._stub.FetchModel(request, timeout=_stream_deadline_s(announced_bytes), metadata=self._plan)
         try:
             return _translated(lambda: receive_model(self._counted_in(stream, item), digest, length))
         finally:
@@ -176,7 +177,7 @@ class GrpcLink:
     def upload(self, parts: Iterable[pb.UploadChunk], total_bytes: int) -> None:
         """See Link."""
         counted = self._counted_out(parts, "mask")
-        ack = _translated(lambda: self._stub.Upload(counted, timeout=_stream_deadline_s(total_bytes)))
+        ack = _translated(lambda: self._stub.Upload(counted, timeout=_stream_deadline_s(total_bytes), metadata=self._plan))
         self._meter.count_received("mask", ack)
 
     def measure(self, measurement: pb.Measurement) -> None:
@@ -206,7 +207,7 @@ class GrpcLink:
 
     def _unary(self, method: Callable[..., Message], request: Sized, item: Item) -> Message:
         self._meter.count_sent(item, request)
-        reply = _translated(lambda: method(request, timeout=CALL_DEADLINE_S))
+        reply = _translated(lambda: method(request, timeout=CALL_DEADLINE_S, metadata=self._plan))
         self._meter.count_received(item, reply)
         return reply
 

@@ -169,7 +169,7 @@ class Hospital:
 
     def joined(self, reply: pb.JoinReply) -> None:
         """Compare names and versions; take the plan."""
-        plan = plan_offered(reply, self._me)
+        plan = plan_offered(reply, self._me, self._config.plan)
         self._met = True
         if self._at_work is None or self._at_work.study.digest != plan.digest():
             self._take_plan(plan)

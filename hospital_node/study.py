@@ -25,8 +25,11 @@ class Study:
     layout: Layout
 
 
-def plan_offered(reply: pb.JoinReply, me: str) -> Plan:
-    """The plan in a join reply. Raises LinkRefused where versions or names do not fit, PlanError where the plan is unusable."""
+def plan_offered(reply: pb.JoinReply, me: str, wanted: str | None = None) -> Plan:
+    """The plan in a join reply; `wanted` is the digest of the one that this node serves, where its people named one.
+
+    Raises LinkRefused where versions, names or plans do not fit, PlanError where the plan is unusable.
+    """
     if reply.protocol_version != PROTOCOL_VERSION:
         raise LinkRefused(
             f"the coordinator speaks protocol version {reply.protocol_version} (software {reply.software_version}), this node "
@@ -38,6 +41,11 @@ def plan_offered(reply: pb.JoinReply, me: str) -> Plan:
             " certificates, or the wrong identity folder is configured"
         )
     plan = from_canonical(reply.plan)
+    if wanted is not None and plan.digest().hex() != wanted:
+        raise LinkRefused(
+            f"the coordinator offers plan {plan.digest().hex()[:12]}, the key 'plan' of this node's configuration names"
+            f" {wanted[:12]}: ask which of the two is meant"
+        )
     if me not in plan.evaluators:
         plan.hospital(me)
     return plan

@@ -32,6 +32,7 @@ from secagg.messages import (
 from secagg.params import plan_half_steps, rounding_error
 
 CHUNK_BYTES = 1 << 20  # 4 MiB messages lose a third of the throughput to fresh pages, 256 KiB a fifth to calls
+PLAN_KEY = "secagg-plan"  # of a call's metadata: digest of the plan that the caller serves, hexadecimal; may be left out
 MAX_MESSAGE_BYTES = 8 << 20  # a control message for 1,000 hospitals is below 1 MiB
 
 GRPC_PREFIX_BYTES = 5  # compressed flag and length, gRPC over HTTP/2

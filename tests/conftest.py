@@ -3,9 +3,9 @@
 import os
 import shutil
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
@@ -47,6 +47,23 @@ def chromium() -> Path:
     if found is None or not Path(found).exists():
         pytest.skip("chromium is absent: install it, or set SECAGG_CHROMIUM to its path")
     return Path(found)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A running PostgreSQL server of this session (postgres_server.Server)."""
+    from postgres_server import Server, programs
+
+    found = programs()
+    if found is None:
+        pytest.skip("postgresql is absent: install it, or set SECAGG_POSTGRES to the folder of initdb and postgres")
+    server = Server(found)
+    server.make()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -48,6 +48,7 @@ OWNERS: dict[str, frozenset[str]] = {
     "grpc": frozenset(
         {
             *("certs/tls.py", "coordinator/health.py", "coordinator/service.py", "hospital_node/link.py"),
+            *("coordinator/dispatch.py", "coordinator/serving.py"),
             *("proto/federation_pb2_grpc.py", "study"),
         }
     ),

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from certs.audit_file import AUDIT_FILE
-from coordinator.store import EventRow, StoreError, TrafficRow, open_store
+from coordinator.store import EventRow, StoreError, TrafficRow, open_store, store_in
 from hospital_node.ledger import BudgetView, CannotRecord, Cap, DecisionRefused, Event, Ledger, LedgerError, LedgerMissing
 from hospital_node.offer import if_approved, terms
 from hospital_node.progress import LEAVES_FILE, PROGRESS_FILE, Leaves, LocalProgress, read_leaves, read_progress
@@ -27,7 +27,6 @@ from ui.settings import Settings
 from ui.store_reading import Federation, Keeper, Totals
 from ui.words import party
 
-STORE_FILE = "store.db"
 LEDGER_FILE = "ledger.db"
 PLAN_FILE = "plan.json"
 NODE_FILE = "node.json"
@@ -82,34 +81,40 @@ def stamp(path: Path) -> Stamp | None:
 
 def federation(folder: Path | None, age_s: float = 0.0) -> Federation | None:
     """The coordinator's store, as it was up to `age_s` ago; None before it exists. Raises StoreError."""
-    if folder is None or (found := stamp(folder / STORE_FILE)) is None:
-        return None
-    return _keeper(folder / STORE_FILE, found[0]).read(age_s)
+    keeper = None if folder is None else _keeper_of(folder)
+    return None if keeper is None else keeper.read(age_s)
 
 
 def totals(folder: Path) -> Totals:
     """Bytes by party and direction over all rounds. Raises StoreError."""
-    found = stamp(folder / STORE_FILE)
-    return {} if found is None else _keeper(folder / STORE_FILE, found[0]).totals()
+    keeper = _keeper_of(folder)
+    return {} if keeper is None else keeper.totals()
 
 
 def events_of(folder: Path, number: int) -> tuple[EventRow, ...]:
     """What happened in one round, in order. Raises StoreError."""
-    found = stamp(folder / STORE_FILE)
-    return () if found is None else tuple(_keeper(folder / STORE_FILE, found[0]).reader.events(number=number))
+    keeper = _keeper_of(folder)
+    return () if keeper is None else tuple(keeper.reader.events(number=number))
 
 
 def traffic_of(folder: Path, first: int, last: int) -> tuple[TrafficRow, ...]:
     """Bytes of older rounds, row by row. Raises StoreError."""
-    found = stamp(folder / STORE_FILE)
-    return () if found is None else tuple(_keeper(folder / STORE_FILE, found[0]).reader.traffic_between(first, last))
+    keeper = _keeper_of(folder)
+    return () if keeper is None else tuple(keeper.reader.traffic_between(first, last))
+
+
+def _keeper_of(folder: Path) -> Keeper | None:
+    """The reading of a state folder's store; None before there is one. Raises StoreError."""
+    where = store_in(folder)
+    found = stamp(where) if isinstance(where, Path) else None
+    return None if where is None else _keeper(where, 0 if found is None else found[0])
 
 
 @lru_cache(maxsize=4)
-def _keeper(path: Path, inode: int) -> Keeper:
-    """One for each file; the inode notices a store that was deleted and made again."""
+def _keeper(where: Path | str, inode: int) -> Keeper:
+    """One for each file or server; the inode notices a file that was deleted and made again."""
     del inode
-    return Keeper(open_store(path))
+    return Keeper(open_store(where))
 
 
 def hospital(folder: Path) -> Hospital:

@@ -1,6 +1,6 @@
 """The coordinator of a federation in one process: the real run and service in an event loop, without a socket.
 
-It does what `coordinator.service.serve` does around the same two objects, says when a round's figures are complete, and
+It does what `coordinator.serving.serve` does around the same two objects, says when a round's figures are complete, and
 ends with one sentence where a real coordinator would wait for people or go on after a failed write: here nobody comes.
 """
 
@@ -19,7 +19,8 @@ from coordinator import events as ev
 from coordinator.config import CoordinatorConfig
 from coordinator.orders import Evaluate, RoundResult
 from coordinator.run import Run
-from coordinator.service import TICK_S, Federation
+from coordinator.service import Federation
+from coordinator.serving import TICK_S
 from coordinator.state import OUT, Phase, State, needs_people, smallest_cohort
 from proto import scaffold
 from proto.layout import Vector

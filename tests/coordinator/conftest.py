@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from coordinator_federation import make_identities
-from postgres_server import Server, programs
 
 
 @pytest.fixture(scope="session")
@@ -24,25 +22,9 @@ def unused_port() -> int:
         return int(server.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Server]:
-    """A running PostgreSQL server of this session."""
-    found = programs()
-    if found is None:
-        pytest.skip("postgresql is absent: install it, or set SECAGG_POSTGRES to the folder of initdb and postgres")
-    server = Server(found)
-    server.make()
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """URL of an empty store, of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'store.db'}"
-    server: Server = request.getfixturevalue("postgres")
-    return server.database()
+    return request.getfixturevalue("postgres").database()  # type: ignore[no-any-return]

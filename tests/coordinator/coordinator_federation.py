@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -26,12 +27,13 @@ from certs.peers import Peer, PeerList, load_peers, write_peers
 from certs.tls import channel_credentials
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.run import Run
-from coordinator.service import serve
+from coordinator.serving import Desk, serve
 from proto import federation_pb2 as pb
 from proto import federation_pb2_grpc as rpc
 from proto.layout import Layout, Vector
 from proto.plan import PROTOCOL_VERSION, Plan, role_of, short_name
 from proto.wire import (
+    PLAN_KEY,
     from_advert,
     from_confirmation,
     from_seals,
@@ -95,8 +97,9 @@ def write_study(
 async def coordinating(config: CoordinatorConfig) -> AsyncIterator[Run]:
     """A coordinator that serves while the block runs."""
     config.state.mkdir(exist_ok=True)
-    run, stop = Run(config, os.urandom), asyncio.Event()
-    task = asyncio.create_task(serve(run, config, load_peers(config.allow), stop))
+    desk, stop = Desk(config, partial(Run, config, os.urandom)), asyncio.Event()
+    run = desk.run
+    task = asyncio.create_task(serve([desk], config, stop))
     try:
         await until(lambda: config.address_file.exists() or task.done())
         yield run
@@ -112,13 +115,27 @@ async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
             await asyncio.sleep(0.02)
 
 
+class Naming:
+    """A stub whose calls name a plan."""
+
+    def __init__(self, stub: rpc.FederationStub, plan: Plan | str) -> None:
+        name = plan if isinstance(plan, str) else plan.digest().hex()
+        self._stub, self._metadata = stub, ((PLAN_KEY, name),)
+
+    def __getattr__(self, name: str):
+        return partial(getattr(self._stub, name), metadata=self._metadata)
+
+
 @asynccontextmanager
-async def connected(config: CoordinatorConfig, identity: Path) -> AsyncIterator[rpc.FederationStub]:
-    """A stub on a connection of the party in `identity`."""
+async def connected(
+    config: CoordinatorConfig, identity: Path, plan: Plan | str | None = None
+) -> AsyncIterator[rpc.FederationStub]:
+    """A stub on a connection of the party in `identity`; its calls name `plan`."""
     address = config.address_file.read_text().strip()
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
     async with grpc.aio.secure_channel(address, channel_credentials(identity), options=options) as channel:
-        yield rpc.FederationStub(channel)
+        stub = rpc.FederationStub(channel)
+        yield stub if plan is None else Naming(stub, plan)
 
 
 async def refusal_of(call: object) -> tuple[grpc.StatusCode, str]:
@@ -148,6 +165,7 @@ class ScriptedNode:
     refused: list[tuple[grpc.StatusCode, str]] = field(default_factory=list)
     updates: dict[int, Vector] = field(default_factory=dict)
     uploaded: list[tuple[bytes, int]] = field(default_factory=list)
+    names_plan: bool = False
 
     def __post_init__(self) -> None:
         self.identity: Identity = load_identity(self.folder)
@@ -157,7 +175,7 @@ class ScriptedNode:
 
     async def live(self) -> None:
         """Join and carry out orders until the run is over, or until it is time to die."""
-        async with connected(self.config, self.folder) as stub:
+        async with connected(self.config, self.folder, self.plan if self.names_plan else None) as stub:
             await stub.Join(pb.JoinRequest(protocol_version=PROTOCOL_VERSION, software_version="test"))
             while not self.finished:
                 order = await stub.Poll(pb.PollRequest(done=self.done))

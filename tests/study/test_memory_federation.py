@@ -6,17 +6,17 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 import structlog
 from memory_world import LAYOUT, Ward, error_bound, make_plan
 
-from certs.peers import load_peers
 from coordinator import optimizer
 from coordinator.config import load_config
 from coordinator.run import Run
-from coordinator.service import serve
+from coordinator.serving import Desk, serve
 from coordinator.store import open_store
 from hospital_node import evaluator, runner
 from hospital_node.accounting import Mechanism
@@ -367,7 +367,7 @@ def over_grpc(folder, plan, ward):
     async def coordinate():
         stop = asyncio.Event()
         config.state.mkdir()
-        serving = asyncio.create_task(serve(Run(config, np.random.bytes), config, load_peers(config.allow), stop))
+        serving = asyncio.create_task(serve([Desk(config, partial(Run, config, np.random.bytes))], config, stop))
         while not ended.is_set():  # noqa: ASYNC110  the event belongs to another thread
             await asyncio.sleep(0.02)
         stop.set()

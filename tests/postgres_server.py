@@ -83,9 +83,9 @@ class Server:
                 return
 
     def stop(self) -> None:
-        """At once, whoever is connected."""
+        """At once, as if the machine had lost power but for its disk."""
         if self.process is not None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(signal.SIGQUIT)
             self.process.wait(30)
             self.process = None
 
