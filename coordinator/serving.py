@@ -48,8 +48,9 @@ class Desk:
 
     def __init__(self, config: CoordinatorConfig, make: Callable[[], Run]) -> None:
         self.config, self._make = config, make
+        allow = load_peers(config.allow)  # before anything begins
         self.run = make()
-        self.federation = Federation(self.run, load_peers(config.allow))
+        self.federation = Federation(self.run, allow)
         self.digest = self.run.plan.digest()
         self.stopped = ""  # why this plan is served no more, though the program goes on
 
