@@ -32,6 +32,9 @@ from secagg.upload import PackedUpload
 import grpc  # isort: skip  after certs
 
 DEADLINE_S = 600.0
+ATTEMPTS = 20
+AGAIN_AFTER_S = 2.0
+LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 JOINING_AT_ONCE = 32  # handshakes; the rest waits its turn
 OPTIONS = [("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES), ("grpc.use_local_subchannel_pool", 1)]
 
@@ -62,22 +65,35 @@ class Simulated:
         self._stub: Any = FederationStub(self._channel)  # type: ignore[no-untyped-call]
         self._plan: Plan | None = None
         self._state: Any = None
+        self._answers: dict[str, pb.PhaseAnswer] = {}
+        self._made: PackedUpload | None = None
+        self._done = 0
 
     async def live(self) -> None:
-        """Until the run is over."""
+        """Until the run is over; a lost connection is made again, as a node does, and what was said is said again."""
+        for _ in range(ATTEMPTS):
+            try:
+                await self._converse()
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in LOST:
+                    raise
+                await asyncio.sleep(AGAIN_AFTER_S)
+            else:
+                break
+        await self._channel.close()
+
+    async def _converse(self) -> None:
         async with self._common.joining:
             request = pb.JoinRequest(protocol_version=PROTOCOL_VERSION, software_version="crowd")
             reply = await self._stub.Join(request, timeout=DEADLINE_S)
         self._plan = self._common.plan_of(reply.plan)
-        done = 0
         while True:
-            order = await self._stub.Poll(pb.PollRequest(done=done), timeout=DEADLINE_S)
+            order = await self._stub.Poll(pb.PollRequest(done=self._done), timeout=DEADLINE_S)
             kind = order.WhichOneof("order")
             if kind == "finished":
-                break
+                return
             await self._carry_out(kind, order)
-            done = max(done, order.id)
-        await self._channel.close()
+            self._done = max(self._done, order.id)
 
     async def _carry_out(self, kind: str, order: pb.Instruction) -> None:
         match kind:
@@ -86,8 +102,9 @@ class Simulated:
             case "mask":
                 await self._upload(order.mask)
             case "open" | "share" | "confirm" | "reveal":
-                answer = getattr(self, f"_{kind}")(getattr(order, kind))
-                await self._stub.Answer(answer, timeout=DEADLINE_S)
+                if kind not in self._answers:
+                    self._answers[kind] = getattr(self, f"_{kind}")(getattr(order, kind))
+                await self._stub.Answer(self._answers[kind], timeout=DEADLINE_S)
             case _:
                 pass
 
@@ -120,9 +137,10 @@ class Simulated:
         return pb.PhaseAnswer(session=order.session, revealed=wire.to_revealed(revealed))
 
     async def _upload(self, order: pb.Mask) -> None:
-        ready = node.ready_to_mask(self._state, [wire.from_share_set(item) for item in order.sets])
-        self._state, upload = node.mask(ready, self._common.update, Door.CTR)
-        await self._stub.Upload(_parts(order.session, upload), timeout=DEADLINE_S)
+        if self._made is None:
+            ready = node.ready_to_mask(self._state, [wire.from_share_set(item) for item in order.sets])
+            self._state, self._made = node.mask(ready, self._common.update, Door.CTR)
+        await self._stub.Upload(_parts(order.session, self._made), timeout=DEADLINE_S)
 
     def _once(self, what: str, make: Any) -> tuple[Any, ...]:
         if what not in self._common.shown:
