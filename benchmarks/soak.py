@@ -156,9 +156,9 @@ def draw(samples: Sequence[Sample], path: Path) -> None:
     rounds = np.array([begin.rounds, samples[-1].rounds])
     axes.plot(rounds, MIB_PER_1000 * (rounds - begin.rounds) / 1000, "k:", linewidth=1, label="1 MB per 1,000 rounds")
     axes.set(xlabel="finished rounds", ylabel="MiB beyond the first tenth", title="Resident memory of every process")
-    axes.set_ylim(-4, 8)
+    axes.set_ylim(bottom=-4)
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(loc="upper left", fontsize="small", title="process and where it stood", ncols=2)
+    axes.legend(loc="lower right", fontsize="small", title="process and where it stood", ncols=2)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
