@@ -156,9 +156,10 @@ def draw(samples: Sequence[Sample], path: Path) -> None:
     rounds = np.array([begin.rounds, samples[-1].rounds])
     axes.plot(rounds, MIB_PER_1000 * (rounds - begin.rounds) / 1000, "k:", linewidth=1, label="1 MB per 1,000 rounds")
     axes.set(xlabel="finished rounds", ylabel="MiB beyond the first tenth", title="Resident memory of every process")
-    axes.set_ylim(bottom=-4)
+    most = max(one.resident_mib[name] - begin.resident_mib[name] for one in settled(samples) for name in begin.resident_mib)
+    axes.set_ylim(-4, max(2.0, 1.1 * most))
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(loc="lower right", fontsize="small", title="process and where it stood", ncols=2)
+    figure.legend(loc="outside lower center", fontsize="small", title="process and where it stood", ncols=5)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
