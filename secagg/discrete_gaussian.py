@@ -3,13 +3,12 @@
 Rule: a value is a function of key, place and variance alone, on every machine, because a share of noise that has to be
 taken out again is drawn a second time by somebody else. So no decision may hang on how a processor rounds.
 
-Method: rejection from a staircase. The line is cut into blocks of equal width; a block is chosen with probability
-proportional to an integer above scale * density everywhere in it, a place in the block evenly, and the place is kept with
-probability scale * density / integer. Canonne, Kamath and Steinke (2020, arXiv 2004.00010, algorithm 3) reject from a discrete
-Laplace distribution in the same way; here nearly every coin falls clear of the least chance in its block, so that no
-exponential is needed. A coin too close to its chance for float64 is settled by rational bounds and as many further
-bits as it takes. What is left out is the tail beyond noise_shares.TAIL_DEVIATIONS; its weight (`noise_shares.left_out`) is
-the accountant's to add.
+Method: rejection from a staircase. The line is cut into blocks of equal width, and slots are dealt to them: to each the whole
+part of scale * least density in it, whose every place is taken, and as many more as lift it above scale * largest density,
+where a place is taken with the probability that is missing. Canonne, Kamath and Steinke (2020, arXiv 2004.00010, algorithm 3)
+reject from a discrete Laplace distribution in the same way; here few values need a coin and an exponential at all. A coin too
+close to its chance for float64 is settled by rational bounds and as many further bits as it takes. What is left out is the
+tail beyond noise_shares.TAIL_DEVIATIONS; its weight (`noise_shares.left_out`) is the accountant's to add.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ from secagg.params import WORD_BYTES, Integers
 
 Draws: TypeAlias = NDArray[np.int32]
 
-SLOT_BITS = 14  # bits 0 to 13 of a word choose a block
+SLOT_BITS = 15  # bits 0 to 14 of a word choose a slot
 SLOTS = 1 << SLOT_BITS
 PLACE_BITS = 16  # bits 16 to 31 choose a place in a block
 COIN_BITS = 32  # bits 32 to 63 are the coin
 COINS = 1 << COIN_BITS
-LARGEST_DEVIATION = BLOCKS_A_DEVIATION << PLACE_BITS  # a million steps: more than lanes of 32 bits leave room for
+LARGEST_DEVIATION = BLOCKS_A_DEVIATION << PLACE_BITS  # two million steps: more than lanes of 32 bits leave room for
 SMALLEST_VARIANCE = Fraction(1, 4)  # a share below it is mostly zeros
 RUN_VALUES = CHUNK_WORDS  # values under one nonce: runs are drawn independently of each other
 MORE_WORDS = 2048  # read at a time for the last values of a run
-FLOAT_ERROR = 2.0**-40  # relative, of a chance in float64: exponents below 128 and four roundings keep to 2**-45
+FLOAT_ERROR = 2.0**-40  # relative, of a density in float64: exponents below 128 and three roundings keep to 2**-45
 DIGITS = 60  # of the decimal numbers that the staircase is made from
 _SLOT_MASK = np.uint64(SLOTS - 1)
 BLOCK_BITS = 128  # a coin that is still open reads one cipher block more
@@ -48,15 +47,15 @@ BLOCK_BITS = 128  # a coin that is still open reads one cipher block more
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Staircase:
-    """Tables of one variance by slot, which is what a word's lowest bits choose; slots to spare belong to no block."""
+    """Tables of one variance by slot, which is what a word's lowest bits choose; the last slots belong to no block."""
 
     variance: Fraction
     width: int  # of a block, a power of two
-    scale: int  # of the density at zero
+    scale: int  # slots that a place at zero would have if its block had one
     first: Draws  # the block's lowest value
-    sure: NDArray[np.uint32]  # coins below it are good everywhere in the block
-    last: NDArray[np.uint32]  # coins above it are good nowhere
-    weight: Integers  # height of the stair; 0 in slots to spare
+    sure: int  # slots below it take every place
+    floor: Integers  # behind them: slots of the block that do
+    weight: Integers  # and slots of the block that toss a coin; 0 for slots of no block
 
 
 @lru_cache(maxsize=32)
@@ -66,23 +65,19 @@ def staircase(variance: Fraction) -> Staircase:
         raise LocalError(f"the variance of discrete noise lies between 1/4 and {LARGEST_DEVIATION}**2, got {float(variance):g}")
     width = block_width(variance)
     half = blocks_a_side(variance, width)
-    starts = [block * width for block in range(-half, half)]
-    highest = [density(max(start, -start - width + 1, 0), variance) for start in starts]
-    lowest = [density(max(start + width - 1, -start), variance) for start in starts]
+    starts = np.arange(-half, half, dtype=np.int32) * np.int32(width)
+    highest = [density(max(start, -start - width + 1, 0), variance) for start in starts.tolist()]
+    lowest = [density(max(start + width - 1, -start), variance) for start in starts.tolist()]
     scale = int((SLOTS - len(starts)) / sum(highest))
-    weights = [int(scale * height) + 1 for height in highest]
-    slots = [*weights, SLOTS - sum(weights)]
-    sure = [int(COINS * scale * height / weight) for height, weight in zip(lowest, weights, strict=True)]
-    last = [int(COINS * scale * height / weight) for height, weight in zip(highest, weights, strict=True)]
-    return Staircase(
-        variance,
-        width,
-        scale,
-        np.repeat(np.array([*starts, 0], dtype=np.int32), slots),
-        np.repeat(np.array([*sure, 0], dtype=np.uint32), slots),
-        np.repeat(np.array([*last, 0], dtype=np.uint32), slots),
-        np.repeat(np.array([*weights, 0], dtype=np.int64), slots),
-    )
+    floors = np.array([int(scale * height) for height in lowest])
+    tossed = np.array([int(scale * height) + 1 for height in highest]) - floors
+    sure, coins = int(floors.sum()), int(tossed.sum())
+    first: Draws = np.zeros(SLOTS, dtype=np.int32)
+    first[: sure + coins] = np.concatenate([np.repeat(starts, floors), np.repeat(starts, tossed)])
+    floor, weight = np.zeros(SLOTS, dtype=np.int64), np.zeros(SLOTS, dtype=np.int64)
+    floor[sure : sure + coins] = np.repeat(floors, tossed)
+    weight[sure : sure + coins] = np.repeat(tossed, tossed)
+    return Staircase(variance, width, scale, first, sure, floor, weight)
 
 
 def density(value: int, variance: Fraction, digits: int = DIGITS) -> Decimal:
@@ -99,7 +94,7 @@ class NoiseStream:
     that is not taken is replaced, in order, by the next of the words behind that is.
     """
 
-    __slots__ = ("_coins", "_key", "_places", "_slots", "_stairs", "_stream", "_words")
+    __slots__ = ("_key", "_places", "_slots", "_stairs", "_stream", "_words")
 
     def __init__(self, key: bytes, variance: Fraction, door: Door = Door.GCM) -> None:
         self._key = key
@@ -107,7 +102,6 @@ class NoiseStream:
         self._stream = Stream(key, door=Door.GCM if door is Door.XTS else door)  # a run is read once from its beginning
         self._words = buffer_of(RUN_VALUES, 0)
         self._slots = buffer_of(RUN_VALUES, 1)
-        self._coins = np.empty(RUN_VALUES, dtype=np.uint32)
         self._places = np.empty(RUN_VALUES, dtype=np.int32)
 
     def values(self, count: int) -> Draws:
@@ -144,27 +138,28 @@ class NoiseStream:
             np.copyto(within, words.view("<u2")[1::4])
             np.bitwise_and(within, np.int32(stairs.width - 1), out=within)
             np.add(values, within, out=values)
-        coins = words.view("<u4")[1::2]
-        good = coins < stairs.sure.take(chosen, out=self._coins[:count], mode="wrap")
+        good = slots < np.uint64(stairs.sure)
         unsure = np.flatnonzero(~good)
-        unsure = unsure[coins[unsure] <= stairs.last[chosen[unsure]]]
-        good[unsure] = self._tossed(values[unsure], coins[unsure], stairs.weight[chosen[unsure]], place, unsure)
+        good[unsure] = self._tossed(values[unsure], words.view("<u4")[1::2][unsure], chosen[unsure], place, unsure)
         return good
 
     def _tossed(
-        self, values: Draws, coins: NDArray[np.uint32], weights: Integers, place: tuple[int, int], unsure: NDArray[np.intp]
+        self, values: Draws, coins: NDArray[np.uint32], slots: Integers, place: tuple[int, int], unsure: NDArray[np.intp]
     ) -> NDArray[np.bool_]:
         """Whether each coin is below its value's chance; those that float64 cannot tell are settled exactly."""
-        chances = np.square(values.astype(np.float64)) * (-0.5 / float(self._stairs.variance))
-        np.exp(chances, out=chances)
-        with np.errstate(divide="ignore", invalid="ignore"):  # slots to spare
-            chances *= COINS * self._stairs.scale / weights
-        chances[weights == 0] = -1.0
-        good = coins + 1.0 <= chances * (1 - FLOAT_ERROR)
+        stairs = self._stairs
+        floors, weights = stairs.floor[slots], stairs.weight[slots]
+        heights = np.square(values.astype(np.float64)) * (-0.5 / float(stairs.variance))
+        np.exp(heights, out=heights)
+        per_slot = COINS / np.maximum(weights, 1)
+        chances = (heights * stairs.scale - floors) * per_slot
+        error = FLOAT_ERROR * stairs.scale * per_slot
+        chances[weights == 0] = -np.inf
+        good = coins + 1.0 <= chances - error
         run, first_word = place
-        for at in np.flatnonzero(~good & (coins < chances * (1 + FLOAT_ERROR))):
+        for at in np.flatnonzero(~good & (coins < chances + error)):
             bits = self._further_bits(run, first_word + int(unsure[at]))
-            good[at] = below_chance(int(coins[at]), bits, int(values[at]), int(weights[at]), self._stairs)
+            good[at] = below_chance(int(coins[at]), bits, int(values[at]), (int(floors[at]), int(weights[at])), stairs)
         return good
 
     def _further_bits(self, run: int, word: int) -> Iterator[int]:
@@ -177,12 +172,16 @@ class NoiseStream:
             lane += 1
 
 
-def below_chance(coin: int, further: Iterator[int], value: int, weight: int, stairs: Staircase) -> bool:
-    """Whether the number 0.coin further... in binary is below scale * density(value) / weight; exact."""
+def below_chance(coin: int, further: Iterator[int], value: int, slots: tuple[int, int], stairs: Staircase) -> bool:
+    """Whether the number 0.coin further... in binary is below (scale * density(value) - floor) / weight; exact.
+
+    `slots` are floor and weight of the value's block.
+    """
     bits, digits = COIN_BITS, DIGITS
+    floor, weight = slots
     while True:
-        chance = Fraction(density(value, stairs.variance, digits)) * stairs.scale / weight
-        error = chance / 10 ** (digits - 3)
+        height = Fraction(density(value, stairs.variance, digits)) * stairs.scale
+        chance, error = (height - floor) / weight, height / weight / 10 ** (digits - 3)
         if Fraction(coin + 1, 1 << bits) <= chance - error:
             return True
         if Fraction(coin, 1 << bits) >= chance + error:

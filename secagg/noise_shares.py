@@ -22,7 +22,7 @@ from secagg.errors import LocalError
 
 CHAIN_LABEL = "hospital-secagg noise chain v1"
 TAIL_DEVIATIONS = 14  # how far exact draws reach: 2 * exp(-97), 1e-42 a value, is beyond
-BLOCKS_A_DEVIATION = 16  # at least; the sampler cuts the line into blocks of a power of two
+BLOCKS_A_DEVIATION = 32  # at least; the sampler cuts the line into blocks of a power of two
 MAX_DROP = 100  # shares of as many secrets more fit a sealed box
 
 

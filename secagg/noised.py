@@ -13,7 +13,7 @@ import numpy as np
 
 from secagg.discrete_gaussian import RUN_VALUES, Draws, NoiseStream
 from secagg.errors import LocalError, TooFewSurvivors
-from secagg.keystream import Door
+from secagg.keystream import CHUNK_WORDS, Door
 from secagg.noise_shares import SharedNoise
 from secagg.params import NO_WORDS, Integers, RoundParams, Vector, Words
 
@@ -48,23 +48,36 @@ def check_enough_noise(params: RoundParams, survivors: Sequence[str], phase: str
 class NoisedEncoder:
     """One member's noised sums as packed integers; the counterpart of lanes.Encoder."""
 
-    __slots__ = ("_extra", "_offset", "_params", "_sums")
+    __slots__ = ("_extra", "_params", "_sums")
 
     def __init__(self, params: RoundParams, sums: Draws, extra: Words = NO_WORDS) -> None:
         self._params = params
         self._sums = sums
         self._extra = extra
+
+    def open(self, scratch: Words | None = None) -> NoisedRunEncoder:
+        """Buffers for one thread; `scratch`, CHUNK_WORDS words, is overwritten by every run."""
+        scratch = np.empty(CHUNK_WORDS, dtype="<u8") if scratch is None else scratch
+        return NoisedRunEncoder(self._params, self._sums, self._extra, scratch)
+
+
+class NoisedRunEncoder:
+    """Encodes runs of words; the counterpart of lanes.RunEncoder."""
+
+    __slots__ = ("_extra", "_offset", "_params", "_scratch", "_sums")
+
+    def __init__(self, params: RoundParams, sums: Draws, extra: Words, scratch: Words) -> None:
+        self._params = params
+        self._sums = sums
+        self._extra = extra
+        self._scratch = scratch
         self._offset = params.offset(params.participants[0])  # weights are equal
 
-    def open(self, scratch: Words | None = None) -> NoisedEncoder:  # noqa: ARG002  (as lanes.Encoder)
-        """Itself: nothing is kept between runs."""
-        return self
-
     def encode_into(self, out: Words, first_word: int) -> None:
-        """Write words first_word ... first_word + len(out)."""
+        """Write words first_word ... first_word + len(out), at most CHUNK_WORDS."""
         of_vector = max(0, min(len(out), self._params.vector_words - first_word))
         if of_vector:
-            _pack(self._params, self._sums, out[:of_vector], first_word, self._offset)
+            _pack(self._params, self._sums, out[:of_vector], first_word, self._offset, self._scratch)
         if of_vector < len(out):
             start = first_word + of_vector - self._params.vector_words
             out[of_vector:] = self._extra[start : start + len(out) - of_vector]
@@ -76,12 +89,14 @@ def without_surplus(params: RoundParams, total: Words, surplus: Sequence[tuple[b
         return total
     noise = np.zeros(params.length, dtype=np.int64)
     for key, variance in surplus:
-        for start, run in _runs(key, variance, params.length, door):
-            noise[start : start + len(run)] += run
-    packed: Words = np.zeros(params.vector_words, dtype=np.uint64)
-    _pack(params, noise, packed, 0, 0)
-    left = total.copy()
-    left[: params.vector_words] -= packed  # modulo 2**64: what lanes borrow from each other here they did there
+        for start, drawn in _runs(key, variance, params.length, door):
+            noise[start : start + len(drawn)] += drawn
+    left, scratch = total.copy(), np.empty(CHUNK_WORDS, dtype="<u8")
+    packed: Words = np.empty(CHUNK_WORDS, dtype="<u8")
+    for first in range(0, params.vector_words, CHUNK_WORDS):
+        run = left[first : min(first + CHUNK_WORDS, params.vector_words)]
+        _pack(params, noise, packed[: len(run)], first, 0, scratch)
+        run -= packed[: len(run)]  # modulo 2**64: what lanes borrow from each other here they did there
     return left
 
 
@@ -90,13 +105,18 @@ def _runs(key: bytes, variance: Fraction, count: int, door: Door) -> Iterator[tu
         yield number * RUN_VALUES, run
 
 
-def _pack(params: RoundParams, values: Integers | Draws, out: Words, first_word: int, offset: int) -> None:
+def _pack(params: RoundParams, values: Integers | Draws, out: Words, first_word: int, offset: int, scratch: Words) -> None:
     """Words whose lane l holds offset plus the value at l * words + w, padding included, modulo 2**64."""
     quantizer, words = params.quantizer, params.vector_words
     total = out.view(np.int64)
-    total[...] = 0
     for lane in range(quantizer.lanes):
         start = lane * words + first_word
         part = values[start : min(start + len(out), (lane + 1) * words)]
-        total[: len(part)] += part.astype(np.int64) << np.int64(lane * quantizer.lane_bits)
+        if lane == 0:
+            total[...] = part  # no vector is shorter than its first lane
+            continue
+        wide, head = scratch.view(np.int64)[: len(part)], total[: len(part)]
+        wide[...] = part
+        np.left_shift(wide, np.int64(lane * quantizer.lane_bits), out=wide)
+        np.add(head, wide, out=head)
     out += np.uint64(sum(offset << lane * quantizer.lane_bits for lane in range(quantizer.lanes)))

@@ -111,7 +111,7 @@ def half_steps(params):
         parts = [n / (members - c)] + [
             n / ((members - k - c) * (members - k - c + 1)) for k in range(1, params.shared.may_drop + 1)
         ]
-        widths = [max([1] + [2**p for p in range(30) if 2**p <= math.sqrt(v) / 16]) for v in parts]
+        widths = [max([1] + [2**p for p in range(30) if 2**p <= math.sqrt(v) / 32]) for v in parts]
         reach = sum(w * math.ceil(14 * math.sqrt(v) / w) for w, v in zip(widths, parts, strict=True))
         return members * (params.shared.largest_sum + reach)
     top, total = 2 ** (64 // params.quantizer.lanes) - 1, sum(params.weights)
@@ -265,25 +265,33 @@ def test_the_secrets_of_shared_noise_are_the_chain_that_is_written_out():
 def plain_run(key, variance, count):
     """The first values of run 0, from the README's paragraph on draws, a word at a time; AES from the library alone."""
     aes = Cipher(algorithms.AES128(key), modes.ECB()).encryptor()
-    width = max([1] + [2**p for p in range(30) if 2**p <= math.sqrt(variance) / 16])
+    width = max([1] + [2**p for p in range(30) if 2**p <= math.sqrt(variance) / 32])
     half = math.ceil(14 * math.sqrt(variance) / width)
 
     def p(x):
         with localcontext(Context(prec=60)):
             return (Decimal(-x * x * variance.denominator) / Decimal(2 * variance.numerator)).exp()
 
+    def ends(block):
+        return {block[0], block[-1], 0} if 0 in block else {block[0], block[-1]}
+
     blocks = [range(g * width, g * width + width) for g in range(-half, half)]
-    tops = [p(min(abs(block[0]), abs(block[-1])) if 0 not in block else 0) for block in blocks]
-    scale = int((16384 - 2 * half) / sum(tops))
-    slots = [block for block, top in zip(blocks, tops, strict=True) for _ in range(int(scale * top) + 1)]
+    scale = int((32768 - 2 * half) / sum(max(map(p, ends(block))) for block in blocks))
+    floors = [int(scale * min(map(p, ends(block)))) for block in blocks]
+    others = [int(scale * max(map(p, ends(block)))) + 1 - floor for block, floor in zip(blocks, floors, strict=True)]
+    sure = [block for block, floor in zip(blocks, floors, strict=True) for _ in range(floor)]
+    tossing = [entry for entry in zip(blocks, floors, others, strict=True) for _ in range(entry[2])]
 
     def proposal(word):
         block_of = aes.update(bytes(12) + (word // 2 + 2).to_bytes(4, "big"))
         number = int.from_bytes(block_of[8 * (word % 2) : 8 * (word % 2) + 8], "little")
-        if (slot := number % 16384) >= len(slots):
+        slot, place, u = number % 32768, (number >> 16) % width, Decimal(number >> 32) / 2**32
+        if slot < len(sure):
+            return sure[slot][place]
+        if slot >= len(sure) + len(tossing):
             return None
-        x = slots[slot][(number >> 16) % width]
-        return x if Decimal(number >> 32) / 2**32 < scale * p(x) / slots.count(slots[slot]) else None
+        block, floor, other = tossing[slot - len(sure)]
+        return block[place] if u < (scale * p(block[place]) - floor) / other else None
 
     later = (value for word in itertools.count(32768) if (value := proposal(word)) is not None)
     return [value if (value := proposal(word)) is not None else next(later) for word in range(count)]
