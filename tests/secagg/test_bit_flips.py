@@ -438,7 +438,7 @@ def test_a_flipped_bit_in_the_order_to_train_gives_no_update_for_the_round(tmp_p
                 receive_model([pb.Chunk(data=BASE.tobytes())], told.train.base_digest, LAYOUT.length)
 
 
-def test_a_flipped_bit_in_a_report_makes_nobody_ready() -> None:
+def test_a_flipped_bit_in_a_report_makes_nobody_ready(tmp_path: Path) -> None:
     """A report carries no part of a sum: it only lets a hospital into a cohort, where its update is checked."""
     plan = plan_of("abcd")
     state = begin(plan, round=ROUND, base_digest=model_digest(BASE), base_round=0, due=(), now_s=0.0)
@@ -446,12 +446,13 @@ def test_a_flipped_bit_in_a_report_makes_nobody_ready() -> None:
         state, _ = step(state, event, 0.0)
     report = pb.NodeReport(round=ROUND, state=pb.NodeReport.READY, base_digest=model_digest(BASE))
     fed: list[Any] = []
-    run = SimpleNamespace(state=state, feed=fed.append, meter=SimpleNamespace(add=lambda *_: None))
+    config = SimpleNamespace(authority=None, allow=tmp_path / "allow", state=tmp_path)
+    run = SimpleNamespace(state=state, feed=fed.append, meter=SimpleNamespace(add=lambda *_: None), config=config)
     caller = Caller(uri("a"), "hospital", b"a")
 
     def reported(data: bytes) -> bool:
         fed.clear()
-        asyncio.run(Federation(run, None)._report(caller, pb.NodeReport.FromString(data)))
+        asyncio.run(Federation(run, SimpleNamespace(peers=()))._report(caller, pb.NodeReport.FromString(data)))
         return step(state, fed[0], 0.0)[0].members[uri("a")].standing is Standing.READY
 
     assert reported(report.SerializeToString())
