@@ -81,5 +81,5 @@ def test_a_second_reading_keeps_the_bytes_of_settled_rounds(world: World) -> Non
         seen = sources.federation(world.coordinator)
     assert first is not None
     assert seen is not None
-    fresh = sources.Keeper(sources.open_store(world.coordinator / sources.STORE_FILE)).read()
+    fresh = sources.Keeper(sources.open_store(sources.store_in(world.coordinator))).read()
     assert seen.traffic == fresh.traffic
