@@ -28,6 +28,7 @@ TONES: dict[str, Tone] = {
 }
 DAMAGED = "ledger damaged"
 BUSY = "cannot be read at this moment"
+WITHOUT_SHARE = frozenset({NO_GUARANTEE, DAMAGED, BUSY})  # said in place of a share of the cap
 HEADINGS: dict[str, str] = {
     "within budget": "Within budget",
     "near the cap": "Near the cap",
@@ -217,7 +218,7 @@ def shares(found: Iterable[Hospital]) -> tuple[Share, ...]:
 
 def drawable(rows: Sequence[Share]) -> bool:
     """Whether a bar of shares says anything: not where no hospital has an epsilon."""
-    return any(row.share > 0 or row.text not in {NO_GUARANTEE, DAMAGED, BUSY} for row in rows)
+    return any(row.share > 0 or row.text not in WITHOUT_SHARE for row in rows)
 
 
 def shares_sentence(rows: Sequence[Share]) -> str:

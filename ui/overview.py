@@ -143,7 +143,7 @@ def _budget(seen: Federation | None, hospitals: Sequence[Hospital]) -> Figure:
     explained = "The hospital that has spent most of its own cap. Every hospital counts and stops by itself."
     rows = budget.shares(hospitals)
     if rows:
-        value = rows[0].text if rows[0].share == 0 else percent(rows[0].share)
+        value = rows[0].text if rows[0].text in budget.WITHOUT_SHARE else percent(rows[0].share)
         return Figure("Nearest to its cap", value, f"{rows[0].name} · {counted(len(rows), 'hospital')}", explained)
     if hospitals or seen is None:
         return Figure("Nearest to its cap", "none yet", "no hospital has a ledger yet", explained)

@@ -11,6 +11,7 @@ from worlds import NAMES, STUDY, World, make_plan, uri
 
 from hospital_node.ledger import BudgetExhausted, Ledger
 from proto.plan import Evaluation
+from ui import budget, overview
 
 PAGES = ("overview", "privacy", "accuracy", "bandwidth", "rounds")
 
@@ -368,3 +369,17 @@ def test_the_folder_of_the_app_is_never_written(open_page, running):
     for page in PAGES:
         open_page(running.arguments(), page)
     assert listing(running.folder) == before
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        (budget.Share("st-anna", 0.0, "ε 0.00 of 8 · δ 1e-5 · 6 rounds left"), "0 %"),
+        (budget.Share("st-anna", 0.92, "ε 5.30 of 5.752 · δ 1e-5 · stopped itself"), "92 %"),
+        (budget.Share("st-anna", 0.0, budget.NO_GUARANTEE), "no guarantee"),
+        (budget.Share("st-anna", 0.0, budget.DAMAGED), budget.DAMAGED),
+    ],
+)
+def test_the_figure_of_the_cap_fits_its_card_also_before_anything_is_spent(monkeypatch, row, shown):
+    monkeypatch.setattr(budget, "shares", lambda _: (row,))
+    assert overview._budget(None, [row]).value == shown
