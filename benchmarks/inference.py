@@ -29,7 +29,7 @@ from benchmarks.rows import Row, status, table
 from hospital_node import network
 from hospital_node.inference import dice
 from hospital_node.predict import Segmenter
-from hospital_node.sliding import Windows, slabs
+from hospital_node.sliding import Windows, likeliest, slabs
 from proto.modelfile import Model
 from proto.plan import Plan
 
@@ -131,7 +131,7 @@ def ours(made: World, precision: str) -> Way:
 
     def run() -> Labels:
         with torch.inference_mode():
-            found = [slab.argmax(0).to(torch.uint8).numpy() for slab in slabs(segmenter.forward, made.image, made.windows)]
+            found = [likeliest(slab) for slab in slabs(segmenter.forward, made.image, segmenter.windows)]
         return np.concatenate(found)
 
     return run
@@ -146,7 +146,7 @@ def of_monai(made: World) -> Way:
             logits = sliding_window_inference(
                 inputs, made.windows.patch_zyx, MONAI_AT_ONCE, module, overlap=OVERLAP, mode="gaussian"
             )
-        return np.asarray(logits[0].argmax(0).to(torch.uint8).numpy())
+        return likeliest(torch.as_tensor(logits)[0])
 
     return run
 
@@ -162,7 +162,7 @@ def naive(made: World) -> Way:
             for place in dense_patch_slices(inputs.shape, patch, made.windows.interval(made.image.shape)):
                 sums[:, *place] += module(inputs[place][None, None])[0] * weight
                 shares[place] += weight
-        return np.asarray((sums / shares).argmax(0).to(torch.uint8).numpy())
+        return likeliest(sums / shares)
 
     return run
 

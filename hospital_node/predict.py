@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hospital_node import economy, network
+from hospital_node import economy, narrow, network
 from hospital_node.device import PROCESSOR, device_of
 from hospital_node.prepare import checked_scaling
 from hospital_node.reading import read_stored, same_grid, to_lps
 from hospital_node.resample import Grid, resample_image, target_grid
-from hospital_node.sliding import Progress, Windows, slabs
+from hospital_node.sliding import Progress, Windows, likeliest, slabs
 from proto.modelfile import Model
 from proto.plan import Plan
 
@@ -61,13 +61,21 @@ class Segmenter:
         return cls(plan, module, windows or Windows(plan.preparation.patch_zyx), threads, digest)
 
     def in_precision(self, precision: str) -> Segmenter:
-        """The same network computing in `fp32` or `bf16`."""
+        """The same network computing in `fp32` or `bf16`; the latter several windows at a time where weights are narrow too."""
         training = self.plan.training.model_copy(update={"precision": precision, "checkpointing": False, "micro_batch": None})
+        plan = self.plan.model_copy(update={"training": training})
+        if precision == "bf16" and device_of(self.module) == PROCESSOR and narrow.fits(self.module):
+            module = network.build(self.plan.network)
+            module.load_state_dict(self.module.state_dict())
+            windows = replace(self.windows, at_once=max(self.windows.at_once, narrow.AT_ONCE))
+            return replace(self, plan=plan, module=narrow.narrowed(module), windows=windows)
         economy.economical(self.module, training)
-        return replace(self, plan=self.plan.model_copy(update={"training": training}))
+        return replace(self, plan=plan)
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         """Logits of a batch of windows, float32, on the processor wherever the network runs."""
+        if narrow.is_narrowed(self.module):
+            return narrow.logits(self.module, windows)
         return economy.logits(self.module, windows.to(device_of(self.module)), self.plan.training).cpu()
 
 
@@ -130,7 +138,7 @@ def _collected(
     first = 0
     for logits in found:
         last = first + logits.shape[1]
-        chosen[first:last] = logits.argmax(0).to(torch.uint8).numpy()
+        chosen[first:last] = likeliest(logits)
         shares = logits.softmax(0)[1:].mul_(FULL).round_()
         probabilities[:, first:last] = shares.to(torch.uint8).numpy()
         first = last

@@ -67,6 +67,18 @@ def slabs(forward: Forward, image: Image, windows: Windows, progress: Progress =
             yield slab[:, low - start : high - start][(slice(None), *inside)]
 
 
+def likeliest(logits: torch.Tensor) -> NDArray[np.uint8]:
+    """The class of the largest logit, the first of equals: (C, z, y, x) to (z, y, x), at most 256 classes.
+
+    One comparison of whole grids a class: `argmax` along the slowest axis costs as much as two windows.
+    """
+    best, label = logits[0].clone(), torch.zeros(logits.shape[1:], dtype=torch.uint8)
+    for value in range(1, len(logits)):
+        label.masked_fill_(logits[value] > best, value)
+        torch.maximum(best, logits[value], out=best)
+    return label.numpy()
+
+
 def _padded(image: Image, patch: Extent) -> tuple[NDArray[np.float32], Extent]:
     """The image with background on both sides where it is smaller than a window, and what was put before it."""
     missing = [max(0, side - extent) for side, extent in zip(patch, image.shape, strict=True)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 from torch import nn
 
-from hospital_node.sliding import Windows, slabs
+from hospital_node.sliding import Windows, likeliest, slabs
 
 extents = st.tuples(*[st.integers(1, 21)] * 3)
 patches = st.tuples(*[st.integers(2, 9)] * 3)
@@ -41,6 +41,14 @@ def test_the_result_is_monais(extent, patch, overlap, at_once) -> None:
         found = list(slabs(module, image, windows))
         torch.testing.assert_close(torch.cat(found, 1), of_monai(module, image, windows), rtol=1e-4, atol=1e-5)
     assert all(slab.shape[1] for slab in found)
+
+
+@given(st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_the_likeliest_class_is_that_of_argmax_and_the_first_of_equals(classes, seed) -> None:
+    logits = torch.from_numpy(np.random.default_rng(seed).integers(-2, 3, (classes, 3, 4, 5)).astype(np.float32))
+    found = likeliest(logits)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, logits.numpy().argmax(0))
 
 
 def test_progress_counts_every_window_once() -> None:
