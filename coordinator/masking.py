@@ -166,7 +166,8 @@ def end_phase_if_over(turn: Turn) -> None:
         return
     enough_answers = needed(state)
     if len(session.expected) < enough_answers:
-        _end(turn, f"{len(session.expected)} of {len(session.roster)} members remain, {enough_answers} are needed")
+        remain = f"{len(session.expected)} of {len(session.roster)} members remain, {enough_answers} are needed"
+        _end(turn, remain + _for_the_noise(state, session, enough_answers))
         return
     late = turn.now_s - state.phase_since_s >= state.plan.timing.phase_deadline_s
     heard = [uri for uri in session.missing if not is_lost(state, state.members[uri], turn.now_s)]
@@ -190,6 +191,13 @@ def needed(state: State) -> int:
     assert state.session is not None
     before_list = state.phase in {Phase.ADVERTISE, Phase.SHARE, Phase.MASK}
     return enough(state, state.session) if before_list else state.session.threshold
+
+
+def _for_the_noise(state: State, session: Session, needed_answers: int) -> str:
+    """Why so many are needed, where the threshold alone would let the round go on."""
+    if needed_answers <= max(session.threshold, state.plan.masking.minimum_cohort):
+        return ""
+    return f": the noise is shared so that at most {state.plan.privacy.may_drop} may be lost, and nobody reveals anything"
 
 
 def _end(turn: Turn, reason: str) -> None:

@@ -12,6 +12,8 @@ With `absent = "momentum"` the rules read, in the place of mean,
 where share is that of the weights in the sum: who is absent is taken to move as all did when last seen. Only the opened mean,
 the list of survivors and the past of both enter. To stand in with each hospital's own last update (MIFA, Gu et al. 2021,
 arXiv 2106.04159) would need updates one by one, which masks never open.
+With shared noise `mean` is the noised sum of gradients over the survivors' expected patients, with the opposite sign
+(proto/shared_noise.py): `mean` is then DP-SGD itself, `adam` DP-Adam, at the plan's `rate`.
 Reddi et al. 2021 (arXiv 2003.00295), algorithm 2: no correction of the first rounds, second begins at tau^2. `rate` follows the
 plan's decay (proto/aggregation.py).
 
@@ -24,7 +26,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from proto import precision, scaffold
+from proto import precision, scaffold, shared_noise
 from proto.aggregation import Aggregation
 from proto.layout import Layout, Vector
 from proto.parts import spread
@@ -45,7 +47,8 @@ def next_model(
     `published` before and after is the model, and behind it the common control variate where the plan has one.
     """
     base, common = scaffold.taken_apart(plan, published)
-    mean = spread(plan, layout, precision.combined(plan, update), number)
+    moved = shared_noise.as_step(plan, precision.combined(plan, update), survivors)
+    mean = spread(plan, layout, moved, number)
     share = plan.share_of(survivors)
     model, memory = apply(plan.aggregation, base, mean, memory, number, share)
     if common is not None:

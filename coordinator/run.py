@@ -38,7 +38,7 @@ from coordinator.store import StoreError
 from coordinator.store_interface import RunStore
 from coordinator.store_write import Batch, StoreWriter
 from coordinator.wire_orders import to_open
-from proto import scaffold
+from proto import scaffold, shared_noise
 from proto.buffering import damping
 from proto.layout import Layout, Vector, model_digest
 from proto.parts import sent_layout
@@ -430,7 +430,9 @@ def _read_study(config: CoordinatorConfig) -> tuple[Plan, Layout, Vector]:
     _check_start(plan, start.vector, config.start)
     try:
         tensor_clips_of(plan.masking, 1, start.layout)
-    except WireError as error:
+        if plan.privacy.is_shared:
+            shared_noise.scale(plan, sent_layout(plan, start.layout).length)
+    except (WireError, LocalError) as error:
         raise PlanError(str(error)) from error
     return plan, start.layout, start.vector
 

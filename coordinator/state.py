@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from coordinator.orders import Seat
 from proto.plan import Plan, PlanError, short_name
+from proto.shared_noise import fewest_survivors
 from secagg.messages import Advert, Confirmation, ShareSet, UploadSeal
 
 # A decline that people at the hospital cannot lift while the run lasts: the run ends when too few others remain.
@@ -190,13 +191,17 @@ def begin(
 
 
 def fits(plan: Plan, roster_size: int) -> bool:
-    """Whether a session of this size is secret against the plan's colluders: c < 2t - n and t - c >= 2 (protocol.md)."""
+    """Whether a session of this size is secret against the plan's colluders: c < 2t - n and t - c >= 2 (protocol.md).
+
+    With shared noise it may lose as many members as the plan says and still be opened.
+    """
     threshold, colluders = plan.threshold_of(roster_size), plan.masking.max_colluders
     return (
         roster_size >= plan.masking.minimum_cohort
         and threshold <= roster_size
         and colluders < 2 * threshold - roster_size
         and threshold - colluders >= 2
+        and (not plan.privacy.is_shared or fewest_survivors(plan, roster_size) >= threshold)
     )
 
 
@@ -229,8 +234,8 @@ def ready_cohort(state: State, now_s: float) -> tuple[str, ...]:
 
 
 def enough(state: State, session: Session) -> int:
-    """Members that must stay until the upload: the threshold, and never fewer than the plan's minimum cohort."""
-    return max(session.threshold, state.plan.masking.minimum_cohort)
+    """Members that must stay until the upload: the threshold, the plan's minimum cohort, as many as shared noise needs."""
+    return max(session.threshold, state.plan.masking.minimum_cohort, fewest_survivors(state.plan, len(session.roster)))
 
 
 def seats_of(state: State, roster: tuple[str, ...]) -> tuple[Seat, ...]:

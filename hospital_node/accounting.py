@@ -3,7 +3,9 @@
 Rule: everything here is a pure function of a list of (noise multiplier, sampling rate, steps); nothing is stored as truth,
 and every reading is an upper bound. Neighbours differ by one patient added or removed (privacy.md). The main reading is
 dp-accounting's privacy loss distribution with connect-the-dots rounding (Doroshenko et al. 2022, arXiv 2207.04380), the
-second one Renyi accounting (Mironov et al. 2019, arXiv 1908.10530). dp-accounting is imported where it is first needed,
+second one Renyi accounting (Mironov et al. 2019, arXiv 1908.10530). Where any mechanism's noise was shared, every reading is
+Renyi accounting at whole orders (shared_accounting.py), which holds for sums of discrete shares; PLD would be an
+approximation and is not shown. dp-accounting is imported where it is first needed,
 because that takes a second and most commands need no epsilon.
 """
 
@@ -12,13 +14,22 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
+
+from hospital_node.shared_accounting import (
+    ORDERS,
+    IntegerMechanism,
+    Shares,
+    advantage,
+    delta_at,
+    integer_epsilon,
+)
 
 Accountant: TypeAlias = Literal["pld", "rdp"]
 
@@ -38,11 +49,15 @@ KEPT_READINGS: Final = 512  # epsilons remembered: some curves of a page; a node
 
 @dataclass(frozen=True, slots=True)
 class Mechanism:
-    """`steps` of the Poisson-sampled Gaussian mechanism. `noise_multiplier` is the deviation over the clip norm."""
+    """`steps` of the Poisson-sampled Gaussian mechanism. `noise_multiplier` is the deviation over the clip norm.
+
+    `shares`: of one discrete noise that several hospitals added; the deviation is then over their `norm_steps`.
+    """
 
     noise_multiplier: float
     sampling_rate: float  # of each patient, independently, in each step
     steps: int
+    shares: Shares | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
@@ -54,23 +69,44 @@ class Mechanism:
 
     def times(self, count: int) -> Mechanism:
         """The same mechanism run `count` times."""
-        return Mechanism(self.noise_multiplier, self.sampling_rate, self.steps * count)
+        return replace(self, steps=self.steps * count)
+
+    def in_integers(self, *, outsider: bool = False) -> IntegerMechanism:
+        """As Renyi accounting at whole orders reads it; of a Gaussian of its own the same at these orders."""
+        if self.shares is None:
+            return IntegerMechanism(self.noise_multiplier, 1.0, self.sampling_rate, self.steps)
+        return self.shares.mechanism(self.noise_multiplier, self.sampling_rate, self.steps, outsider=outsider)
 
 
 def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
-    """One entry for each (noise multiplier, rate), sorted: the form in which splitting and order no longer show."""
+    """One entry for each (noise multiplier, rate, shares), sorted: the form in which splitting and order no longer show."""
 
-    def kind(one: Mechanism) -> tuple[float, float]:
-        return one.noise_multiplier, one.sampling_rate
+    def kind(one: Mechanism) -> tuple[float, float, tuple[Shares, ...]]:
+        return one.noise_multiplier, one.sampling_rate, () if one.shares is None else (one.shares,)
 
-    groups = groupby(sorted((one for one in mechanisms if one.steps), key=kind), key=kind)
-    return tuple(Mechanism(sigma, rate, sum(one.steps for one in group)) for (sigma, rate), group in groups)
+    groups = (list(group) for _, group in groupby(sorted((one for one in mechanisms if one.steps), key=kind), key=kind))
+    return tuple(replace(group[0], steps=sum(one.steps for one in group)) for group in groups)
+
+
+def is_shared(mechanisms: Iterable[Mechanism]) -> bool:
+    """Whether the noise of any of them was shared."""
+    return any(one.shares is not None and one.steps for one in mechanisms)
+
+
+def outsider_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
+    """Epsilon at `delta` against whoever knows no hospital's share: the coordinator and the readers of the model."""
+    _check_delta(delta)
+    canonical = merged(mechanisms)
+    if canonical and canonical[0].noise_multiplier == 0:
+        return math.inf
+    return integer_epsilon((one.in_integers(outsider=True) for one in canonical), delta)
 
 
 def epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: Accountant = "pld") -> float:
     """Epsilon at `delta` of all mechanisms together: 0 for none, infinite where one of them adds no noise."""
     _check_delta(delta)
     canonical = merged(mechanisms)
+    accountant = "rdp" if is_shared(canonical) else accountant
     return _epsilon(canonical, delta) if accountant == "pld" else renyi_epsilon(canonical, delta)
 
 
@@ -89,12 +125,19 @@ def best_guess(mechanisms: Iterable[Mechanism]) -> float:
     canonical = merged(mechanisms)
     if not canonical:
         return 0.5
+    if is_shared(canonical):
+        return 1.0 if canonical[0].noise_multiplier == 0 else 0.5 + 0.5 * advantage(one.in_integers() for one in canonical)
     loss = _losses(canonical)
     return 1.0 if loss is None else 0.5 + 0.5 * min(1.0, float(loss.get_delta_for_epsilon(0.0)))
 
 
 def noise_multiplier_for(
-    target_epsilon: float, delta: float, sampling_rate: float, steps: int, beside: Sequence[Mechanism] = ()
+    target_epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    beside: Sequence[Mechanism] = (),
+    shares: Shares | None = None,
 ) -> float:
     """Smallest noise multiplier, in thousandths and rounded up, at which `steps` steps cost at most `target_epsilon`.
 
@@ -105,7 +148,7 @@ def noise_multiplier_for(
         raise ValueError("planning needs a finite epsilon above 0 and at least one step")
 
     def fits(thousandths: int) -> bool:
-        return epsilon([Mechanism(thousandths * SIGMA_STEP, sampling_rate, steps), *beside], delta) <= target_epsilon
+        return epsilon([Mechanism(thousandths * SIGMA_STEP, sampling_rate, steps, shares), *beside], delta) <= target_epsilon
 
     high = round(1 / SIGMA_STEP)
     while not fits(high):
@@ -152,6 +195,8 @@ def _renyi_epsilon(canonical: tuple[Mechanism, ...], delta: float, orders: tuple
         return 0.0
     if canonical[0].noise_multiplier == 0:  # sorted: an entry without noise comes first
         return math.inf
+    if is_shared(canonical):
+        return integer_epsilon((one.in_integers() for one in canonical), delta, orders or ORDERS)
     import dp_accounting
     from dp_accounting import rdp
 
@@ -167,12 +212,22 @@ def _renyi_epsilon(canonical: tuple[Mechanism, ...], delta: float, orders: tuple
 def _recognised(canonical: tuple[Mechanism, ...], false_alarms: float) -> float:
     if not canonical:
         return false_alarms
+    if is_shared(canonical):
+        return _recognised_by_orders(canonical, false_alarms)
     loss = _losses(canonical)
     if loss is None:
         return 1.0
     levels = np.linspace(0.0, -math.log(false_alarms), 2001)  # at the last one e^epsilon * false_alarms is already 1
     bound = np.exp(levels) * false_alarms + loss.get_delta_for_epsilon(levels)
     return min(1.0, float(bound.min()))
+
+
+def _recognised_by_orders(canonical: tuple[Mechanism, ...], false_alarms: float) -> float:
+    if canonical[0].noise_multiplier == 0:
+        return 1.0
+    listed = [one.in_integers() for one in canonical]
+    levels = np.linspace(0.0, -math.log(false_alarms), 101).tolist()
+    return min(1.0, *(math.exp(level) * false_alarms + delta_at(listed, level) for level in levels))
 
 
 def _losses(canonical: tuple[Mechanism, ...]) -> Any | None:

@@ -12,8 +12,8 @@ from datetime import datetime
 from typing import Final, Literal, TypeAlias
 
 from hospital_node import ledger_rules as rules
-from hospital_node.accounting import Mechanism, attacker_recognised
-from hospital_node.cap import Cap, CapFilter, ReadingKind, rounded_up, stated
+from hospital_node.accounting import Mechanism, attacker_recognised, outsider_epsilon
+from hospital_node.cap import UNIFORM_SHARE, Cap, CapFilter, ReadingKind, rounded_up, stated
 from hospital_node.forecast import curve, rounds_left, thinned
 from hospital_node.ledger_chain import Event
 from hospital_node.ledger_errors import Paused
@@ -27,6 +27,25 @@ BudgetState: TypeAlias = Literal[
 
 NEAR_ROUNDS: Final = 3  # so few more rounds: people should know before the node stops itself
 DEFAULT_DELTA: Final = 1e-5  # for figures of a ledger without a cap
+
+
+@dataclass(frozen=True, slots=True)
+class Reliance:
+    """What epsilon rests on where noise is shared. `outsider`: epsilon so far against whoever knows no hospital's share."""
+
+    outsider: float
+    colluders: int  # the fewest that any of these rounds withstands
+    honest: int  # hospitals that must follow the protocol, the most that any of these rounds needs
+
+    @property
+    def sentence(self) -> str:
+        """For the officer, beside both figures."""
+        parties = f"{self.colluders} hospital{'s' * (self.colluders > 1)}"
+        return (
+            f"Epsilon is charged against the coordinator together with {parties}. With shared noise it relies on masking and "
+            f"on {self.honest} honest hospital{'s' * (self.honest > 1)} whose noise nobody else knows. Against whoever knows "
+            f"no hospital's noise it reads {rounded_up(self.outsider)}."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +71,11 @@ class BudgetView:
     hospitals_per_patient: int = 1  # the most that any study of this ledger allows, and the one asked about
     across_hospitals: float = 0.0  # epsilon of a patient who attends as many hospitals as each study allows
     read_by: ReadingKind = "pld"  # how `spent` was read: by what decided about the releases so far
-    non_adaptive: float = 0.0  # the PLD reading, also where the Renyi filter decides
+    non_adaptive: float = 0.0  # the reading by PLD or whole orders, also where the Renyi filter decides
     recognised: float = 0.01  # of 100 patients, by the best attacker with 1 false alarm in 100
     head: str = ""
     entries: int = 0
+    relies: Reliance | None = None  # where the noise of a release so far, or of the plan asked about, is shared
 
     @property
     def left_share(self) -> float:
@@ -189,7 +209,17 @@ def budget_view(events: Sequence[Event], plan: Plan | None) -> BudgetView:
         recognised=attacker_recognised(mechanisms),
         head=events[-1].digest.hex(),
         entries=len(events),
+        relies=_reliance(past, asked.program, judge.delta),
     )
+
+
+def _reliance(past: Sequence[Release], program: Program, delta: float) -> Reliance | None:
+    trainings = dict.fromkeys([*(release.training for release in past), program.training])
+    shared = [one.shares for one in trainings if one.shares is not None]
+    if not shared:
+        return None
+    reached = outsider_epsilon(counted(past), UNIFORM_SHARE * delta)
+    return Reliance(reached, min(one.may_collude for one in shared), max(one.honest for one in shared))
 
 
 def _asked(events: Sequence[Event], plan: Plan | None) -> _Asked:

@@ -27,7 +27,7 @@ CHARGED = "charged\n(UTC)"
 SHOWN_AHEAD = 4  # rounds of the forecast, besides the last one that fits and the first that does not
 DECISIONS = 5  # the newest
 MECHANISM = "releases are all of one kind or all of one plan, so only their number was chosen"
-READINGS: Final[Mapping[ReadingKind, str]] = MappingProxyType({"pld": "PLD", "renyi": "the filter"})
+READINGS: Final[Mapping[ReadingKind, str]] = MappingProxyType({"pld": "PLD", "orders": "whole orders", "renyi": "the filter"})
 SAID: Final[Mapping[type, str]] = MappingProxyType(
     {Hold: "paused the node", Resume: "let the node go on", ClockConfirmed: "confirmed the clock"}
 )
@@ -70,13 +70,18 @@ def _spent(view: BudgetView, made: Statement, events: Sequence[Event]) -> dict[s
     second = "not computed at this size" if prv is None else f"{figure(prv)} by PRV (Opacus), its error of 0.01 included"
     if not agree(pld, prv):
         second += ": THE TWO ACCOUNTANTS DISAGREE; pause this node and report it as a fault of the software"
-    fixed = "" if view.read_by == "pld" else " (as if fixed in advance)"
+    by = "PLD" if view.relies is None else "whole orders"
+    fixed = "" if view.read_by != "renyi" else " (as if fixed in advance)"
     if fixed:
         rows["read by"] = f"a Rényi filter at one order: {FILTER}; only the cap is a guarantee"
-        rows["as if fixed in advance"] = f"{figure(pld)} by PLD, {second}"
+        rows["as if fixed in advance"] = f"{figure(pld)} by {by}, {second}"
+    elif view.read_by == "orders":
+        rows["read by"] = f"Rényi divergences at whole orders, which hold for shares of discrete noise: {MECHANISM}"
     else:
         rows["read by"] = f"PLD (dp-accounting): {MECHANISM}"
         rows["second opinion"] = second
+    if view.relies is not None:
+        rows["against outsiders"] = f"{figure(view.relies.outsider)}. {view.relies.sentence}"
     rows["at other deltas"] = ", ".join(f"{plain(delta)}: {rounded_up(reached)}" for delta, reached in made.profile) + fixed
     recognised = math.ceil(100 * view.recognised - 1e-9)
     rows["attacker"] = f"at 1 false alarm in 100, at most {recognised} of 100 patients recognised{fixed}"

@@ -5,7 +5,8 @@ must be valid there:
 
 * While every charge of the ledger's life has one (noise multiplier, rate), only the number of steps is chosen as one goes.
   Stopping early is post-processing of the longest run that fits, so the privacy loss distribution decides. The releases of
-  one plan with evaluations are such a case too, because they are counted in one order of cost (releases.py).
+  one plan with evaluations are such a case too, because they are counted in one order of cost (releases.py). Where their
+  noise was shared, the best whole order of Renyi accounting reads them in its place ("orders").
 * Once charges differ, their parameters may have been chosen after seeing outputs. The privacy loss distribution is then no
   valid filter (arXiv 2602.06756); the sum of Renyi divergences at one order, fixed before the first charge, is one
   (Feldman and Zrnic 2021, arXiv 2008.11193).
@@ -23,11 +24,11 @@ from typing import Final, Literal, TypeAlias
 
 from pydantic import Field
 
-from hospital_node.accounting import Mechanism, epsilon, renyi_epsilon
+from hospital_node.accounting import Mechanism, epsilon, is_shared, renyi_epsilon
 from hospital_node.releases import Repeatable, Spending, counted, done, is_one_sequence
 from proto.plan import Frozen
 
-ReadingKind: TypeAlias = Literal["pld", "renyi"]
+ReadingKind: TypeAlias = Literal["pld", "orders", "renyi"]
 
 UNIFORM_SHARE: Final = 0.99  # of delta; costs the usual case 0.005 of epsilon
 MIXED_SHARE: Final = 0.01
@@ -76,12 +77,14 @@ class CapFilter(Frozen):
     order: int = Field(ge=2, le=MAX_RENYI_ORDER)
 
     def kind(self, history: Sequence[Spending]) -> ReadingKind:
-        """Which of the two rules holds for this history."""
-        return "pld" if is_one_sequence(history) else "renyi"
+        """Which of the rules holds for this history."""
+        if not is_one_sequence(history):
+            return "renyi"
+        return "orders" if is_shared(done(history)) else "pld"
 
     def spent(self, history: Sequence[Spending], kind: ReadingKind | None = None) -> float:
         """Epsilon of this history against the cap; `kind` asks for one rule's reading of it, for curves in one measure."""
-        if (kind or self.kind(history)) == "pld":
+        if (kind or self.kind(history)) != "renyi":
             return stated(counted(history), self.delta)
         return renyi_epsilon(done(history), MIXED_SHARE * self.delta, (self.order,))
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Final
 
-from hospital_node.accounting import Mechanism, epsilon, merged
+from hospital_node.accounting import Mechanism, epsilon, is_shared, merged
 
 LARGEST_EPSILON: Final = 20.0  # beyond it nobody needs a second opinion, and it would take minutes
 MOST_STEPS: Final = 20_000
@@ -20,13 +20,18 @@ TOLERANCE: Final = 0.02  # relative: twice what the two libraries differ by
 
 
 def prv_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float | None:
-    """Opacus' upper bound on epsilon at `delta`; None beyond LARGEST_EPSILON or MOST_STEPS, infinite without noise."""
+    """Opacus' upper bound on epsilon at `delta`; None where it has none to give, infinite without noise.
+
+    That is beyond LARGEST_EPSILON or MOST_STEPS, and where noise was shared.
+    """
     canonical = merged(mechanisms)
     if not canonical:
         return 0.0
     first = epsilon(canonical, delta)
     if math.isinf(first):
         return math.inf
+    if is_shared(canonical):  # it reads continuous noise, which shares of discrete noise only resemble
+        return None
     if first > LARGEST_EPSILON or sum(one.steps for one in canonical) > MOST_STEPS:
         return None
     with warnings.catch_warnings():

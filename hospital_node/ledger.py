@@ -210,6 +210,7 @@ class Ledger:
                 steps=now.mechanism.steps,
                 clip_norm=now.clip_norm,
                 evaluation=now.evaluation,
+                shared=now.shared,
             )
 
         key = self._files.receipt_key(authorization.study)  # first: a charge without a receipt would be wasted

@@ -7,12 +7,13 @@ a cap names two.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from hospital_node import ledger_rules as rules
 from hospital_node.cap import ORDERS, Cap, best_order, plain
 from hospital_node.ledger_chain import Event
 from hospital_node.ledger_errors import DecisionRefused
-from hospital_node.ledger_schema import Approved, CapLowered, CapRaised, EvaluationAgreed
+from hospital_node.ledger_schema import Approved, CapLowered, CapRaised, EvaluationAgreed, NoiseShared
 from hospital_node.releases import Program
 from proto.evaluation import sensitivity
 from proto.plan import Plan, role_of, short_name
@@ -58,6 +59,7 @@ def approve_entry(
         no_guarantee=plan.privacy.no_guarantee,
         data_is_public=data_is_public,
         evaluation=_evaluation_of(plan),
+        shared=None if one_round.shares is None else NoiseShared(**asdict(one_round.shares)),
     )
 
 

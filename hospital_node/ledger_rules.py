@@ -33,11 +33,13 @@ from hospital_node.ledger_schema import (
     Created,
     Evaluated,
     Hold,
+    NoiseShared,
     Resume,
     Verified,
     Withdrawn,
 )
 from hospital_node.releases import Evaluations, Program, Release, counted
+from hospital_node.shared_accounting import Shares
 from proto.plan import Plan, short_name
 
 MAX_OPEN_RELEASES: Final = 2  # in a row without a verified result: more would let forced aborts drain the budget (protocol.md)
@@ -59,6 +61,7 @@ class Authorization:
     epsilon_before: float
     epsilon_after: float  # infinite for a plan without a guarantee
     reading: ReadingKind
+    shared: NoiseShared | None = None  # where the noise of the training is shared
 
 
 def admit(events: Sequence[Event], plan: str, study: str, round_number: int) -> Authorization:
@@ -91,6 +94,7 @@ def admit(events: Sequence[Event], plan: str, study: str, round_number: int) -> 
         before,
         after,
         reading,
+        approved.shared,
     )
 
 
@@ -314,7 +318,14 @@ def mechanism_of(plan: Plan, hospital: str) -> Mechanism:
     """What the training of one round does to each patient of this hospital; of one without a place in the plan, the usual."""
     own = [plan.local_steps(entry.uri) for entry in plan.hospitals if short_name(entry.uri) == hospital]
     steps = max(own, default=plan.training.local_steps)
-    return Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, steps)
+    return Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, steps, _shares_of(plan))
+
+
+def _shares_of(plan: Plan) -> Shares | None:
+    if not plan.privacy.is_shared:
+        return None
+    privacy = plan.privacy
+    return Shares(privacy.norm_steps or 0, plan.largest_cohort, privacy.may_drop or 0, privacy.may_collude or 0)
 
 
 def evaluations_of(plan: Plan) -> Evaluations | None:

@@ -23,6 +23,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from hospital_node.accounting import Mechanism
 from hospital_node.cap import MAX_RENYI_ORDER, Cap
 from hospital_node.releases import Evaluations, Program
+from hospital_node.shared_accounting import Shares
 from proto.plan import Frozen
 
 ENTRY_LABEL: Final = b"hospital-secagg ledger entry v1\n"
@@ -64,6 +65,24 @@ class EvaluationAgreed(Evaluated):
     every: int = Field(ge=1)
 
 
+class NoiseShared(Frozen):
+    """How one discrete noise is shared: what the rounds' cost rests on besides multiplier, rate and steps.
+
+    `norm_steps` bounds a patient's integers, `members` is the plan's largest cohort; the charge holds against `may_collude` of
+    them with the coordinator, and for at most `may_drop` lost.
+    """
+
+    norm_steps: int = Field(ge=1)
+    members: int = Field(ge=2)
+    may_drop: int = Field(ge=0)
+    may_collude: int = Field(ge=1)
+
+    @property
+    def shares(self) -> Shares:
+        """The same for the accountant."""
+        return Shares(self.norm_steps, self.members, self.may_drop, self.may_collude)
+
+
 class Approved(Frozen):
     """People at the hospital agreed to one plan: this mechanism in each round, at most so many rounds, under this cap."""
 
@@ -84,11 +103,12 @@ class Approved(Frozen):
     no_guarantee: bool = False
     data_is_public: bool = False
     evaluation: EvaluationAgreed | None = None  # sums over validation patients, beside the training
+    shared: NoiseShared | None = None  # None: the hospital adds the whole noise itself
 
     @property
     def mechanism(self) -> Mechanism:
         """What the training of one round of this plan does."""
-        return Mechanism(self.noise_multiplier, self.sampling_rate, self.steps_per_round)
+        return Mechanism(self.noise_multiplier, self.sampling_rate, self.steps_per_round, shares_of(self.shared))
 
     @property
     def program(self) -> Program:
@@ -98,6 +118,17 @@ class Approved(Frozen):
         every = self.evaluation.every
         evaluations = Evaluations(self.plan, self.evaluation.noise_multiplier, every, self.max_rounds // every)
         return Program(self.mechanism, evaluations)
+
+
+def shares_of(shared: NoiseShared | None) -> Shares | None:
+    """Of an entry, for the accountant."""
+    return None if shared is None else shared.shares
+
+
+@lru_cache(maxsize=64)
+def _one_shared(shared: NoiseShared | None) -> NoiseShared | None:
+    """The same value as one object, as for numbers."""
+    return shared
 
 
 class Withdrawn(Frozen):
@@ -144,11 +175,12 @@ class Charge:
     adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
     sampling: Literal["poisson"] = "poisson"
     evaluation: Evaluated | None = None  # sums that left with the update
+    shared: Annotated[NoiseShared | None, AfterValidator(_one_shared)] = None
 
     @property
     def mechanism(self) -> Mechanism:
         """What training did to the patients."""
-        return Mechanism(self.noise_multiplier, self.sampling_rate, self.steps)
+        return Mechanism(self.noise_multiplier, self.sampling_rate, self.steps, shares_of(self.shared))
 
 
 @checked_dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

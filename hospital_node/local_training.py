@@ -21,6 +21,7 @@ from hospital_node.validation import noised_sums, parts
 from hospital_node.work import Background, Interrupted, Scored, Trained, WorkFailed, Workshop, drifting
 from proto.layout import Vector, model_digest
 from proto.plan import Plan
+from secagg.params import Integers
 
 PREPARING = "preparing the studies of this hospital"
 WAITING = "studies prepared; waiting for the coordinator"
@@ -34,7 +35,7 @@ class Ready:
 
     authorization: Authorization
     base_digest: bytes
-    update: Vector = field(repr=False)
+    update: Vector | Integers = field(repr=False)
     sums: tuple[float, ...] = field(repr=False)  # noised, over validation patients; () in a round without evaluation
     drift: Vector | None = field(repr=False, default=None)  # of SCAFFOLD, with which it was trained
 

@@ -24,6 +24,7 @@ KEY_BYTES = 32  # AES-256, HMAC-SHA256
 BLOCK_VALUES = 1 << 16  # normals made at a time: 512 KiB of keystream, stays in the second-level cache
 ZEROS = memoryview(bytes(8 * BLOCK_VALUES))  # counter mode turns them into keystream
 UNIFORM_STEP = 2.0**-53  # spacing of the uniforms: all that a float64 in [0, 1) resolves
+ROUNDING_KEY_BYTES = 16  # AES-128: secagg.keystream
 DIGEST_RANGE = 1 << 64  # a coin reads 64 bits of one digest
 
 Rand = Callable[[int], bytes]
@@ -96,6 +97,10 @@ class StepCoins:
     def generator(self, patient: str) -> np.random.Generator:
         """The patient's own generator for patches and augmentation; it hides nothing that the noise must cover."""
         return np.random.Generator(np.random.PCG64(int.from_bytes(self._digest("patches", patient), "little")))
+
+    def rounding_key(self, patient: str) -> bytes:
+        """Key of the random bits that round this patient's gradient to whole numbers; it serves nothing else."""
+        return self._digest("rounding", patient)[:ROUNDING_KEY_BYTES]
 
     def _digest(self, purpose: str, patient: str) -> bytes:
         return hmac.new(self.key, f"hospital-secagg {purpose}\n{patient}".encode(), hashlib.sha256).digest()

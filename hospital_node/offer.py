@@ -56,11 +56,22 @@ def terms(plan: Plan, hospital: str) -> dict[str, str]:
         "hospitals": ", ".join(f"{short_name(one.uri)} ({one.declared_patients} patients)" for one in plan.hospitals),
         "unit of protection": f"one patient with all scans, who attends at most {privacy.hospitals_per_patient} hospital(s)",
         "rounds": f"{plan.rounds}, of {one_round.steps} steps here; {drawn}",
-        "noise": f"{privacy.noise_multiplier:g} times the clip norm {privacy.clip_norm:g} in each step, added at each hospital",
+        "noise": f"{privacy.noise_multiplier:g} times the clip norm {privacy.clip_norm:g} in each step, {_who_adds(plan)}",
         **_evaluation(plan, hospital),
         "cost of all rounds": figure(end) if math.isinf(end) else f"{figure(end)} at delta {plain(privacy.delta)}",
         "digest": plan.digest().hex(),
     }
+
+
+def _who_adds(plan: Plan) -> str:
+    """Where the noise comes from, and what relying on it means."""
+    shares = mechanism_of(plan, "").shares
+    if shares is None:
+        return "added at each hospital"
+    return (
+        f"shared by the hospitals: it holds against the coordinator with {shares.may_collude} of them, and relies on masking "
+        f"and {shares.honest} honest ones; at most {shares.may_drop} may be lost in a round"
+    )
 
 
 def figure(value: float) -> str:

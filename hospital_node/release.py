@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from proto.plan import DECLINE_CODES, Plan
 from secagg import RoundParams
 from secagg.coding import as_sent
 from secagg.errors import RemoteError
+from secagg.params import Integers
 from secagg.upload import PackedUpload
 
 UPDATE_ID_BYTES = 32
@@ -51,7 +52,7 @@ class HeldUpdate:
     id: bytes
     round: int
     base_digest: bytes
-    vector: Vector = field(repr=False)
+    vector: Vector | Integers = field(repr=False)
     authorization: Authorization = field(repr=False)
     sums: tuple[float, ...] = field(repr=False)  # noised, over validation patients; they leave with the update or never
     drift: Vector | None = field(repr=False)  # of SCAFFOLD, with which it was trained
@@ -101,14 +102,15 @@ class ReleaseDesk:
 
     def hold(
         self,
-        vector: Vector,
+        vector: Vector | Integers,
         base_digest: bytes,
         authorization: Authorization,
         sums: tuple[float, ...] = (),
         drift: Vector | None = None,
     ) -> None:
         """Take a freshly trained update, the sums that ride with it and the drift that it was trained with."""
-        if vector.shape != (self._layout.length,) or vector.dtype != np.float32 or not np.isfinite(vector).all():
+        kind = np.int64 if self._plan.privacy.is_shared else np.float32
+        if vector.shape != (self._layout.length,) or vector.dtype != kind or not np.isfinite(vector).all():
             raise UpdateUnusable("training gave a vector of a wrong length, a wrong type or with values that are not finite")
         number = authorization.round
         if len(sums) != len(wire.extra_clips_of(self._plan, number)) or not np.isfinite(sums).all():
@@ -277,7 +279,7 @@ class ReleaseDesk:
     def _propose_variate(self, session: MaskingSession, held: HeldUpdate) -> None:
         """Durable before masked words exist; from the values that the sum will hold, so that both sides move by the same."""
         if self._variates is not None and held.drift is not None:
-            own = scaffold.own_after(self._plan, held.round, held.drift, as_sent(session.params, held.vector))
+            own = scaffold.own_after(self._plan, held.round, held.drift, as_sent(session.params, cast("Vector", held.vector)))
             self._variates.propose(session.id, own)
 
     def _of(self, session_id: bytes) -> MaskingSession:

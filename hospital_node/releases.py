@@ -112,12 +112,12 @@ def counted(history: Sequence[Spending]) -> tuple[Mechanism, ...]:
 
 
 def is_one_sequence(history: Sequence[Spending]) -> bool:
-    """Whether only the number of releases was chosen: all of one (noise multiplier, rate), or all of one plan."""
+    """Whether only the number of releases was chosen: all of one (noise multiplier, rate, shares), or all of one plan."""
     return len({_sequence(release) for release in _releases(history) if release.training.steps}) <= 1
 
 
 def _sequence(release: Release) -> tuple[object, ...]:
-    kind = (release.training.noise_multiplier, release.training.sampling_rate)
+    kind = (release.training.noise_multiplier, release.training.sampling_rate, release.training.shares)
     return (*kind, release.evaluations)
 
 

@@ -39,6 +39,7 @@ from secagg.node import (
     share,
     verify_result,
 )
+from secagg.params import Integers
 from secagg.upload import PackedUpload
 
 Rand = Callable[[int], bytes]
@@ -141,7 +142,7 @@ class MaskingSession:
         """Open and check every box. After this only the ledger stands between the update and the network."""
         self._once(Phase.CHECK, _by_party(sets), lambda: (ready_to_mask(self._now(Shared), sets), None))
 
-    def mask(self, update: Vector, charged: Charged, extras: Sequence[float] = ()) -> PackedUpload:
+    def mask(self, update: Vector | Integers, charged: Charged, extras: Sequence[float] = ()) -> PackedUpload:
         """The masked words of `update` and of the session's extra coordinates, whose release is charged."""
         if charged.session != self.id:  # 4
             raise SessionRefused("not-charged", "the ledger's receipt is for another session: nothing leaves")

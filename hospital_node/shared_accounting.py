@@ -16,9 +16,12 @@ The derivation, line by line, is in README.md (Shared noise). In short, for whol
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+
+from secagg.noise_shares import NoiseShares, variance_of
+from secagg.params import MAX_LENGTH
 
 ORDERS = (*range(2, 65), 72, 80, 96, 128, 192, 256, 384, 512)
 
@@ -47,14 +50,44 @@ class IntegerMechanism:
             raise ValueError("corrections are not negative")
 
 
-def integer_epsilon(mechanisms: Iterable[IntegerMechanism], delta: float) -> float:
-    """Epsilon at `delta` of all rounds together, by the best order; infinite where the corrections use up delta."""
+@dataclass(frozen=True, slots=True, order=True)
+class Shares:
+    """How one noise was shared: `norm_steps` bounds a patient's integers, `members` is the plan's largest cohort.
+
+    Fewer members on a roster leave the charged variance as it is and the outsider more of it, so the largest covers all.
+    """
+
+    norm_steps: int
+    members: int
+    may_drop: int
+    may_collude: int
+
+    @property
+    def honest(self) -> int:
+        """Hospitals that must follow the protocol, whoever is lost."""
+        return self.members - self.may_drop - self.may_collude
+
+    def mechanism(self, multiplier: float, sampling_rate: float, steps: int, *, outsider: bool = False) -> IntegerMechanism:
+        """What such rounds are against c colluders with the coordinator, or `outsider`: against whoever knows no share.
+
+        With j lost an outsider does not know (n - j) / (n - j - c) times V: no less than with all there.
+        """
+        variance = variance_of(multiplier, self.norm_steps)
+        noise = NoiseShares(variance, self.members, self.may_drop, self.may_collude)
+        left = noise.remaining(0, 0) if outsider else variance
+        deviation = math.nextafter(math.sqrt(left), 0.0)
+        corrections = noise.ratio(MAX_LENGTH), noise.left_out(MAX_LENGTH)  # of the longest vector there can be: still nothing
+        return IntegerMechanism(deviation, float(self.norm_steps), sampling_rate, steps, *corrections)
+
+
+def integer_epsilon(mechanisms: Iterable[IntegerMechanism], delta: float, orders: Sequence[int] = ORDERS) -> float:
+    """Epsilon at `delta` of all rounds together, by the best of `orders`; infinite where the corrections use up delta."""
     if not 0 < delta < 1:
         raise ValueError(f"delta lies between 0 and 1, got {delta}")
     listed = [one for one in mechanisms if one.steps]
     if not listed:
         return 0.0
-    divergences = [(order, sum(one.steps * divergence(one, order) for one in listed)) for order in ORDERS]
+    divergences = [(order, sum(one.steps * divergence(one, order) for one in listed)) for order in orders]
     distance = sum(one.steps * one.left_out for one in listed)
     found = min(_converted(divergences, delta), math.inf)
     while math.isfinite(found):  # delta must also carry (1 + e**epsilon) times the distance, which raises epsilon a little
@@ -66,6 +99,28 @@ def integer_epsilon(mechanisms: Iterable[IntegerMechanism], delta: float) -> flo
             return again
         found = again
     return found
+
+
+def delta_at(mechanisms: Iterable[IntegerMechanism], epsilon: float) -> float:
+    """Upper bound on delta at `epsilon` of all rounds together: `integer_epsilon` solved for delta."""
+    listed = [one for one in mechanisms if one.steps]
+
+    def log_delta(order: int) -> float:
+        total = sum(one.steps * divergence(one, order) for one in listed)
+        return (order - 1) * (total - epsilon + math.log1p(-1 / order)) - math.log(order)
+
+    distance = sum(one.steps * one.left_out for one in listed) * (1 + math.exp(min(epsilon, 700.0)))
+    return min(1.0, math.exp(min(0.0, *map(log_delta, ORDERS))) + distance) if listed else 0.0
+
+
+def advantage(mechanisms: Iterable[IntegerMechanism]) -> float:
+    """Upper bound on the total variation distance of all rounds together.
+
+    sqrt(1 - exp(-D)) of the Kullback-Leibler divergence D (Bretagnolle and Huber 1979), which order 2 bounds.
+    """
+    listed = [one for one in mechanisms if one.steps]
+    total = sum(one.steps * divergence(one, 2) for one in listed)
+    return min(1.0, math.sqrt(-math.expm1(-total)) + sum(one.steps * one.left_out for one in listed))
 
 
 def divergence(mechanism: IntegerMechanism, order: int) -> float:

@@ -19,6 +19,7 @@ from hospital_node.accounting import (
     accountant_version,
     attacker_recognised,
     best_guess,
+    is_shared,
     merged,
     renyi_epsilon,
 )
@@ -31,6 +32,7 @@ from proto.plan import Plan
 
 AssumptionState: TypeAlias = Literal["holds", "unverified", "does not hold"]
 FALSE_ALARMS = (0.001, 0.01, 0.05)
+WHOLE_ORDERS = "Rényi divergences at whole orders, which hold for shares of discrete noise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +92,15 @@ def paragraph(hospital: str, view: BudgetView, charged: Sequence[Charge], kept: 
     return (
         f"{last}, everything {hospital} has sent satisfies {_guarantee(view, kept)}-differential privacy for adding or "
         f"removing all data of one patient{_reading(view)}, for {_mechanisms_in_words(charged)}. This covers all "
-        f"intermediate and final models. {_adaptive(view, kept)}It does not rely on the coordinator or on other hospitals "
-        f"being honest. {_several(view)}It does not cover the quantities listed under What leaves this hospital as uncovered, "
-        "and it does not cover choices made by looking at results unless they are charged in the ledger."
+        f"intermediate and final models. {_adaptive(view, kept)}{_trust(view, charged)}{_several(view)}It does not "
+        "cover the quantities listed under What leaves this hospital as uncovered, and it does not cover choices made by "
+        "looking at results unless they are charged in the ledger."
     )
 
 
 def _guarantee(view: BudgetView, kept: Cap | None) -> str:
     """The pair that holds: what was read, or the cap that was kept where the reading itself is no guarantee."""
-    if view.read_by == "pld" or kept is None:
+    if view.read_by != "renyi" or kept is None:
         return f"(ε = {rounded_up(view.spent)}, δ = {plain(view.delta)})"
     return f"(ε = {rounded_up(kept.epsilon)}, δ = {plain(kept.delta)})"
 
@@ -106,6 +108,8 @@ def _guarantee(view: BudgetView, kept: Cap | None) -> str:
 def _reading(view: BudgetView) -> str:
     if view.read_by == "pld":
         return f", computed with PLD accounting ({accountant_version()})"
+    if view.read_by == "orders":
+        return f", computed with {WHOLE_ORDERS}"
     return ", which a Rényi filter enforces"
 
 
@@ -113,12 +117,23 @@ def _adaptive(view: BudgetView, kept: Cap | None) -> str:
     if view.read_by == "renyi":
         return (
             "The settings of later studies may have been chosen after seeing results, so the figure is the cap: the filter has "
-            f"read ε = {rounded_up(view.spent)} of it so far. If all settings had been fixed in advance, PLD accounting "
-            f"({accountant_version()}) would read ε = {rounded_up(view.non_adaptive)}. "
+            f"read ε = {rounded_up(view.spent)} of it so far. If all settings had been fixed in advance, "
+            f"{_fixed(view)} would read ε = {rounded_up(view.non_adaptive)}. "
         )
     if kept is None:
         return ""
     return f"Where people stop or go on because of results, the cap kept so far (ε = {kept.epsilon:g}) is the guarantee. "
+
+
+def _trust(view: BudgetView, charged: Sequence[Charge]) -> str:
+    if view.relies is None or all(charge.shared is None for charge in charged):
+        return "It does not rely on the coordinator or on other hospitals being honest. "
+    return f"{view.relies.sentence} "
+
+
+def _fixed(view: BudgetView) -> str:
+    """What reads a ledger as if all settings had been fixed in advance."""
+    return f"PLD accounting ({accountant_version()})" if view.relies is None else WHOLE_ORDERS
 
 
 def _several(view: BudgetView) -> str:
@@ -133,7 +148,8 @@ def _several(view: BudgetView) -> str:
 def _mechanisms_in_words(charged: Sequence[Charge]) -> str:
     clips = sorted({charge.clip_norm for charge in charged})
     parts = [
-        f"{one.steps} steps of Poisson sampling at rate {one.sampling_rate:.4g} with noise multiplier {one.noise_multiplier:g}"
+        f"{one.steps} steps of Poisson sampling at rate {one.sampling_rate:.4g} with "
+        f"{'' if one.shares is None else 'shared '}noise multiplier {one.noise_multiplier:g}"
         for one in merged(charge.mechanism for charge in charged)
     ]
     training = " and ".join(parts) + f" and clipping norm {' or '.join(f'{clip:g}' for clip in clips)}"
@@ -193,7 +209,7 @@ def _strength(view: BudgetView, mechanisms: Sequence[Mechanism]) -> tuple[Statem
             group,
             "non-adaptive reading",
             rounded_up(view.non_adaptive),
-            f"By {accountant_version()} (PLD), as if all settings had been fixed in advance.",
+            f"By {_fixed(view)}, as if all settings had been fixed in advance.",
         ),
         StatementField(
             group,
@@ -214,6 +230,9 @@ def _strength(view: BudgetView, mechanisms: Sequence[Mechanism]) -> tuple[Statem
             "How often anyone can be right, from a coin flip, whether a given patient took part.",
         ),
     ]
+    if view.relies is not None:
+        reached = rounded_up(view.relies.outsider)
+        fields.append(StatementField(group, "epsilon against outsiders", reached, view.relies.sentence))
     if view.hospitals_per_patient > 1:
         explanation = f"Composed for a patient of {view.hospitals_per_patient} hospitals, not added."
         fields.append(StatementField(group, "epsilon across hospitals", rounded_up(view.across_hospitals), explanation))
@@ -223,6 +242,8 @@ def _strength(view: BudgetView, mechanisms: Sequence[Mechanism]) -> tuple[Statem
 def _by(view: BudgetView) -> str:
     if view.read_by == "pld":
         return f"by {accountant_version()} (PLD)"
+    if view.read_by == "orders":
+        return f"by {WHOLE_ORDERS}"
     return "by the Rényi filter that decides; only the cap is a guarantee"
 
 
@@ -237,7 +258,7 @@ def _mechanism(charged: Sequence[Charge]) -> tuple[StatementField, ...]:
             group,
             "noise multiplier",
             ", ".join(f"{one.noise_multiplier:g}" for one in mechanisms),
-            "Deviation of the noise over the clipping norm; this hospital adds all of it itself.",
+            _whose_noise(mechanisms),
         ),
         StatementField(
             group,
@@ -258,6 +279,13 @@ def _mechanism(charged: Sequence[Charge]) -> tuple[StatementField, ...]:
     )
 
 
+def _whose_noise(mechanisms: Sequence[Mechanism]) -> str:
+    if not is_shared(mechanisms):
+        return "Deviation of the noise over the clipping norm; this hospital adds all of it itself."
+    own = "; without shares this hospital adds all of it itself" if any(one.shares is None for one in mechanisms) else ""
+    return f"Deviation over the most that one patient changes; with shared noise the hospitals' shares add up to it{own}."
+
+
 def _of_evaluations(group: str, charged: Sequence[Charge]) -> tuple[StatementField, ...]:
     counts = _evaluations(charged)
     if not counts:
@@ -274,7 +302,7 @@ def _composition(events: Sequence[Event], view: BudgetView, charged: Sequence[Ch
     others = sorted({charge.study for charge in charged} - {view.study})
     agreed = rules.agreed_by(events)
     cap = "none yet" if view.cap is None else f"ε = {view.cap:g} at δ = {plain(view.delta)}, agreed by {agreed}"
-    judge = "PLD" if view.reading == "pld" else "Rényi filter at one order"
+    judge = {"pld": "PLD", "orders": "Rényi divergences at whole orders", "renyi": "Rényi filter at one order"}[view.reading]
     return (
         StatementField(group, "releases", str(len(charged)), "Charged before they left; a crash afterwards counts as spent."),
         StatementField(group, "rounds", f"{view.rounds_done} of {view.rounds_planned}", "Of this study's plan."),

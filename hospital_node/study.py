@@ -69,6 +69,11 @@ def policy_obstacle(
         return f"its threshold is {plan.threshold_of(most)} and at most {most} hospitals can take part{missing}"
     if plan.fewest_updates < policy.minimum_cohort and plan.buffer is not None:
         return f"its sums open with {plan.fewest_updates} updates and this node demands {policy.minimum_cohort}"
+    if plan.privacy.may_collude is not None and plan.privacy.may_collude < policy.max_colluders:
+        return (
+            f"its noise is shared against {plan.privacy.may_collude} colluders and this node demands {policy.max_colluders}: "
+            "what the ledger charges would not hold"
+        )
     best = max((collusion_bound(size, plan.threshold_of(size)), size) for size in sizes)
     if best[0] < policy.max_colluders:
         return (

@@ -25,6 +25,7 @@ from hospital_node.certainty import Spread
 from hospital_node.chance import FirstLossWatched
 from hospital_node.device import PROCESSOR, device_of
 from hospital_node.dp_optimizer import PatientOptimizer
+from hospital_node.integer_sums import IntegerSum
 from hospital_node.local_optimizer import local_optimizer, push
 from hospital_node.losses import loss_of
 from hospital_node.noise import NormalStream, Rand, StepCoins
@@ -34,6 +35,8 @@ from hospital_node.trained_parts import choose, values_of
 from proto import precision
 from proto.layout import Vector, model_digest
 from proto.plan import Plan
+from secagg.errors import LocalError
+from secagg.params import Integers
 
 History = tuple[tuple[float, float, int], ...]  # (noise multiplier, sampling rate, steps)
 
@@ -52,9 +55,12 @@ class StepProgress:
 
 @dataclass(frozen=True, slots=True)
 class TrainedUpdate:
-    """What one round gives to be sent (precisions behind the update where the plan has them), its base and its mechanism."""
+    """What one round gives to be sent (precisions behind the update where the plan has them), its base and its mechanism.
 
-    update: Vector
+    With shared noise the update is a sum in whole numbers that has no noise yet: it leaves with its share or not at all.
+    """
+
+    update: Vector | Integers
     base_digest: bytes
     history: History
     nonfinite: int  # patient gradients counted as zero; for the hospital's own eyes
@@ -136,15 +142,14 @@ def train_round(
     `drift`, c - c_i of SCAFFOLD, is added to each noised mean. `base` and `patients` are not changed. Raises TrainingError,
     NetworkError or PlanError; what was trained is then gone.
     """
+    _check_processes(plan, ranks)
     with ranks.round(patients):
         _check_patients(patients)
-        objective.check(plan)
         torch.set_num_threads(threads)
-        module = objective.build(plan)
-        network.refuse_shared_statistics(module)
-        network.refuse_own_chance(module)
-        network.load_vector(module.to(device), network.layout_of(module), base)
+        module = _loaded(plan, objective, base, device)
         trained = choose(module, plan.training, round)
+        if plan.privacy.is_shared:
+            return _integer_round(plan, module, trained, base, patients, FirstLossWatched(objective), rand, on_step)
         before = values_of(trained)
         optimizer = private_optimizer(module, plan, uri, round=round, normals=NormalStream(rand), ranks=ranks)
         if drift is not None:
@@ -165,6 +170,53 @@ def train_round(
     if certainty is not None:
         update = precision.weighted(update, certainty.precisions(plan.aggregation.precision_scale))
     return TrainedUpdate(update, model_digest(base), history, optimizer.nonfinite)
+
+
+def _loaded(plan: Plan, objective: Objective, base: Vector, device: torch.device) -> nn.Module:
+    """The objective's network on `device`, at `base`."""
+    objective.check(plan)
+    module = objective.build(plan)
+    network.refuse_shared_statistics(module)
+    network.refuse_own_chance(module)
+    network.load_vector(module.to(device), network.layout_of(module), base)
+    return module
+
+
+def _integer_round(
+    plan: Plan,
+    module: nn.Module,
+    trained: Sequence[nn.Parameter],
+    base: Vector,
+    patients: Sequence[Keyed],
+    objective: Objective,
+    rand: Rand,
+    on_step: Callable[[StepProgress], None],
+) -> TrainedUpdate:
+    """The one step of a round with shared noise: a sum in whole numbers, which is noised where it is masked."""
+    try:
+        sums = IntegerSum(trained, plan)
+    except LocalError as error:
+        raise TrainingError(f"the plan's norm_steps do not fit its network: {error}") from error
+    sum_up(module, sums, plan, patients, StepCoins.fresh(rand), objective)
+    on_step(StepProgress(1, 1))
+    history = ((plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, 1),)
+    return TrainedUpdate(sums.values, model_digest(base), history, sums.nonfinite)
+
+
+def sum_up(
+    module: nn.Module,
+    sums: IntegerSum,
+    plan: Plan,
+    patients: Sequence[Keyed],
+    coins: StepCoins,
+    objective: Objective = SEGMENTATION,
+) -> None:
+    """Each patient is drawn by a coin of its own; whoever is drawn adds one clipped gradient in whole numbers."""
+    module.train()
+    for patient in patients:
+        if coins.drawn(patient.key, plan.privacy.inverse_sampling_rate):
+            backward(module, plan, patient, coins, objective)
+            sums.add(coins.rounding_key(patient.key))
 
 
 def take_step(
@@ -217,6 +269,13 @@ def check_history(history: History, plan: Plan, uri: str) -> None:
         raise TrainingError(
             f"the accountant recorded {list(history)}, the plan says {list(wanted)}: the update was discarded, because its "
             "privacy cost is not the one approved; report this as a fault of the software"
+        )
+
+
+def _check_processes(plan: Plan, ranks: Ranks) -> None:
+    if plan.privacy.is_shared and ranks is not ONE_PROCESS:
+        raise TrainingError(
+            "shared noise is trained in one process at each hospital: start the node without torchrun, or plan local noise"
         )
 
 

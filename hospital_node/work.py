@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from proto.layout import Layout, Vector
 from proto.plan import DECLINE_CODES, Plan
+from secagg.params import Integers
 
 Result = TypeVar("Result")
 Count = Callable[[int, int], None]  # (done, in all)
@@ -53,8 +54,8 @@ class Trained(Protocol):
     """hospital_node.train.TrainedUpdate."""
 
     @property
-    def update(self) -> Vector:
-        """Trained minus base."""
+    def update(self) -> Vector | Integers:
+        """Trained minus base; with shared noise sums in whole numbers."""
         ...
 
     @property

@@ -11,18 +11,19 @@ import json
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, NewType, Self, get_args
+from typing import Annotated, Any, NewType, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from proto import buffering, precision, scaffold
+from proto import buffering, precision, scaffold, shared_noise
 from proto.aggregation import Aggregation
 from proto.buffering import Buffer
 from proto.evaluation import Evaluation
 from proto.frozen import Frozen, Positive, explain, from_toml, parsed
 from proto.network import ARCHITECTURES, Network
 from proto.preparation import Preparation
+from proto.privacy import Privacy
 from proto.training import Training
 
 __all__ = [
@@ -93,6 +94,9 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("augment_scale", "training"),
     ("loss_scale", "training"),
     ("buffer", None),
+    ("norm_steps", "privacy"),
+    ("may_drop", "privacy"),
+    ("may_collude", "privacy"),
 )
 SELECTION_LABEL = b"hospital-secagg participants v1\n"
 MIN_COHORT = 3  # with two members each learns the other's update from the sum
@@ -140,24 +144,6 @@ class Hospital(Frozen):
     declared_patients: int = Field(ge=1)
     weight: int = Field(default=1, ge=1, le=1 << 20)
     local_steps: int | None = Field(default=None, ge=1)  # None: training.local_steps
-
-
-class Privacy(Frozen):
-    """One DP-SGD step: q = 1 / inverse_sampling_rate, noise_multiplier * clip_norm on the sum (privacy.md)."""
-
-    noise_mode: Literal["local"] = "local"
-    noise_multiplier: float = Field(ge=0, allow_inf_nan=False)
-    no_guarantee: bool = False  # must be said aloud where noise_multiplier is 0
-    clip_norm: Positive = 1.0
-    inverse_sampling_rate: int = Field(ge=1)
-    delta: float = Field(default=1e-5, gt=0, lt=1)
-    hospitals_per_patient: int = Field(default=1, ge=1)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.noise_multiplier == 0) != self.no_guarantee:
-            raise ValueError("noise_multiplier = 0 and no_guarantee = true go together: without noise there is no guarantee")
-        return self
 
 
 class TensorClip(Frozen):
@@ -254,7 +240,8 @@ class Plan(Frozen):
                 f"a patient may attend {self.privacy.hospitals_per_patient} hospitals (privacy.hospitals_per_patient), whose "
                 "epsilons compose only where all take equally many steps: leave out local_steps of the hospitals"
             )
-        unsound = scaffold.obstacle(self) or precision.obstacle(self) or buffering.obstacle(self)
+        parts = (scaffold, precision, buffering, shared_noise)
+        unsound = next((text for part in parts if (text := part.obstacle(self)) is not None), None)
         if unsound is not None:
             raise ValueError(unsound)
         if self.masking.minimum_cohort > len(self.hospitals):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from proto import federation_pb2 as pb
-from proto import precision
+from proto import precision, shared_noise
 from proto.layout import Layout
 from proto.plan import PROTOCOL_VERSION, Masking, Plan, PlanError
 from secagg import Quantizer, RoundParams, SecaggError
@@ -29,6 +29,7 @@ from secagg.messages import (
     ShareSet,
     UploadSeal,
 )
+from secagg.noise_shares import SharedNoise
 from secagg.params import plan_half_steps, rounding_error
 
 CHUNK_BYTES = 1 << 20  # 4 MiB messages lose a third of the throughput to fresh pages, 256 KiB a fifth to calls
@@ -101,12 +102,13 @@ def open_params(plan: Plan, order: pb.Open, layout: Layout) -> RoundParams:
                 raise RosterError(
                     f"the coordinator puts {member.uri} into round {order.round}, for which the plan does not select it"
                 )
+        noise = shared_noise.noise_of(plan)
         return RoundParams(
             session=order.session,
             participants=tuple(uris),
             threshold=plan.threshold_of(len(uris)),
             length=layout.length,
-            quantizer=quantizer_of(plan.masking, order.round),
+            quantizer=_quantizer(plan, order.round, noise, len(uris), layout),
             tensor_clips=_sent_clips(plan, order.round, layout),
             extra_clips=extra_clips_of(plan, order.round),
             public_keys=tuple(member.public_key for member in order.members),
@@ -120,11 +122,19 @@ def open_params(plan: Plan, order: pb.Open, layout: Layout) -> RoundParams:
             max_colluders=plan.masking.max_colluders,
             minimum_cohort=plan.masking.minimum_cohort,
             graph=graph_for(len(uris), plan.threshold_of(len(uris)), plan.masking.max_colluders),
+            shared=noise,
         )
     except PlanError as error:
         raise RosterError(f"the coordinator's session cannot be used: {error}") from error
     except SecaggError as error:
         raise WireError(f"the coordinator's session cannot be used: {error}") from error
+
+
+def _quantizer(plan: Plan, round_number: int, noise: SharedNoise | None, members: int, layout: Layout) -> Quantizer:
+    """With shared noise the clip says what a member's whole numbers are worth; nothing is clipped to it."""
+    if noise is None:
+        return quantizer_of(plan.masking, round_number)
+    return Quantizer(shared_noise.session_clip(plan, noise, members, layout.length), plan.masking.lanes)
 
 
 def quantizer_of(masking: Masking, round_number: int) -> Quantizer:
@@ -172,6 +182,8 @@ def extra_clips_of(plan: Plan, round_number: int) -> tuple[float, ...]:
 def mean_error(plan: Plan) -> float:
     """Largest rounding error of the mean in a full cohort, as a share of the clip. PlanError where lanes cannot carry it."""
     masking, worst = plan.masking, 0.0
+    if plan.privacy.is_shared:  # whole numbers are sent as they are
+        return worst
     rounds = range(1, plan.rounds + 1) if plan.participants is not None else (1,)
     try:
         quantizer_of(masking, plan.rounds)

@@ -11,6 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from secagg.errors import LocalError
 from secagg.keystream import Door, Stream
 from secagg.params import Integers
 
@@ -28,6 +29,23 @@ def rounded_norm_squared(norm: float, length: int) -> int:
     always = (norm + math.sqrt(length)) ** 2
     usually = norm**2 + length / 4 + math.sqrt(2 * KEPT_ROUNDING) * (norm + math.sqrt(length) / 2)
     return math.floor(min(always, usually))
+
+
+def scale_within(norm: int, length: int) -> int:
+    """The largest whole norm that `length` coordinates may have before rounding, so that rounding keeps them within `norm`.
+
+    LocalError where that is less than half of it: the grid would be so coarse that rounding said more than the values.
+    """
+    low, high = 0, norm  # the bound grows with the norm: `low` fits, `high` does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if rounded_norm_squared(middle, length) <= norm * norm else (low, middle)
+    if 2 * low < norm:
+        raise LocalError(
+            f"a norm of {norm} steps is too coarse for {length} values: rounding alone would take most of it; take "
+            f"{math.ceil(math.sqrt(length))} steps or more"
+        )
+    return low
 
 
 def round_within(values: NDArray[np.float64], norm_squared: int, key: bytes) -> Integers:

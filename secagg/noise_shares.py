@@ -70,6 +70,14 @@ class NoiseShares:
         """No member's noise is further from zero than this, in any coordinate: the sampler draws no more."""
         return sum(map(largest_value, self.components()))
 
+    def ratio(self, values: int) -> float:
+        """Upper bound on t of `values` coordinates, for any kept components of any of a roster of this size or smaller.
+
+        Added from the largest on, each is added to at least itself: no addition costs more than that of the two smallest.
+        """
+        smallest, count = min(self.components()), self.members * (self.may_drop + 1)
+        return values * (count - 1) * ratio_bound([smallest, smallest])
+
     def left_out(self, values: int) -> float:
         """Statistical distance of all members' components for a vector of `values` from what exact sampling gives."""
         return self.members * sum(left_out(variance, values) for variance in self.components())
@@ -105,6 +113,11 @@ class SharedNoise:
         return encode(
             str(self.variance.numerator), str(self.variance.denominator), self.may_drop, self.may_collude, self.largest_sum
         )
+
+
+def variance_of(noise_multiplier: float, norm: int) -> Fraction:
+    """V: (noise_multiplier * norm)**2 in squared steps, the next whole number; exact, so that everybody has the same."""
+    return Fraction(math.ceil((Fraction(noise_multiplier) * norm) ** 2))
 
 
 def chain(secret: bytes, first: int, may_drop: int) -> tuple[bytes, ...]:

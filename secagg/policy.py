@@ -60,6 +60,11 @@ def check_session(params: RoundParams, me: str, policy: Policy) -> None:
     bases = set(params.base_digests)
     if len(bases) > 1 and params.noise_mode != "local":
         _refuse("members trained on different models, which only local noise allows")
+    if params.shared is not None and policy.max_colluders > params.shared.may_collude:
+        _refuse(
+            f"the session's noise is shared against {params.shared.may_collude} colluders, this party demands "
+            f"{policy.max_colluders}: what it charges would not hold"
+        )
     bound = collusion_bound(len(params.participants), params.threshold)
     if policy.max_colluders > bound:
         _refuse(
