@@ -318,10 +318,11 @@ def mechanism_of(plan: Plan, hospital: str) -> Mechanism:
     """What the training of one round does to each patient of this hospital; of one without a place in the plan, the usual."""
     own = [plan.local_steps(entry.uri) for entry in plan.hospitals if short_name(entry.uri) == hospital]
     steps = max(own, default=plan.training.local_steps)
-    return Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, steps, _shares_of(plan))
+    return Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, steps, shares_of_plan(plan))
 
 
-def _shares_of(plan: Plan) -> Shares | None:
+def shares_of_plan(plan: Plan) -> Shares | None:
+    """How the plan's hospitals share one noise; None where each adds its own."""
     if not plan.privacy.is_shared:
         return None
     privacy = plan.privacy

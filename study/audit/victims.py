@@ -57,7 +57,7 @@ class Victim:
         """What the node's training gives; without noise where the multiplier is 0."""
         noise = {"noise_multiplier": noise_multiplier, "no_guarantee": noise_multiplier == 0}
         plan = self.plan.model_copy(update={"privacy": self.plan.privacy.model_copy(update=noise)})
-        return train.train_round(plan, URI, self.base, [self.patient], objective=self.objective, rand=rand).update
+        return train.train_round(plan, URI, self.base, [self.patient], objective=self.objective, rand=rand).update  # type: ignore[return-value]  # local noise
 
 
 class Dense:

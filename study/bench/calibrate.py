@@ -17,7 +17,9 @@ from typing import Any
 
 from hospital_node.accounting import Mechanism, noise_multiplier_for
 from hospital_node.cap import UNIFORM_SHARE
+from hospital_node.ledger_rules import shares_of_plan
 from hospital_node.releases import EVERYBODY
+from hospital_node.shared_accounting import Shares
 from proto.frozen import parsed
 from proto.plan import Evaluation, Plan
 from study.bench.cells import Cell
@@ -37,7 +39,8 @@ def noised(cell: Cell, plan: Plan) -> Plan:
         return _with(cell, plan, SILENT)
     for count in range(_least_asked(plan.rounds, plan.participants, len(plan.hospitals)), plan.rounds + 1):
         steps = count * plan.most_local_steps
-        noise = _noise_multiplier(cell, plan.privacy.model_dump(), steps, _evaluations(plan.evaluation, plan.rounds))
+        beside = _evaluations(plan.evaluation, plan.rounds)
+        noise = _noise_multiplier(cell, plan.privacy.model_dump(), steps, beside, shares_of_plan(plan))
         found = _with(cell, plan, {"noise_multiplier": noise, "no_guarantee": False})
         if found.most_steps <= steps:
             return found
@@ -53,7 +56,7 @@ def refuse_unreachable(cell: Cell) -> None:
     steps = least * (max(own) if cell.plan["participants"] is None else min(own))
     part = cell.plan.get("evaluation")
     beside = _evaluations(None if part is None else Evaluation.model_validate(part), cell.plan["rounds"])
-    _noise_multiplier(cell, cell.plan["privacy"], steps, beside)
+    _noise_multiplier(cell, cell.plan["privacy"], steps, beside, None)  # shares add nothing that shows
 
 
 def _least_asked(rounds: int, participants: int | None, hospitals: int | None) -> int:
@@ -68,19 +71,26 @@ def _evaluations(part: Evaluation | None, rounds: int) -> tuple[Mechanism, ...]:
     return () if part is None else (Mechanism(part.noise_multiplier, EVERYBODY, part.times(rounds)),)
 
 
-def _noise_multiplier(cell: Cell, privacy: Mapping[str, Any], steps: int, beside: tuple[Mechanism, ...]) -> float:
+def _noise_multiplier(
+    cell: Cell, privacy: Mapping[str, Any], steps: int, beside: tuple[Mechanism, ...], shares: Shares | None
+) -> float:
     assert cell.epsilon is not None
     try:
-        return _smallest(cell.epsilon, privacy["delta"], privacy["inverse_sampling_rate"], steps, beside)
+        return _smallest(cell.epsilon, privacy["delta"], privacy["inverse_sampling_rate"], steps, beside, shares)
     except ValueError as error:
         raise StudyError(f"study {cell.study}, cell {cell.label}: {error}: ask for a larger epsilon or fewer steps") from error
 
 
 @lru_cache
 def _smallest(
-    epsilon: float, delta: float, inverse_sampling_rate: int, steps: int, beside: tuple[Mechanism, ...]
+    epsilon: float,
+    delta: float,
+    inverse_sampling_rate: int,
+    steps: int,
+    beside: tuple[Mechanism, ...],
+    shares: Shares | None,
 ) -> float:  # as the ledger reads it
-    return noise_multiplier_for(epsilon, UNIFORM_SHARE * delta, 1 / inverse_sampling_rate, steps, beside)
+    return noise_multiplier_for(epsilon, UNIFORM_SHARE * delta, 1 / inverse_sampling_rate, steps, beside, shares)
 
 
 def _with(cell: Cell, plan: Plan, privacy: Mapping[str, Any]) -> Plan:

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from hospital_node.accounting import Mechanism
 from hospital_node.cap import Cap, stated
-from hospital_node.ledger_rules import evaluations_of
+from hospital_node.ledger_rules import evaluations_of, shares_of_plan
 from hospital_node.releases import Release, counted
 from hospital_node.work import Interrupted
 from proto.layout import Vector, model_digest
@@ -157,7 +157,7 @@ def epsilon_of(plan: Plan, steps: int, rounds: int | None = None) -> float | Non
     """
     if plan.privacy.no_guarantee:
         return None
-    mechanism = Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, steps)
+    mechanism = Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, steps, shares_of_plan(plan))
     release = Release(mechanism, plan.rounds if rounds is None else rounds, evaluations=evaluations_of(plan))
     return stated(counted([release]), plan.privacy.delta) if steps else 0.0
 

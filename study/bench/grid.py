@@ -190,6 +190,8 @@ class _Expansion:
         hospitals = parts["partition"]["hospitals"]
         plan = self._plan(where, template, chosen, hospitals)
         plan = _checked(where, _normal_plan(where, method, plan, chosen.get("epsilon")), hospitals)
+        if method is Method.PLAIN and plan["privacy"]["noise_mode"] == "shared":
+            raise StudyError(f"{where}: method plain has no masks in which noise could be shared: use masked")
         start = chosen.get("start", self.file.start)
         fields = {
             "study": self.file.study,

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from hospital_node.accounting import Mechanism, outsider_epsilon
+from hospital_node.cap import UNIFORM_SHARE
+from hospital_node.shared_accounting import Shares
 from study.bench.cells import Cell, CellResult, Method
 from study.bench.grid import BASELINES, SHIFTING
 from study.bench.intervals import Interval, interval, paired
@@ -63,6 +66,18 @@ class Group:
         spent = [one.epsilon for one in self.results.values()]
         known = [value for value in spent if value is not None and math.isfinite(value)]
         return max(known) if known and len(known) == len(spent) else None
+
+    @property
+    def outsider_epsilon(self) -> float | None:
+        """The same against whoever knows no hospital's share of the noise; None where noise is not shared."""
+        privacy = self.cell.plan["privacy"]
+        if privacy.get("noise_mode") != "shared":
+            return None
+        rate, rounds = 1 / privacy["inverse_sampling_rate"], self.cell.plan["rounds"]
+        members = self.cell.plan.get("participants") or max(len(one.hospitals) for one in self.results.values())
+        shares = Shares(privacy["norm_steps"], members, privacy["may_drop"], privacy["may_collude"])
+        spent = (Mechanism(one.noise_multiplier, rate, rounds, shares) for one in self.results.values())
+        return max(outsider_epsilon([one], UNIFORM_SHARE * self.delta) for one in spent)
 
     @property
     def delta(self) -> float:

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -56,6 +56,8 @@ def run_plain(
     Models are measured where the coordinator would ask for it: the start, every `plan.evaluate_every` rounds, the last. Raises
     StudyError where `hospitals` are not the plan's, WorkFailed where a training gives nothing, Interrupted once `stop` is set.
     """
+    if plan.privacy.is_shared:
+        raise StudyError(f"plan '{plan.study}' shares its noise inside the masks, which method plain has not: use masked")
     federation = Plain(plan, hospitals, test, task, draws, stop)
     model, layout = start, task.layout(plan)
     published, memory = scaffold.begun(plan, start), None
@@ -149,6 +151,7 @@ class Plain:
             on_step=lambda _: unless_stopped(self.stop),
             **drifting(drift),
         )
+        update = cast("Vector", trained.update)  # whole numbers are of shared noise, which `run_plain` refuses
         if drift is not None:
-            self.variates[uri] = scaffold.own_after(self.plan, number, drift, trained.update)
-        return trained.update
+            self.variates[uri] = scaffold.own_after(self.plan, number, drift, update)
+        return update

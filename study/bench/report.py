@@ -31,6 +31,11 @@ COST_WORDS = (
     "of masked cells as counted on the connection, of plain ones a float32 vector each way. Times smaller: the same updates "
     "as float32, over what was sent."
 )
+OUTSIDERS = "epsilon, c = 0"
+OUTSIDERS_WORDS = (
+    " Where hospitals share one noise, epsilon is against the coordinator with the plan's colluders; c = 0 is against whoever "
+    "knows no hospital's share. Both rely on masking."
+)
 LEVEL_WORDS = (
     "The first measured round after which the mean over the labels is at least the level (later ones may fall below it again), "
     "and what a mean hospital has sent and received by then: means over the seeds that reached it, lowest and highest."
@@ -93,7 +98,7 @@ def _score_words(metric: str, groups: Sequence[Group]) -> str:
     return (
         f"Mean {metric} of the test cases after the last measured round, ± half of the 95 % interval over seeds (Student's t)."
         f"{alone} Epsilon is that of the worst hospital over the whole training{at}; no guarantee: nothing bounds what the "
-        "model tells of a patient."
+        "model tells of a patient." + (OUTSIDERS_WORDS if any(group.outsider_epsilon is not None for group in groups) else "")
     )
 
 
@@ -115,7 +120,8 @@ def _settings_section(groups: Sequence[Group], names: Sequence[str]) -> list[str
 def _score_table(metric: str, groups: Sequence[Group], names: Sequence[str]) -> list[str]:
     labels = list(dict.fromkeys(label for group in groups for label in group.labels))
     several = labels if len(labels) > 1 else []
-    head = ["setting", "seeds", metric, *several, "epsilon", "rounds"]
+    outsiders = [OUTSIDERS] if any(group.outsider_epsilon is not None for group in groups) else []
+    head = ["setting", "seeds", metric, *several, "epsilon", *outsiders, "rounds"]
     body = [
         [
             cell_name(group.cell, names),
@@ -123,6 +129,7 @@ def _score_table(metric: str, groups: Sequence[Group], names: Sequence[str]) -> 
             _measured(group.score),
             *(_measured(group.labels.get(label)) for label in several),
             _epsilon(group.epsilon),
+            *(_number(group.outsider_epsilon, ".2f") for _ in outsiders),
             group.length,
         ]
         for group in groups
@@ -234,7 +241,12 @@ def _values(group: Group, names: Sequence[str], labels: Sequence[str], pairs: Se
     values |= _ends("score", group.score)
     for label in labels:
         values |= _ends(f"score {label}", group.labels.get(label))
-    values |= {"spent_epsilon": group.epsilon, "delta": group.delta, "rounds": group.length if group.is_federated else None}
+    values |= {
+        "spent_epsilon": group.epsilon,
+        "outsider_epsilon": group.outsider_epsilon,
+        "delta": group.delta,
+        "rounds": group.length if group.is_federated else None,
+    }
     values |= {"wall_s": group.wall_s, "cpu_s": group.cpu_s, "times_smaller": group.times_smaller}
     values |= {"upload_megabytes": group.megabytes("up"), "download_megabytes": group.megabytes("down")}
     against: Mapping[str, Difference] = {pair.other.cell.method.value: pair for pair in pairs}
