@@ -80,10 +80,18 @@ class World:
         people = [*canaries, *self.bystanders]
         return train_round(self.plan, URI, self.base, people, objective=self.objective, rand=rand)
 
+    def sums(self, trained: TrainedUpdate) -> Reals:
+        """The noised sum that an attack can compute, in clip norms."""
+        return sums_of(trained, self.plan)
+
     def scores(self, trained: TrainedUpdate) -> Reals:
         """(canaries,): how much of each canary the update seems to hold, in clip norms."""
-        found: Reals = self.directions @ sums_of(trained, self.plan)
+        found: Reals = self.directions @ self.sums(trained)
         return found
+
+    def reported(self, trained: TrainedUpdate) -> tuple[Mechanism, ...]:
+        """What a ledger would charge for it."""
+        return reported(trained)
 
 
 def sums_of(trained: TrainedUpdate, plan: Plan) -> Reals:

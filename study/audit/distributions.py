@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from hospital_node.noise import Rand
-from study.audit.canaries import Reals, Setting, linear_world, sums_of
+from study.audit.canaries import Reals, Setting, World, linear_world
 from study.audit.faults import Fault
 
 WEAK_NOISE = 0.02  # of a clip norm: draws and noise never overlap
@@ -49,13 +49,20 @@ class Check:
         return self.p_value >= SMALLEST_P
 
 
-def read(setting: Setting, runs: int, fault: Fault, rand: Rand, on_run: Callable[[], None] = lambda: None) -> Reading:
+def read(
+    setting: Setting,
+    runs: int,
+    fault: Fault,
+    rand: Rand,
+    on_run: Callable[[], None] = lambda: None,
+    made: Callable[[Setting, float, int], World] = linear_world,
+) -> Reading:
     """Train `runs` rounds of PEOPLE patients whose directions nobody else shares."""
-    world = linear_world(replace(setting, canaries=PEOPLE, bystanders=0, patches=1), WEAK_NOISE, EMPTY)
+    world = made(replace(setting, canaries=PEOPLE, bystanders=0, patches=1), WEAK_NOISE, EMPTY)
     sums = np.empty((runs, PEOPLE + EMPTY))
     with fault.inside():
         for run in range(runs):
-            sums[run] = sums_of(world.train(world.canaries, rand), world.plan)
+            sums[run] = world.sums(world.train(world.canaries, rand))
             on_run()
     draws = sums[:, :PEOPLE]
     noise = np.concatenate([draws - np.rint(draws), sums[:, PEOPLE:]], axis=1)

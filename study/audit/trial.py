@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hospital_node.accounting import Mechanism, epsilon
 from hospital_node.noise import Rand
 from study.audit import bound
-from study.audit.canaries import Reals, Setting, World, coins, reported
+from study.audit.canaries import Reals, Setting, World, coins
 from study.audit.faults import Fault
 
 
@@ -53,7 +53,7 @@ def observe(setting: Setting, world: World, fault: Fault, rand: Rand, on_run: Ca
             present = [one for one, there in zip(world.canaries, taking_part[run], strict=True) if there]
             trained = world.train(present, rand)
             scores[run] = world.scores(trained)
-            recorded.add(reported(trained))
+            recorded.add(world.reported(trained))
             on_run()
     if len(recorded) != 1:
         raise RuntimeError(f"{len(recorded)} different mechanisms were recorded under one plan: the node's history is wrong")

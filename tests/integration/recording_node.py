@@ -1,5 +1,7 @@
 """A real hospital node that also writes each trained update to a file, so that a test knows what the sum must be.
 
+With shared noise it also writes the keys of its own share, so that a test can draw that noise again.
+
 Exists in the tests only; the installed package has no such entry. Usage: recording_node.py NODE_TOML FOLDER
 """
 
@@ -12,6 +14,8 @@ from hospital_node import logs
 from hospital_node.config import load_config
 from hospital_node.runner import run
 from hospital_node.train import train_round
+from secagg import node
+from secagg.noised import add_shares
 
 
 def main() -> None:
@@ -26,6 +30,11 @@ def main() -> None:
         part.replace(folder / f"round-{options['round']}.npy")
         return trained
 
+    def keeping(params, shared, sums, noise, door):
+        (folder / f"round-{params.round}.keys").write_bytes(b"".join(noise))
+        return add_shares(params, shared, sums, noise, door)
+
+    node.add_shares = keeping
     run(config, train=recording)
 
 
