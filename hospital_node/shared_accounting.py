@@ -4,9 +4,9 @@ Rule: every reading is an upper bound, and holds against the coordinator togethe
 The derivation, line by line, is in README.md (Shared noise). In short, for whole orders a >= 2:
 
 1. Integers x with P(x) ~ exp(-|x|**2 / (2V)), moved by an integer vector v: E[(P_v / P)**k] = exp((k*k - k) |v|**2 / (2V)),
-   as completing the square moves the lattice by k*v onto itself (Canonne, Kamath and Steinke 2020, proposition 5).
+   as completing the square moves the lattice by k*v onto itself (Canonne, Kamath and Steinke 2020, on concentrated privacy).
 2. With rate q the moment of order a is the binomial sum of 1, as for the continuous Gaussian (Mironov, Talwar and Zhang
-   2019, arXiv 1908.10530, section 3.3); the other direction is no larger (theorem 5: x -> v - x exchanges P and P_v).
+   2019, arXiv 1908.10530, section 3.3); the other direction is no larger (x -> v - x exchanges P and P_v).
 3. The noise is a sum of shares, within e**t of one discrete Gaussian at every point (`secagg.noise_shares.ratio_bound`,
    summed over coordinates): adds t * (2a - 1) / (a - 1).
 4. From order a to (epsilon, delta): Canonne, Kamath and Steinke 2020, proposition 12. What the sampler leaves out of the

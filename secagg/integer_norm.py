@@ -24,7 +24,7 @@ def rounded_norm_squared(norm: float, length: int) -> int:
     """Bound on the squared norm of `length` coordinates of norm <= `norm` after conditional rounding, a whole number.
 
     The smaller of (norm + sqrt(length))**2, which always holds, and one that a random rounding exceeds with probability at
-    most exp(-KEPT_ROUNDING) (Kairouz, Liu and Steinke 2021, equation 1 with beta = exp(-1/2)).
+    most exp(-KEPT_ROUNDING) (Kairouz, Liu and Steinke 2021, theorem 1 with beta = exp(-1/2)).
     """
     always = (norm + math.sqrt(length)) ** 2
     usually = norm**2 + length / 4 + math.sqrt(2 * KEPT_ROUNDING) * (norm + math.sqrt(length) / 2)

@@ -1,4 +1,4 @@
-"""Shared noise under attack: as built no more shows than is charged, broken on purpose more; its noise is what the plan says."""
+"""Shared noise under attack: as built no more shows than is charged, broken on purpose more; its noise is as planned."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_stays_has_the_target_variance_within_a_percent(members: int, may_d
     variance = shared_noise.shares_of(plan).variance
     shares = NoiseShares(variance, members, may_drop, may_collude)
     noise = unknown_noise(shares, lost, 250_000, seeded(f"variance {members} {lost}")).astype(np.float64)
-    assert noise.var() == pytest.approx(float(variance), rel=0.01)  # five deviations of 250,000 values
+    assert noise.var() == pytest.approx(float(variance), rel=0.01)  # three and a half deviations of the estimate
     assert abs(noise.mean()) < 5 * np.sqrt(float(variance) / len(noise))
 
 
