@@ -129,7 +129,10 @@ def measure(folder: Path, sizes: Sizes, say: Callable[[str], None]) -> dict[str,
 
 def refreshes(folder: Path, plan: Plan, sizes: Sizes) -> dict[str, float]:
     """CPU seconds of a page's script for one new round, in this process; the median of several, by page."""
+    from streamlit import config
     from streamlit.testing.v1 import AppTest
+
+    config.set_option("runner.magicEnabled", value=False)  # as the server runs it
 
     logging.getLogger("streamlit").setLevel(logging.ERROR)  # it warns of the missing browser, at every call
     found: dict[str, float] = {}

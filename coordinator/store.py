@@ -211,8 +211,9 @@ class StoreReader:
         """Rounds begun so far, in order; those with a number above `after`."""
         times: dict[int, dict[str, float]] = {}
         with self._reading() as connection:
-            for row in connection.execute(select(tables.phase_times).where(tables.phase_times.c.round > after)):
-                times.setdefault(row.round, {})[row.phase] = row.seconds
+            of = tables.phase_times.c
+            for number, phase, seconds in connection.execute(select(of.round, of.phase, of.seconds).where(of.round > after)):
+                times.setdefault(number, {})[phase] = seconds
             chosen = select(tables.rounds).where(tables.rounds.c.number > after)
             rows = connection.execute(chosen.order_by(tables.rounds.c.number)).all()
         return [_round_row(row, times.get(row.number, {})) for row in rows]
@@ -227,9 +228,16 @@ class StoreReader:
     def traffic_between(self, first: int, last: int) -> list[TrafficRow]:
         """As `traffic`, of rounds `first` to `last`, both included."""
         table = tables.traffic
-        query = select(table).where(table.c.round >= first, table.c.round <= last)
-        query = query.order_by(table.c.round, table.c.party, table.c.direction, table.c.phase)
-        return [TrafficRow(row.round, row.party, row.direction, row.phase, row.bytes) for row in self._all(query)]
+        columns = (table.c.round, table.c.party, table.c.direction, table.c.phase)
+        query = select(*columns, table.c.bytes).where(table.c.round >= first, table.c.round <= last).order_by(*columns)
+        return [TrafficRow(*row) for row in self._all(query)]
+
+    def traffic_seen(self, first: int, last: int) -> dict[int, tuple[int, int]]:
+        """Round -> (rows, bytes) of rounds `first` to `last`: what grows when bytes are counted for one of them."""
+        table = tables.traffic
+        query = select(table.c.round, func.count(), func.sum(table.c.bytes))
+        query = query.where(table.c.round >= first, table.c.round <= last).group_by(table.c.round)
+        return {number: (count, int(size)) for number, count, size in self._all(query)}
 
     def traffic_totals(self, after: int = -1, last: int | None = None) -> dict[tuple[str, str], int]:
         """(party, direction) -> bytes of all phases, of rounds above `after` up to `last`."""

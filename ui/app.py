@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import streamlit as st
-from altair.utils import schemapi
 
 from ui import screen
 
@@ -18,7 +17,6 @@ def main() -> None:
     icon = str(HERE / "static" / "icon.png")
     st.set_page_config(page_title="Hospital SecAgg", page_icon=icon, layout="wide")
     st.logo(icon)
-    schemapi.disable_debug_mode()  # checking charts against the schema takes longer than drawing them; tests check them
     st.html(HERE / "static" / "page.css")
     screen.remember()
     settings = screen.settings()

@@ -7,15 +7,17 @@ hospital and round, in the same direction: what plain federated averaging would 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Concatenate, Literal, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
-from coordinator.store import TrafficRow
 from ui.figures import Figure
-from ui.store_reading import RECENT_ROUNDS
+from ui.store_reading import RECENT_ROUNDS, RoundBytes
 from ui.words import counted, listing, party, phase, size
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Direction = Literal["up", "down"]
 NEWEST = "the newest"
 EVERYTHING_ELSE = "everything else"
@@ -27,6 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {  # what a reader can tell apart; the tabl
     "keys and shares": ("advertise", "share", "confirm", "reveal"),
     EVERYTHING_ELSE: ("join", "train", "result", "evaluate"),
 }
+OF_PHASE = {phase: group for group, phases in GROUPS.items() for phase in phases}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +54,40 @@ class Saving:
         return self.float32_bytes / self.upload_bytes
 
 
+def kept(compute: Callable[Concatenate[RoundBytes, P], T]) -> Callable[Concatenate[RoundBytes, P], T]:
+    """`compute` asks once for each round and choice. What it found goes with the bytes that it was made of."""
+    found: WeakKeyDictionary[RoundBytes, dict[object, T]] = WeakKeyDictionary()
+
+    def ask(one: RoundBytes, /, *choice: P.args, **named: P.kwargs) -> T:
+        mine = found.setdefault(one, {})
+        key = (choice, *named.items())
+        if key not in mine:
+            mine[key] = compute(one, *choice, **named)
+        return mine[key]
+
+    return ask
+
+
 def group_of(phase: str) -> str:
     """The group a phase is drawn in."""
-    return next((group for group, phases in GROUPS.items() if phase in phases), EVERYTHING_ELSE)
+    return OF_PHASE.get(phase, EVERYTHING_ELSE)
 
 
 def bars(
-    traffic: Iterable[TrafficRow], direction: Direction, parties: Mapping[int, Collection[str]], only: str | None = None
+    traffic: Iterable[RoundBytes], direction: Direction, parties: Mapping[int, Collection[str]], only: str | None = None
 ) -> tuple[Bar, ...]:
     """Bars by round and group. `parties` gives the hospitals to average over in each round; `only` picks one."""
-    sums: dict[tuple[int, str], float] = defaultdict(float)
-    groups = {phase: group for group, phases in GROUPS.items() for phase in phases}
-    for row in traffic:
-        if row.direction != direction or (only is not None and row.party != only):
-            continue
-        chosen = parties.get(row.round, ())
-        if row.party in chosen:
-            sums[row.round, groups.get(row.phase, EVERYTHING_ELSE)] += row.bytes / (1 if only else len(chosen))
-    return tuple(
-        Bar(number, group, sums[number, group])
-        for number in sorted({number for number, _ in sums})
-        for group in GROUPS
-        if sums.get((number, group))
-    )
+    return tuple(bar for one in traffic for bar in _bars(one, direction, frozenset(parties.get(one.number, ())), only))
+
+
+@kept
+def _bars(one: RoundBytes, direction: Direction, chosen: frozenset[str], only: str | None) -> tuple[Bar, ...]:
+    sums: dict[str, int] = defaultdict(int)
+    for row in one.rows:
+        if row.direction == direction and row.party in chosen and only in {None, row.party}:
+            sums[OF_PHASE.get(row.phase, EVERYTHING_ELSE)] += row.bytes
+    over = 1 if only else len(chosen)
+    return tuple(Bar(one.number, group, sums[group] / over) for group in GROUPS if sums[group])
 
 
 def saving(shown: Sequence[Bar], float32_bytes: int) -> Saving | None:
@@ -145,17 +159,22 @@ def _times(found: Saving) -> Figure:
     return Figure(label, f"{value:.1f} ×", f"than float32, {size(found.float32_bytes)}", explained)
 
 
-def rows(traffic: Iterable[TrafficRow], direction: Direction, only: str | None) -> tuple[dict[str, object], ...]:
+def rows(traffic: Iterable[RoundBytes], direction: Direction, only: str | None) -> tuple[dict[str, object], ...]:
     """Bytes by round and phase for the table: of one hospital, or summed over all parties, dropped ones included."""
-    sums: dict[tuple[int, str], int] = defaultdict(int)
-    parties: dict[tuple[int, str], int] = defaultdict(int)
-    for row in traffic:
+    return tuple(row for one in traffic for row in _rows(one, direction, only))
+
+
+@kept
+def _rows(one: RoundBytes, direction: Direction, only: str | None) -> tuple[dict[str, object], ...]:
+    sums: dict[str, int] = defaultdict(int)
+    parties: dict[str, int] = defaultdict(int)
+    for row in one.rows:
         if row.direction == direction and only in {None, row.party}:
-            sums[row.round, row.phase] += row.bytes
-            parties[row.round, row.phase] += 1
+            sums[row.phase] += row.bytes
+            parties[row.phase] += 1
     return tuple(
-        {"round": number, "phase": phase(name), "parties": parties[number, name], "bytes": count, "size": size(count)}
-        for (number, name), count in sums.items()
+        {"round": one.number, "phase": phase(name), "parties": parties[name], "bytes": count, "size": size(count)}
+        for name, count in sums.items()
     )
 
 

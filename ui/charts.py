@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import altair as alt
-
 from ui.accuracy import Point, labels
 from ui.bandwidth import GROUPS, Bar
 from ui.budget import Curve, Share
+from ui.layers import Channel, Chart, Layer, Rows, chart, end, of
 from ui.own_patients import OwnMean
 from ui.palette import BLUE, FORECAST_DASH, GREEN, GREY, SOLID, VERMILLION, Dash, Ink, Style, on, styles
 from ui.rounds import Timeline
@@ -41,8 +40,6 @@ PHASE_COLOURS: dict[str, str] = {  # no purple beside grey: without green cones 
     "evaluate": GREY,
 }
 
-Rows = list[dict[str, Any]]  # what Vega-Lite takes: one object for each mark
-
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
     """The values moved apart to at least `gap`, keeping their order: places for labels at line ends."""
@@ -60,33 +57,29 @@ def ticks(last: int, first: int = 0) -> list[int]:
     return [value for value in range(0, last + 1, step) if value >= first]
 
 
-def _mark(rows: Rows) -> alt.Chart:
-    return alt.Chart(alt.InlineData(values=rows))
-
-
-def _text(paper: Ink, rows: Rows, y_type: str = "Q", **mark: Any) -> alt.Chart:
+def _text(paper: Ink, rows: Rows, y_type: str = "Q", **mark: Any) -> Layer:
     settings = {"fontSize": LABEL_PX, "align": "left", "baseline": "middle", "color": paper.strong} | mark
-    return _mark(rows).mark_text(**settings).encode(x="x:Q", y=f"y:{y_type}", text="text:N")
+    return Layer(rows).mark("text", **settings).encode(x=of("x:Q"), y=of(f"y:{y_type}"), text=of("text:N"))
 
 
-def _rule(colour: str, dash: Dash, **place: float) -> alt.Chart:
+def _rule(colour: str, dash: Dash, **place: float) -> Layer:
     """A rule across the chart at x or at y."""
-    axes = {axis: f"{axis}:Q" for axis in place}
-    return _mark([dict(place)]).mark_rule(color=colour, strokeWidth=2, strokeDash=list(dash)).encode(**axes)
+    axes = {axis: of(f"{axis}:Q") for axis in place}
+    return Layer([dict(place)]).mark("rule", color=colour, strokeWidth=2, strokeDash=list(dash)).encode(**axes)
 
 
-def _rounds_axis(first: float, last: int, right: float, label: str = "format(datum.value, ',d')") -> alt.X:
+def _rounds_axis(first: float, last: int, right: float, label: str = "format(datum.value, ',d')") -> Channel:
     values = ticks(last, max(0, round(first)))
-    axis = alt.Axis(values=values, labelExpr=label, grid=False, labelFlush=False)
-    return alt.X("x:Q", title="round", scale=alt.Scale(domain=[first, right], nice=False), axis=axis)
+    axis = {"values": values, "labelExpr": label, "grid": False, "labelFlush": False}
+    return of("x:Q", title="round", scale={"domain": [first, right], "nice": False}, axis=axis)
 
 
-def _value_axis(title: str, top: float, field: str = "y") -> alt.Y:
-    scale = alt.Scale(domain=[0, top], nice=False)
-    return alt.Y(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
+def _value_axis(title: str, top: float, field: str = "y") -> Channel:
+    scale = {"domain": [0, top], "nice": False}
+    return of(f"{field}:Q", title=title, scale=scale, axis={"tickCount": 5})
 
 
-def budget(curve: Curve, paper: Ink) -> alt.LayerChart:
+def budget(curve: Curve, paper: Ink) -> Chart:
     """Epsilon by round: spent solid, the accountant's forecast dashed, the cap as a rule with its label."""
     last = curve.last_round
     top = max([curve.cap, *(reached for _, reached in (*curve.spent, *curve.forecast))]) * 1.14
@@ -94,22 +87,22 @@ def budget(curve: Curve, paper: Ink) -> alt.LayerChart:
     cap: Rows = [{"x": 0, "y": curve.cap, "text": f"cap {plain(curve.cap)} · {curve.cap_note}"}]
     spent: Rows = [{"x": number, "y": reached, "shown": epsilon(reached)} for number, reached in curve.spent]
     ahead: Rows = [{"x": number, "y": reached} for number, reached in curve.forecast]
-    tips = [alt.Tooltip("x:Q", title="after round"), alt.Tooltip("shown:N", title="epsilon")]
+    tips = [of("x:Q", title="after round"), of("shown:N", title="epsilon")]
     layers = [
         _rule(paper.strong, SOLID, y=curve.cap),
         _text(paper, cap, dx=6, dy=-11),
         _steps(ahead, FORECAST_DASH).encode(x=x, y=y),
         _steps(spent, SOLID).encode(x=x, y=y),
-        _mark(spent).mark_point(filled=True, size=42, color=BLUE, opacity=1).encode(x=x, y=y, tooltip=tips),
+        Layer(spent).mark("point", filled=True, size=42, color=BLUE, opacity=1).encode(x=x, y=y, tooltip=tips),
     ]
-    return alt.layer(*layers, *_stop(curve, top, paper)).properties(height=HEIGHT_PX)
+    return chart([*layers, *_stop(curve, top, paper)], height=HEIGHT_PX)
 
 
-def _steps(rows: Rows, dash: Dash) -> alt.Chart:
-    return _mark(rows).mark_line(interpolate="step-after", color=BLUE, strokeWidth=2.5, strokeDash=list(dash))
+def _steps(rows: Rows, dash: Dash) -> Layer:
+    return Layer(rows).mark("line", interpolate="step-after", color=BLUE, strokeWidth=2.5, strokeDash=list(dash))
 
 
-def _stop(curve: Curve, top: float, paper: Ink) -> tuple[alt.Chart, ...]:
+def _stop(curve: Curve, top: float, paper: Ink) -> tuple[Layer, ...]:
     if curve.stop is None:
         return ()
     number, text = curve.stop
@@ -119,29 +112,29 @@ def _stop(curve: Curve, top: float, paper: Ink) -> tuple[alt.Chart, ...]:
     return _rule(VERMILLION, (3, 3), x=number), label
 
 
-def shares(rows: Sequence[Share], colours: Mapping[str, Style], paper: Ink) -> alt.LayerChart:
+def shares(rows: Sequence[Share], colours: Mapping[str, Style], paper: Ink) -> Chart:
     """Horizontal bars: the share of each hospital's own cap that is spent, the nearest to its end on top."""
     data: Rows = [
         {"y": row.name, "share": row.share, "x": max(row.share, 1.0), "text": row.text, "colour": colours[row.name].colour}
         for row in rows
     ]
-    axis = alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format=".0%", grid=False, titleAnchor="start")
-    x = alt.X("share:Q", title="share of the cap that is spent", scale=alt.Scale(domain=[0, 1.9], nice=False), axis=axis)
-    bars = _mark(data).mark_bar(height=ROW_PX * 0.5).encode(x=x, y=_names(rows), color=alt.Color("colour:N", scale=None))
+    axis = {"values": [0, 0.25, 0.5, 0.75, 1], "format": ".0%", "grid": False, "titleAnchor": "start"}
+    x = of("share:Q", title="share of the cap that is spent", scale={"domain": [0, 1.9], "nice": False}, axis=axis)
+    bars = Layer(data).mark("bar", height=ROW_PX * 0.5).encode(x=x, y=_names(rows), color=of("colour:N", scale=None))
     text = _text(paper, data, "N", dx=8).encode(y=_names(rows))
-    return alt.layer(bars, _rule(paper.strong, SOLID, x=1), text).properties(height=ROW_PX * len(rows) + AXIS_PX)
+    return chart([bars, _rule(paper.strong, SOLID, x=1), text], height=ROW_PX * len(rows) + AXIS_PX)
 
 
-def _names(rows: Sequence[Share]) -> alt.Y:
+def _names(rows: Sequence[Share]) -> Channel:
     return _party_axis([row.name for row in rows])
 
 
-def _party_axis(order: Sequence[str]) -> alt.Y:
-    axis = alt.Axis(labelLimit=180, labelFontSize=LABEL_PX, ticks=False, domain=False)
-    return alt.Y("y:N", sort=list(order), title=None, axis=axis)
+def _party_axis(order: Sequence[str]) -> Channel:
+    axis = {"labelLimit": 180, "labelFontSize": LABEL_PX, "ticks": False, "domain": False}
+    return of("y:N", sort=list(order), title=None, axis=axis)
 
 
-def accuracy(points: Sequence[Point], paper: Ink, own: Sequence[OwnMean] = ()) -> alt.LayerChart:
+def accuracy(points: Sequence[Point], paper: Ink, own: Sequence[OwnMean] = ()) -> Chart:
     """Mean Dice per label with its interval over public cases; round 0 is the start.
 
     `own`: noised means over the hospitals' patients, as diamonds with the noise's interval, not joined by a line.
@@ -157,35 +150,36 @@ def accuracy(points: Sequence[Point], paper: Ink, own: Sequence[OwnMean] = ()) -
         beside = DODGE_SHARE * width * (place - (len(names) - 1) / 2)
         layers += _noised([mean for mean in own if mean.label == name], drawn[name], x, y, beside)
     line: Sequence[Point | OwnMean] = points or own
-    ends = [point for point in line if point.round == max(other.round for other in line)]
+    newest = max(point.round for point in line)
+    ends = [point for point in line if point.round == newest]
     places = spread([min(max(point.mean, 0.0), 1.0) for point in ends], LABEL_GAP_SHARE)
     text: Rows = [
         {"x": last, "y": place, "text": f"{point.label} {point.mean:.2f}"} for point, place in zip(ends, places, strict=True)
     ]
-    return alt.layer(*layers, _text(paper, text, dx=10, fontWeight="bold")).properties(height=HEIGHT_PX)
+    return chart([*layers, _text(paper, text, dx=10, fontWeight="bold")], height=HEIGHT_PX)
 
 
-def _dice(points: Sequence[Point], style: Style, x: alt.X, y: alt.Y) -> tuple[alt.Chart, ...]:
+def _dice(points: Sequence[Point], style: Style, x: Channel, y: Channel) -> tuple[Layer, ...]:
     data: Rows = [
         {"x": p.round, "y": p.mean, "low": p.low, "high": p.high, "label": p.label, "cases": p.cases, "spread": p.spread}
         for p in points
     ]
     tips = [
-        alt.Tooltip("label:N"),
-        alt.Tooltip("x:Q", title="round"),
-        alt.Tooltip("y:Q", title="mean Dice", format=".3f"),
-        alt.Tooltip("spread:N", title="95 % interval"),
-        alt.Tooltip("cases:Q", title="public cases"),
+        of("label:N"),
+        of("x:Q", title="round"),
+        of("y:Q", title="mean Dice", format=".3f"),
+        of("spread:N", title="95 % interval"),
+        of("cases:Q", title="public cases"),
     ]
-    band = _mark([row for row in data if row["low"] is not None])
+    band = Layer([row for row in data if row["low"] is not None])
     return (
-        band.mark_area(color=style.colour, opacity=0.18).encode(x=x, y=_value_axis("mean Dice", 1, "low"), y2="high:Q"),
-        _mark(data).mark_line(color=style.colour, strokeDash=list(style.dash), strokeWidth=2.5).encode(x=x, y=y),
-        _mark(data).mark_point(color=style.colour, filled=True, size=46, opacity=1).encode(x=x, y=y, tooltip=tips),
+        band.mark("area", color=style.colour, opacity=0.18).encode(x=x, y=_value_axis("mean Dice", 1, "low"), y2=end("high")),
+        Layer(data).mark("line", color=style.colour, strokeDash=list(style.dash), strokeWidth=2.5).encode(x=x, y=y),
+        Layer(data).mark("point", color=style.colour, filled=True, size=46, opacity=1).encode(x=x, y=y, tooltip=tips),
     )
 
 
-def _noised(means: Sequence[OwnMean], style: Style, x: alt.X, y: alt.Y, beside: float) -> tuple[alt.Chart, ...]:
+def _noised(means: Sequence[OwnMean], style: Style, x: Channel, y: Channel, beside: float) -> tuple[Layer, ...]:
     """Diamonds with a rule from end to end of the noise's interval, kept on the axis, a little beside their round."""
     if not means:
         return ()
@@ -202,19 +196,19 @@ def _noised(means: Sequence[OwnMean], style: Style, x: alt.X, y: alt.Y, beside: 
         for m in means
     ]
     tips = [
-        alt.Tooltip("label:N"),
-        alt.Tooltip("round:Q", title="model of round"),
-        alt.Tooltip("shown:N", title="hospitals' own patients, noised"),
+        of("label:N"),
+        of("round:Q", title="model of round"),
+        of("shown:N", title="hospitals' own patients, noised"),
     ]
     low = _value_axis("mean Dice", 1, "low")
-    diamonds = _mark(data).mark_point(color=style.colour, shape="diamond", filled=False, size=110, strokeWidth=2)
+    diamonds = Layer(data).mark("point", color=style.colour, shape="diamond", filled=False, size=110, strokeWidth=2)
     return (
-        _mark(data).mark_rule(color=style.colour, strokeWidth=1.5).encode(x=x, y=low, y2="high:Q"),
+        Layer(data).mark("rule", color=style.colour, strokeWidth=1.5).encode(x=x, y=low, y2=end("high")),
         diamonds.encode(x=x, y=y, tooltip=tips),
     )
 
 
-def bandwidth(bars: Sequence[Bar], float32_bytes: int, paper: Ink) -> alt.LayerChart:
+def bandwidth(bars: Sequence[Bar], float32_bytes: int, paper: Ink) -> Chart:
     """Bytes of one hospital by round, stacked by phase, with the float32 vector as a rule."""
     first, last = min(bar.round for bar in bars), max(bar.round for bar in bars)
     data = _stacked(bars)
@@ -225,24 +219,24 @@ def bandwidth(bars: Sequence[Bar], float32_bytes: int, paper: Ink) -> alt.LayerC
     top = max(highest, float32_bytes) / scale * 1.15
     left = first - 0.5
     right = last + 0.5 + max(last - first + 1, 2) * LABEL_ROOM_SHARE * 1.4
-    tips = [alt.Tooltip("x:Q", title="round"), alt.Tooltip("group:N", title="part"), alt.Tooltip("amount:N", title="size")]
-    stack = _mark(data).mark_rect(stroke=paper.surface, strokeWidth=1)
+    tips = [of("x:Q", title="round"), of("group:N", title="part"), of("amount:N", title="size")]
+    stack = Layer(data).mark("rect", stroke=paper.surface, strokeWidth=1)
     stack = stack.encode(
-        x=alt.X("left:Q", title="round", scale=alt.Scale(domain=[left, right], nice=False), axis=_whole(last, first)),
-        x2="right:Q",
+        x=of("left:Q", title="round", scale={"domain": [left, right], "nice": False}, axis=_whole(last, first)),
+        x2=end("right"),
         y=_value_axis(unit, top, "low"),
-        y2="high:Q",
-        color=alt.Color("colour:N", scale=None),
+        y2=end("high"),
+        color=of("colour:N", scale=None),
         tooltip=tips,
     )
     reference: Rows = [{"x": left, "y": float32_bytes / scale, "text": f"float32 {size(float32_bytes)}"}]
     rule = _rule(paper.strong, (7, 3), y=float32_bytes / scale)
     named = _text(paper, reference, dx=6, dy=-10)
-    return alt.layer(stack, rule, named, *_stack_names(data, last, top, paper)).properties(height=HEIGHT_PX)
+    return chart([stack, rule, named, *_stack_names(data, last, top, paper)], height=HEIGHT_PX)
 
 
-def _whole(last: int, first: int) -> alt.Axis:
-    return alt.Axis(values=ticks(last, first), format=",d", grid=False)
+def _whole(last: int, first: int) -> dict[str, Any]:
+    return {"values": ticks(last, first), "format": ",d", "grid": False}
 
 
 def _stacked(bars: Sequence[Bar]) -> Rows:
@@ -256,7 +250,7 @@ def _stacked(bars: Sequence[Bar]) -> Rows:
     return rows
 
 
-def _stack_names(data: Rows, last: int, top: float, paper: Ink) -> tuple[alt.Chart, alt.Chart]:
+def _stack_names(data: Rows, last: int, top: float, paper: Ink) -> tuple[Layer, Layer]:
     """Names of the parts beside the last bar, in the order of the stack, each with a square of its colour."""
     ends = [row for row in data if row["x"] == last]
     places = spread([(row["low"] + row["high"]) / 2 for row in ends], LABEL_GAP_SHARE * top)
@@ -264,11 +258,11 @@ def _stack_names(data: Rows, last: int, top: float, paper: Ink) -> tuple[alt.Cha
         {"x": row["right"], "y": place, "text": f"{row['group']} {row['amount']}", "square": "■", "colour": row["colour"]}
         for row, place in zip(ends, places, strict=True)
     ]
-    squares = _text(paper, text, dx=6).encode(text="square:N", color=alt.Color("colour:N", scale=None))
+    squares = _text(paper, text, dx=6).encode(text=of("square:N"), color=of("colour:N", scale=None))
     return squares, _text(paper, text, dx=22)
 
 
-def timeline(shown: Timeline, paper: Ink) -> alt.LayerChart:
+def timeline(shown: Timeline, paper: Ink) -> Chart:
     """Phases of one round by hospital; a cross where a hospital was lost."""
     data: Rows = [
         {
@@ -281,18 +275,18 @@ def timeline(shown: Timeline, paper: Ink) -> alt.LayerChart:
         }
         for part in shown.segments
     ]
-    y = _party_axis(sorted({part.party for part in shown.segments}))
-    scale = alt.Scale(domain=[0, shown.end_s * 1.12], nice=False)
-    x = alt.X("start:Q", title="seconds", scale=scale, axis=alt.Axis(tickCount=8))
-    tips = [alt.Tooltip("y:N", title="hospital"), alt.Tooltip("phase:N"), alt.Tooltip("took:N")]
-    bars = _mark(data).mark_bar(height=ROW_PX * 0.6, stroke=paper.surface, strokeWidth=1)
-    bars = bars.encode(x=x, x2="end:Q", y=y, color=alt.Color("colour:N", scale=None), tooltip=tips)
-    wide = [row for row in data if row["end"] - row["start"] > LETTER_SHARE * len(row["phase"]) * shown.end_s]
+    y, end_s = _party_axis(sorted({part.party for part in shown.segments})), shown.end_s
+    scale = {"domain": [0, end_s * 1.12], "nice": False}
+    x = of("start:Q", title="seconds", scale=scale, axis={"tickCount": 8})
+    tips = [of("y:N", title="hospital"), of("phase:N"), of("took:N")]
+    bars = Layer(data).mark("bar", height=ROW_PX * 0.6, stroke=paper.surface, strokeWidth=1)
+    bars = bars.encode(x=x, x2=end("end"), y=y, color=of("colour:N", scale=None), tooltip=tips)
+    wide = [row for row in data if row["end"] - row["start"] > LETTER_SHARE * len(row["phase"]) * end_s]
     inside: Rows = [
         {"x": (row["start"] + row["end"]) / 2, "y": row["y"], "text": row["phase"], "ink": on(row["colour"])} for row in wide
     ]
     lost: Rows = [{"x": loss.at_s, "y": loss.party, "text": "✕ lost"} for loss in shown.losses]
     names = _text(paper, inside, "N", align="center", fontSize=LABEL_PX - 1)
-    names = names.encode(y=y, color=alt.Color("ink:N", scale=None))
+    names = names.encode(y=y, color=of("ink:N", scale=None))
     crosses = _text(paper, lost, "N", dx=5, fontWeight="bold").encode(y=y)
-    return alt.layer(bars, names, crosses).properties(height=ROW_PX * len({row["y"] for row in data}) + AXIS_PX)
+    return chart([bars, names, crosses], height=ROW_PX * len({row["y"] for row in data}) + AXIS_PX)

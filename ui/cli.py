@@ -1,13 +1,12 @@
 """secagg-ui: starts the app with settings fit for a hospital's network.
 
-This process becomes the server (exec), so that a signal or Ctrl-C reaches it directly and nothing is left behind.
+This process is the server, so that a signal or Ctrl-C reaches it directly and nothing is left behind.
 Loopback unless told otherwise; no usage statistics; errors are not shown to browsers.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import sys
 from ipaddress import ip_address
@@ -40,17 +39,26 @@ def server_options(settings: Settings) -> dict[str, str]:
         "client.toolbarMode": "viewer",
         "client.showErrorDetails": "none",
         "client.showErrorLinks": "false",
+        "runner.magicEnabled": "false",  # a line that is only a value shows nothing here
         "logger.level": "warning",
         "logger.hideWelcomeMessage": "true",  # the address is printed once, by this program
         **theme_options(),
     }
 
 
-def command_line(settings: Settings) -> list[str]:
-    """The server's command with the app's own arguments after `--`."""
+def arguments(settings: Settings) -> list[str]:
+    """What Streamlit's command is told, with the app's own arguments after `--`."""
     options = [f"--{name}={value}" for name, value in server_options(settings).items()]
     options += [f"--server.allowedHosts={name}" for name in host_names(settings.address)]
-    return [sys.executable, "-m", "streamlit", "run", str(SERVER), *options, "--", *settings.arguments()]
+    return ["run", str(SERVER), *options, "--", *settings.arguments()]
+
+
+def serve(told: list[str]) -> None:
+    """Be the server until a signal ends it."""
+    from streamlit.web import cli as server  # a second of imports: after mistakes were said
+
+    sys.argv[1:] = told
+    server.main(told, prog_name="streamlit")
 
 
 def host_names(address: str) -> tuple[str, ...]:
@@ -113,7 +121,7 @@ def start(
         raise typer.Exit(2) from error
     host = f"[{settings.address}]" if ":" in settings.address else settings.address
     print(f"The app is at http://{host}:{settings.port}  (Ctrl-C stops it)", flush=True)
-    os.execv(sys.executable, command_line(settings))  # noqa: S606  (no shell, a fixed argument list)
+    serve(arguments(settings))
 
 
 def main() -> None:

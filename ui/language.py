@@ -34,12 +34,15 @@ class Catalogue:
     missed: set[str] = field(default_factory=set)
     _patterns: dict[str, list[tuple[re.Pattern[str], str]]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        by_length = sorted(self.sentences, key=lambda text: -len(PLACEHOLDER.sub("", text)))  # the most particular first
-        for english in by_length:
-            if PLACEHOLDER.search(english):
-                found = (pattern_of(english), self.sentences[english])
-                self._patterns.setdefault(first_word(english), []).append(found)
+    def patterns(self) -> dict[str, list[tuple[re.Pattern[str], str]]]:
+        """Sentences with placeholders by their first word; made when they are first asked for."""
+        if not self._patterns:
+            by_length = sorted(self.sentences, key=lambda text: -len(PLACEHOLDER.sub("", text)))  # the most particular first
+            found: dict[str, list[tuple[re.Pattern[str], str]]] = {}
+            for english in filter(PLACEHOLDER.search, by_length):
+                found.setdefault(first_word(english), []).append((pattern_of(english), self.sentences[english]))
+            self._patterns = found  # at once: another thread may look
+        return self._patterns
 
     def text(self, english: str) -> str:
         """A text of one or more lines and sentences."""
@@ -70,7 +73,8 @@ class Catalogue:
     def _known(self, phrase: str) -> str | None:
         if phrase in self.sentences:
             return self.sentences[phrase]
-        for pattern, translated in (*self._patterns.get(first_word(phrase), ()), *self._patterns.get("", ())):
+        patterns = self.patterns()
+        for pattern, translated in (*patterns.get(first_word(phrase), ()), *patterns.get("", ())):
             found = pattern.fullmatch(phrase)
             if found:
                 values = {name: self._value(value) for name, value in found.groupdict().items()}

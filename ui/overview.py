@@ -131,7 +131,7 @@ def _upload(seen: Federation | None) -> Figure:
 
 def uploads(seen: Federation) -> tuple[bandwidth.Bar, ...]:
     """Mean upload per survivor of every opened round."""
-    return bandwidth.bars(seen.traffic, "up", survivors(seen.recent))
+    return bandwidth.bars(seen.by_round, "up", survivors(seen.recent))
 
 
 def survivors(rows: Sequence[RoundRow]) -> dict[int, frozenset[str]]:

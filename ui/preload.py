@@ -18,7 +18,6 @@ from ui.settings import Settings
 FIRST_NEEDED: Final = (
     "pandas",
     "pyarrow",
-    "altair",
     "ui.screen",
     "ui.charts",
     "ui.budget",

@@ -9,21 +9,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import altair as alt
 import streamlit as st
 
-from coordinator.store import EventRow, StoreError, TrafficRow
+from coordinator.store import EventRow, StoreError
 from hospital_node.progress import LocalProgress
 from ui import overview, sources
 from ui.figures import Figure, Headline
 from ui.language import LANGUAGES, Language, preferred, translate, translated
+from ui.layers import Chart
 from ui.palette import Ink, ink
 from ui.settings import Settings, from_arguments
-from ui.store_reading import Federation, Totals
+from ui.store_reading import Federation, RoundBytes, Totals
 from ui.words import clock
 
 POLL_S = 3.0
@@ -70,7 +71,7 @@ def totals() -> Totals:
         st.stop()
 
 
-def traffic_of(first: int, last: int) -> tuple[TrafficRow, ...]:
+def traffic_of(first: int, last: int) -> tuple[RoundBytes, ...]:
     """Bytes of older rounds, with the same rule."""
     folder = settings().coordinator
     try:
@@ -156,15 +157,12 @@ def figures(shown: Sequence[Figure]) -> None:
             note(figure.note)
 
 
-def chart(drawn: alt.LayerChart, sentence: str, rows: TableRows, key: str, title: str) -> None:
+def chart(drawn: Chart, sentence: str, rows: TableRows, key: str, title: str) -> None:
     """A chart with its finding as a sentence and its figures as a table."""
     text(f"#### {title}")
     described = f"{say(title)}. {say(sentence)}"
-    if language() == "English":
-        st.altair_chart(drawn, key=key, alt=described)
-    else:
-        spec = translated(drawn.to_dict(), language(), SHOWN_IN_CHARTS)
-        st.vega_lite_chart(spec, key=key, alt=described, width="stretch")
+    said = drawn if language() == "English" else translated(drawn, language(), SHOWN_IN_CHARTS)
+    st.vega_lite_chart(said, key=key, alt=described, width="stretch")
     text(sentence)
     table(rows, f"{title}: the figures as a table", key=f"{key}-table")
 
@@ -222,7 +220,8 @@ def choose(label: str, options: Sequence[str], key: str, fallback: str | None = 
     if value is not None and value not in options:
         del st.session_state[key]
     start = options.index(fallback) if fallback in options else 0
-    chosen = st.selectbox(say(label), list(options), index=start, key=key, format_func=say, bind="query-params")
+    spoken = partial(translate, language=language())  # one question for all options of a long run
+    chosen = st.selectbox(say(label), list(options), index=start, key=key, format_func=spoken, bind="query-params")
     return chosen if chosen is not None and chosen in options else options[start]
 
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from certs.audit_file import AUDIT_FILE
-from coordinator.store import EventRow, StoreError, TrafficRow, open_store, store_in
+from coordinator.store import EventRow, StoreError, open_store, store_in
 from hospital_node.ledger import BudgetView, CannotRecord, Cap, DecisionRefused, Event, Ledger, LedgerError, LedgerMissing
 from hospital_node.offer import if_approved, terms
 from hospital_node.progress import LEAVES_FILE, PROGRESS_FILE, Leaves, LocalProgress, read_leaves, read_progress
@@ -24,7 +24,7 @@ from proto.plan import Plan, PlanError, from_canonical
 from study.results import FILE as RESULTS_FILE
 from study.results import CellRow, Results, ResultsError, StudyRow, open_results
 from ui.settings import Settings
-from ui.store_reading import Federation, Keeper, Totals
+from ui.store_reading import Federation, Keeper, RoundBytes, Totals, by_round
 from ui.words import party
 
 LEDGER_FILE = "ledger.db"
@@ -97,10 +97,10 @@ def events_of(folder: Path, number: int) -> tuple[EventRow, ...]:
     return () if keeper is None else tuple(keeper.reader.events(number=number))
 
 
-def traffic_of(folder: Path, first: int, last: int) -> tuple[TrafficRow, ...]:
-    """Bytes of older rounds, row by row. Raises StoreError."""
+def traffic_of(folder: Path, first: int, last: int) -> tuple[RoundBytes, ...]:
+    """Bytes of older rounds. Raises StoreError."""
     keeper = _keeper_of(folder)
-    return () if keeper is None else tuple(keeper.reader.traffic_between(first, last))
+    return () if keeper is None else by_round(keeper.reader.traffic_between(first, last))
 
 
 def _keeper_of(folder: Path) -> Keeper | None:

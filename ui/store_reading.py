@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from time import monotonic
 
 from coordinator.store import EventRow, MemberRow, RoundRow, ScoreRow, StoreReader, TrafficRow, ValidationRow
@@ -24,6 +27,14 @@ OUT = ("declined", "failed", "excluded")  # kinds of events after which a hospit
 Totals = dict[tuple[str, str], int]  # (party, direction) -> bytes
 
 
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class RoundBytes:
+    """Bytes of one round by party, direction and phase. The same object until some are added: what it shows is kept."""
+
+    number: int
+    rows: tuple[TrafficRow, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Federation:
     """One reading of the coordinator's store."""
@@ -31,7 +42,7 @@ class Federation:
     revision: int
     plan: Plan
     rounds: tuple[RoundRow, ...]
-    traffic: tuple[TrafficRow, ...]  # of the newest rounds, from `first_recent` on
+    by_round: tuple[RoundBytes, ...]  # of the newest rounds, from `first_recent` on
     first_recent: int
     scores: tuple[ScoreRow, ...]
     validations: tuple[ValidationRow, ...]
@@ -46,6 +57,11 @@ class Federation:
     def recent(self) -> tuple[RoundRow, ...]:
         """The rounds whose bytes are at hand."""
         return tuple(row for row in self.rounds[-RECENT_ROUNDS:] if row.number >= self.first_recent)
+
+    @property
+    def traffic(self) -> tuple[TrafficRow, ...]:
+        """Bytes of the newest rounds, row by row."""
+        return tuple(row for one in self.by_round for row in one.rows)
 
     @property
     def hospitals(self) -> tuple[str, ...]:
@@ -64,7 +80,6 @@ class Keeper:
     _settled: Counter[tuple[str, str]] = field(default_factory=Counter)  # bytes of rounds up to _settled_to
     _settled_to: int = -1
     _scores_seen: tuple[int, int] = (-1, -1)
-    _traffic: tuple[int, int, tuple[TrafficRow, ...]] = (0, 0, ())  # rows of the settled rounds from the first to the second
 
     def read(self, age_s: float = 0.0) -> Federation:
         """The store as it is now, or as it was up to `age_s` ago. Raises StoreError."""
@@ -92,7 +107,7 @@ class Keeper:
             revision=revision,
             plan=self.reader.plan() if before is None else before.plan,
             rounds=rounds,
-            traffic=self._recent(before, first_recent, latest),
+            by_round=self._recent(before, first_recent, latest),
             first_recent=first_recent,
             scores=self._scores(before),
             validations=tuple(self.reader.validations()),
@@ -104,15 +119,21 @@ class Keeper:
             finished=self.reader.finished(),
         )
 
-    def _recent(self, before: Federation | None, first: int, latest: int) -> tuple[TrafficRow, ...]:
-        """Rows of the recent rounds; those of settled ones are taken over."""
-        open_from = max(latest - UNSETTLED_ROUNDS + 1, first)
+    def _recent(self, before: Federation | None, first: int, latest: int) -> tuple[RoundBytes, ...]:
+        """Bytes of the recent rounds. Those of settled ones are taken over, and of the others where none were added."""
+        kept = {} if before is None else {one.number: one for one in before.by_round}
         if before is None or before.first_recent > first or not before.rounds:
-            return tuple(self.reader.traffic_between(first, latest))
-        fresh_from = min(open_from, before.rounds[-1].number - UNSETTLED_ROUNDS + 1)
-        if self._traffic[:2] != (first, fresh_from):
-            self._traffic = (first, fresh_from, tuple(row for row in before.traffic if first <= row.round < fresh_from))
-        return self._traffic[2] + tuple(self.reader.traffic_between(max(fresh_from, first), latest))
+            return by_round(self.reader.traffic_between(first, latest))
+        open_from = max(first, min(latest, before.rounds[-1].number) - UNSETTLED_ROUNDS + 1)
+        found = {number: one for number, one in kept.items() if first <= number < open_from}
+        for number, seen in self.reader.traffic_seen(open_from, latest).items():
+            one = kept.get(number)
+            same = one is not None and seen == (len(one.rows), sum(row.bytes for row in one.rows))
+            found[number] = one if one is not None and same else RoundBytes(number, self._bytes_of(number))
+        return tuple(found[number] for number in sorted(found))
+
+    def _bytes_of(self, number: int) -> tuple[TrafficRow, ...]:
+        return tuple(self.reader.traffic_between(number, number))
 
     def totals(self) -> Totals:
         """Bytes by party and direction over all rounds. The first question sums a whole run, later ones what is new."""
@@ -137,6 +158,11 @@ class Keeper:
             if len(found) == count:
                 return found
         return tuple(self.reader.scores())
+
+
+def by_round(rows: Iterable[TrafficRow]) -> tuple[RoundBytes, ...]:
+    """Rows in the order of their rounds, round by round."""
+    return tuple(RoundBytes(number, tuple(some)) for number, some in groupby(rows, attrgetter("round")))
 
 
 def _finished(rounds: tuple[RoundRow, ...]) -> tuple[RoundRow, ...]:

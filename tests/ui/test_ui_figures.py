@@ -14,6 +14,7 @@ from hospital_node.ledger import Cap
 from hospital_node.progress import LocalProgress
 from ui import accuracy, bandwidth, budget, overview, palette, rounds, sources
 from ui.settings import from_arguments
+from ui.store_reading import RoundBytes, by_round
 
 A, B, C = uri("a"), uri("b"), uri("c")
 
@@ -65,14 +66,16 @@ def test_the_sentence_compares_with_the_start():
 # ---- bandwidth ----
 
 
-TRAFFIC = [
-    TrafficRow(1, A, "up", "mask", 1_000),
-    TrafficRow(1, B, "up", "mask", 3_000),
-    TrafficRow(1, A, "up", "share", 200),
-    TrafficRow(1, C, "up", "mask", 9_000),  # not in the sum
-    TrafficRow(1, A, "down", "broadcast", 8_000),
-    TrafficRow(2, A, "up", "mask", 5_000),  # of an aborted round
-]
+TRAFFIC = by_round(
+    [
+        TrafficRow(1, A, "up", "mask", 1_000),
+        TrafficRow(1, B, "up", "mask", 3_000),
+        TrafficRow(1, A, "up", "share", 200),
+        TrafficRow(1, C, "up", "mask", 9_000),  # not in the sum
+        TrafficRow(1, A, "down", "broadcast", 8_000),
+        TrafficRow(2, A, "up", "mask", 5_000),  # of an aborted round
+    ]
+)
 SURVIVORS = {1: (A, B)}
 
 
@@ -85,6 +88,19 @@ def test_bars_of_one_hospital_are_its_own_bytes():
     (bar,) = bandwidth.bars(TRAFFIC, "up", SURVIVORS, only=B)
     assert bar.bytes == 3_000
     assert bandwidth.bars(TRAFFIC, "up", SURVIVORS, only=C) == ()
+
+
+def test_what_was_drawn_of_a_round_is_kept_until_bytes_are_added(monkeypatch):
+    (one, _) = TRAFFIC
+    first = bandwidth.bars([one], "up", SURVIVORS)
+    table = bandwidth.rows([one], "up", None)
+    monkeypatch.setattr(bandwidth, "size", None)  # nothing may be computed again
+    assert bandwidth.bars([one], "up", SURVIVORS) == first
+    assert bandwidth.rows([one], "up", None) == table
+    monkeypatch.undo()
+    more = RoundBytes(1, (*one.rows, TrafficRow(1, A, "up", "mask", 5_000)))
+    assert [bar.bytes for bar in bandwidth.bars([more], "up", SURVIVORS)] == [4_500, 100]
+    assert [bar.bytes for bar in bandwidth.bars([one], "up", {1: (A,)})] == [1_000, 200], "another choice is another answer"
 
 
 def test_every_phase_of_a_round_is_drawn_once():

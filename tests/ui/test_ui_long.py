@@ -113,6 +113,20 @@ def test_bytes_that_come_late_are_counted(tmp_path):
     assert [event.text for event in keeper.read().out] == ["Round 30 · declined"]
 
 
+def test_only_rounds_with_new_bytes_are_read_again(tmp_path, monkeypatch):
+    plan = write_run(tmp_path, 50, 3)
+    keeper = fresh(tmp_path)
+    before = {one.number: one for one in keeper.read().by_round}
+    asked = []
+    between = keeper.reader.traffic_between
+    monkeypatch.setattr(keeper.reader, "traffic_between", lambda *ends: asked.append(ends) or between(*ends))
+    add_round(tmp_path, plan, 51)
+    after = {one.number: one for one in keeper.read().by_round}
+    assert asked == [(51, 51)]
+    assert all(after[number] is before[number] for number in after if number != 51)
+    assert keeper.read().traffic == fresh(tmp_path).read().traffic
+
+
 def test_a_reading_is_shared_for_a_moment_and_no_longer(tmp_path):
     plan = write_run(tmp_path, 2, 3)
     first = sources.federation(tmp_path)

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+import altair as alt
 import numpy as np
 import pytest
 from hypothesis import given
@@ -118,10 +119,12 @@ def test_windows_are_radiologists_in_hounsfield_units_and_percentiles_elsewhere(
 
 def test_the_strip_marks_what_is_shown_what_is_worst_and_what_is_missed():
     scores = scans.by_slice(a_scan(), "sagittal")
-    spec = str(scans_chart.strip(scores, 2, LIGHT).to_dict())
+    drawn = scans_chart.strip(scores, 2, LIGHT)
+    alt.LayerChart.from_dict(drawn)  # raises where Vega-Lite's schema is not met
+    spec = str(drawn)
     assert "shown: 3" in spec
     assert "worst: 10" in spec
-    assert "shown, worst: 10" in str(scans_chart.strip(scores, 9, LIGHT).to_dict())
+    assert "shown, worst: 10" in str(scans_chart.strip(scores, 9, LIGHT))
 
 
 # ---- the page ----

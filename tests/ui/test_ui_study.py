@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import altair as alt
 import pytest
 from streamlit.testing.v1 import AppTest
 from study_world import HEAD, cells_of, result, row, write, written
@@ -94,11 +95,12 @@ def test_hospitals_are_an_axis_where_they_were_varied(tmp_path):
 
 def test_names_at_line_ends_stay_inside_the_chart(views):
     for view in views.values():
-        spec = study_charts.against(view, LIGHT).to_dict()
+        spec = study_charts.against(view, LIGHT)
+        alt.LayerChart.from_dict(spec)  # raises where Vega-Lite's schema is not met
         domains = [layer["encoding"]["y"]["scale"]["domain"] for layer in spec["layer"] if "scale" in layer["encoding"]["y"]]
         low, high = domains[0]
         named = [layer["data"] for layer in spec["layer"] if layer["mark"]["type"] == "text"]
-        texts = [row["y"] for data in named for row in data.get("values") or spec["datasets"][data["name"]]]
+        texts = [row["y"] for data in named for row in data["values"]]
         assert texts
         assert all(low <= y <= high for y in texts)
         assert len(set(texts)) * 2 - len(view.levels) == len(texts)  # a square and a name share a place, and nothing else does

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from coordinator.store import TrafficRow
 from ui import bandwidth, charts, overview, screen
 from ui.bandwidth import Direction
-from ui.store_reading import Federation, Totals
+from ui.store_reading import Federation, RoundBytes, Totals
 from ui.words import party
 
 EVERYONE = "mean of all"
@@ -36,9 +35,9 @@ def page() -> None:
     draw(seen, totals, direction, only, () if block == bandwidth.NEWEST else screen.traffic_of(*blocks[block]))
 
 
-def draw(seen: Federation, totals: Totals, direction: Direction, only: str | None, older: tuple[TrafficRow, ...]) -> None:
+def draw(seen: Federation, totals: Totals, direction: Direction, only: str | None, older: tuple[RoundBytes, ...]) -> None:
     """The stacked bars and the table of single phases."""
-    traffic = older or seen.traffic
+    traffic = older or seen.by_round
     shown = bandwidth.bars(traffic, direction, overview.survivors(seen.rounds if older else seen.recent), only)
     if not shown:
         screen.text("This hospital was in no opened round.")
