@@ -75,7 +75,15 @@ def headline(found: Hospital) -> Headline:
         return Headline("watch", "The ledger cannot be read at this moment", found.problem)
     if found.problem or found.budget is None:
         return Headline("stop", HEADINGS["ledger damaged"], found.problem)
-    return Headline(TONES[found.budget.state], HEADINGS[found.budget.state], found.budget.sentence)
+    detail = f"{found.budget.sentence}{_without_it(found.budget)}"
+    return Headline(TONES[found.budget.state], HEADINGS[found.budget.state], detail)
+
+
+def _without_it(view: BudgetView) -> str:
+    """Which rounds go on without a hospital that stopped itself."""
+    if view.state != "spent" or view.next_round > view.rounds_planned:
+        return ""
+    return f" Nothing leaves in {_rounds_of(range(view.next_round, view.rounds_planned + 1))} of this plan."
 
 
 def figures(view: BudgetView) -> tuple[Figure, Figure, Figure, Figure]:
@@ -232,7 +240,8 @@ def shares_sentence(rows: Sequence[Share]) -> str:
     unread = [row.name for row in rows if row.text in {DAMAGED, BUSY}]
     if rows[0].share == 0:
         return "No share can be told." if len(unread) == len(rows) else "No hospital has spent anything of its cap yet."
-    first = f"{rows[0].name} has spent the largest share of its own cap, {percent(rows[0].share)}"
+    alone = f"{rows[0].name} has spent {percent(rows[0].share)} of its own cap"
+    first = f"{rows[0].name} has spent the largest share of its own cap, {percent(rows[0].share)}" if len(rows) > 1 else alone
     if stopped == [rows[0].name]:
         return f"{first}, and stopped itself."
     return f"{first}; {listing(stopped)} stopped by themselves." if stopped else f"{first}."

@@ -172,6 +172,8 @@ def _member_state(member: MemberRow, seen: Federation, now: datetime) -> str:
     if seen.finished and member.state in {"joined", "training", "ready", "masking", "evaluating"}:
         return "done: the study is over"  # what it did last is no news
     state = MEMBER_STATES.get(member.state, member.state)
+    if member.code == "budget-exhausted":
+        return rounds.STOPPED
     if member.code:
         return f"{state}: {decline(member.code)}"
     return f"{state} ({phase(member.phase)})" if member.state == "masking" and member.phase else state
@@ -180,7 +182,7 @@ def _member_state(member: MemberRow, seen: Federation, now: datetime) -> str:
 def progress_line(found: LocalProgress, now: datetime) -> tuple[str, float | None]:
     """What one node does now, and how far it is (None where nobody knows)."""
     share = min(found.step / found.steps, 1.0) if found.steps else None
-    where = f"round {found.round} of {found.rounds} · " if found.round and found.rounds else ""
+    where = f"round {found.round} of {found.rounds} · " if found.round and found.rounds and found.phase != "finished" else ""
     steps = f" · step {found.step} of {found.steps}" if found.steps else ""
     old = f" · said {age(found.updated_at, now)}" if now - found.updated_at > STALE_AFTER else ""
     return f"{where}{found.sentence}{steps}{old}", share

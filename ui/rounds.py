@@ -6,13 +6,14 @@ training takes minutes and masking milliseconds, so the masking session also has
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 
 from coordinator.store import EventRow, RoundRow
 from ui.store_reading import DONE, OUT
-from ui.words import PHASES, counted, duration, listing, moment, party, phase
+from ui.words import PHASES, counted, decline, duration, listing, moment, party, phase
 
 MASKING_PHASES = ("advertise", "share", "mask", "confirm", "reveal")
 STATES = {
@@ -21,6 +22,9 @@ STATES = {
     "opened": "sum opened",
     "aborted": "aborted",
 }
+CAP_REACHED = decline("budget-exhausted")  # with which the event ends; of its epsilon a hospital says nothing
+STOPPED = "stopped itself: its privacy cap would be exceeded"
+NEVER = sys.maxsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,15 @@ class Line:
             "started": moment(self.started_at, zone),
             "remark": self.reason,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A hospital that stopped itself because of its cap: out of rounds `since` to before `back`."""
+
+    name: str
+    since: int
+    back: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +107,28 @@ def lines(rows: Sequence[RoundRow], out: Sequence[EventRow]) -> list[Line]:
     by_round: dict[int, list[EventRow]] = {}
     for event in out:
         by_round.setdefault(event.round, []).append(event)
-    return [line(row, by_round.get(row.number, ())) for row in reversed(rows)]
+    ended = stops(rows, out)
+    return [line(row, by_round.get(row.number, ()), ended) for row in reversed(rows)]
 
 
-def line(row: RoundRow, events: Sequence[EventRow]) -> Line:
-    """A round in words."""
-    out = sorted({party(event.party) for event in events if event.round == row.number and event.kind in OUT and event.party})
+def stops(rows: Sequence[RoundRow], out: Sequence[EventRow]) -> tuple[Stop, ...]:
+    """Which hospitals stopped themselves because of their cap, from which round on, and until when they stayed away."""
+    found: dict[str, Stop] = {}
+    for event in out:
+        if event.kind != "declined" or not event.text.endswith(CAP_REACHED):
+            continue
+        before = found.get(event.party)
+        if before is None or before.back < event.round:
+            back = (row.number for row in rows if row.number > event.round and event.party in row.cohort)
+            found[event.party] = Stop(party(event.party), event.round, next(back, NEVER))
+    return tuple(found.values())
+
+
+def line(row: RoundRow, events: Sequence[EventRow], ended: Sequence[Stop] = ()) -> Line:
+    """A round in words. `ended`: hospitals that stopped themselves, in this round or before."""
+    stopped = {stop.name: stop for stop in ended if stop.since <= row.number < stop.back}
+    out = {party(event.party) for event in events if event.round == row.number and event.kind in OUT and event.party}
+    sat_out = [*sorted(out - set(stopped)), *(f"{name} ({STOPPED})" for name in sorted(stopped))]
     lost = [f"{party(uri)} ({phase(name)})" for uri, name in sorted(row.dropped.items())]
     done = row.state in DONE
     members = len(set(row.cohort) | set(row.dropped))
@@ -110,7 +139,7 @@ def line(row: RoundRow, events: Sequence[EventRow]) -> Line:
         lost=listing(lost),
         took=duration(seconds(row)) if done else "",
         started_at=row.started_at,
-        sat_out=listing(out),
+        sat_out=listing(sat_out),
         reason=reason(row),
     )
 
@@ -152,9 +181,9 @@ def _position(name: str | None) -> int:
     return order.index(name) if name in order else len(order)
 
 
-def sentence(row: RoundRow, out: Sequence[EventRow] = ()) -> str:
-    """What happened in one round. `out`: events of hospitals that sat rounds out."""
-    sat_out = line(row, out).sat_out
+def sentence(row: RoundRow, out: Sequence[EventRow] = (), ended: Sequence[Stop] = ()) -> str:
+    """What happened in one round. `out`: events of hospitals that sat rounds out; `ended`: those that stopped themselves."""
+    sat_out = line(row, out, ended).sat_out
     return f"{_sentence(row)} Sat out: {sat_out}." if sat_out else _sentence(row)
 
 

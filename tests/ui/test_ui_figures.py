@@ -12,6 +12,7 @@ from worlds import BEGIN, World, make_plan, uri
 from coordinator.store import EventRow, RoundRow, ScoreRow, TrafficRow
 from hospital_node.ledger import Cap
 from hospital_node.progress import LocalProgress
+from proto.plan import DECLINE_CODES
 from ui import accuracy, bandwidth, budget, overview, palette, rounds, sources
 from ui.settings import from_arguments
 from ui.store_reading import RoundBytes, by_round
@@ -305,6 +306,10 @@ def test_progress_says_its_age_when_it_is_old():
     assert overview.progress_line(found, now) == ("round 3 of 8 · training · step 2 of 5", 0.4)
     assert overview.progress_line(found, now + timedelta(minutes=6))[0].endswith("said 6 min ago")
     assert overview.progress_line(found.model_copy(update={"steps": 0, "step": 0}), now)[1] is None
+    over = found.model_copy(update={"phase": "finished", "sentence": "all 8 rounds are done", "steps": 0})
+    assert overview.progress_line(over, now) == ("all 8 rounds are done", None), (
+        "the round that this node was last in is no news"
+    )
 
 
 # ---- sources ----
@@ -400,6 +405,20 @@ def test_what_left_by_day_is_on_the_readers_calendar(tmp_path):
     assert budget.left_by_day(events, UTC, later) == f"{days} Yesterday, 23 Nov 2026: no update left."
     far_east = timezone(timedelta(hours=16))
     assert budget.left_by_day(events, far_east, now).startswith("Updates that left by day: 23 Nov 2026: round 3; 22 Nov 2026")
+
+
+def test_who_stopped_itself_is_said_in_that_round_and_in_every_later_one_until_it_is_back():
+    text = f"Round 4 · d declined: {DECLINE_CODES['budget-exhausted']}"
+    out = [EventRow(1, BEGIN, 4, uri("d"), "declined", "train", text), EventRow(2, BEGIN, 5, C, "failed", "train", "c failed")]
+    cohorts = {3: (A, uri("d")), 4: (A, B), 5: (A, B), 6: (A, B), 7: (A, B, uri("d")), 8: (A, B)}
+    rows = [replace(ROW, number=number, cohort=cohort, dropped={}) for number, cohort in cohorts.items()]
+    said = {line.number: line.sat_out for line in rounds.lines(rows, out)}
+    stopped = "d (stopped itself: its privacy cap would be exceeded)"
+    assert said == {3: "", 4: stopped, 5: f"c and {stopped}", 6: stopped, 7: "", 8: ""}
+    ended = rounds.stops(rows, out)
+    assert rounds.sentence(rows[3], out, ended).endswith(f"nobody was lost. Sat out: {stopped}.")
+    other = EventRow(3, BEGIN, 4, B, "declined", "train", f"Round 4 · b declined: {DECLINE_CODES['paused']}")
+    assert rounds.stops(rows, [other]) == ()
 
 
 def test_a_round_says_who_sat_it_out():

@@ -251,7 +251,27 @@ def test_a_finished_study_says_so(open_page, tmp_path):
     assert "Finished with 1 opened round" in app.success[0].value
     here = {row["party"]: row["state"] for row in app.table[0].value.reset_index().to_dict("records")}
     assert here["lakeside"] == here["nordklinik"] == "done: the study is over"
-    assert here["st-anna"].startswith("declined: ")
+    assert here["st-anna"] == "stopped itself: its privacy cap would be exceeded"
+
+
+def test_a_hospital_that_stopped_itself_says_so_at_both_ends_in_every_later_round(open_page, tmp_path):
+    world = World(tmp_path, make_plan(6), caps={"riverside": 3.5})
+    world.start()
+    world.approve_all()
+    world.round(1)
+    with pytest.raises(BudgetExhausted):
+        world.ledger("riverside").authorize(world.plan, 2)
+    world.round(2, declined=["riverside"])
+    world.round(3, away=["riverside"])
+    app = open_page(world.arguments(hospitals=[]), "rounds", round="3")
+    stopped = "riverside (stopped itself: its privacy cap would be exceeded)"
+    assert list(app.dataframe[0].value["sat out"]) == [stopped, stopped, "nobody"]
+    assert f"Sat out: {stopped}." in text(app)
+    own = open_page(world.arguments(hospitals=["riverside"], coordinator=False))
+    assert "Stopped itself" in own.error[0].value
+    assert "Nothing leaves in rounds 2 to 6 of this plan." in own.error[0].value
+    assert "riverside has spent" in text(own)
+    assert "Updates that left by day" in text(own)
 
 
 def test_rounds_held_back_are_the_first_thing_said(open_page, tmp_path):

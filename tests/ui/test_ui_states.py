@@ -95,7 +95,7 @@ STATES: dict[str, tuple[Callable[[Path], World], str, str]] = {  # world, words 
     "near the cap": (near_the_cap, "hospitals", "Near the cap"),
     "spent": (spent, "stopped by themselves", "Stopped itself"),
     "damaged": (damaged, "No share can be told", "Ledger damaged"),
-    "one hospital": (one_hospital, "lakeside has spent the largest share", "Near the cap"),
+    "one hospital": (one_hospital, "of its own cap", "Near the cap"),
 }
 
 

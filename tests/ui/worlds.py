@@ -144,11 +144,17 @@ class World:
             batch.validation(number, number - 1, 4, means)
 
     def round(
-        self, number: int, *, lost: dict[str, str] | None = None, declined: Sequence[str] = (), charge: bool = True
+        self,
+        number: int,
+        *,
+        lost: dict[str, str] | None = None,
+        declined: Sequence[str] = (),
+        away: Sequence[str] = (),
+        charge: bool = True,
     ) -> None:
-        """One whole opened round."""
+        """One whole opened round. `away`: declined for good before."""
         lost = lost or {}
-        cohort = [name for name in self.names if name not in declined]
+        cohort = [name for name in self.names if name not in {*declined, *away}]
         survivors = [name for name in cohort if name not in lost]
         if charge:
             for name in survivors:

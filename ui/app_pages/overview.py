@@ -23,6 +23,8 @@ def page() -> None:
         now_card()
         screen.figures(overview.figures(seen, hospitals))
     if hospitals:
+        if seen is None and len(hospitals) == 1:
+            own_state(hospitals[0])
         local_card()
         budgets(seen, hospitals)
     if seen is not None:
@@ -52,6 +54,16 @@ def now_card() -> None:
         screen.banner(overview.headline(screen.federation(screen.FRESH_S), datetime.now(UTC)))
 
     draw()
+
+
+def own_state(found: Hospital) -> None:
+    """At a hospital: whether it is within its budget, when that ends, and what left."""
+    if found.budget is None and not found.problem:
+        return
+    screen.banner(budget.headline(found))
+    if found.budget is not None:
+        screen.figures(budget.figures(found.budget))
+        screen.note(budget.left_by_day(found.events, screen.zone(), datetime.now(UTC)))
 
 
 def local_card() -> None:
@@ -89,7 +101,8 @@ def budgets(seen: Federation | None, hospitals: tuple[Hospital, ...]) -> None:
         {"hospital": row.name, "spent of its cap": percent(row.share) if row.share else "–", "reading": row.text}
         for row in rows
     ]
-    title, sentence = "Privacy budget of every hospital", budget.shares_sentence(rows)
+    title = "Privacy budget of every hospital" if len(rows) > 1 else "Privacy budget of this hospital"
+    sentence = budget.shares_sentence(rows)
     if budget.drawable(rows):
         screen.chart(charts.shares(rows, styles(order, paper), paper), sentence, figures, "shares", title)
     else:

@@ -17,14 +17,14 @@ def page() -> None:
         screen.waiting("Nothing yet: the coordinator has not started round 1.")
         return
     zone = screen.zone()
-    columns = {"lost": st.column_config.TextColumn(width="medium")}
+    columns = {name: st.column_config.TextColumn(width="medium") for name in ("lost", "sat out")}
     cells = [line.cells(zone) for line in rounds.lines(seen.rounds, seen.out)]
     screen.grid(cells, "All rounds, the newest first", columns)
     numbers = [str(row.number) for row in seen.rounds]
     number = int(screen.choose("Round", numbers[::-1], "round", fallback=rounds.worth_showing(seen.rounds)))
     row = next(row for row in seen.rounds if row.number == number)
     screen.text(f"#### Round {number}")
-    screen.text(rounds.sentence(row, seen.out))
+    screen.text(rounds.sentence(row, seen.out, rounds.stops(seen.rounds, seen.out)))
     if row.phase_seconds:
         timelines(row)
     happened(number)
