@@ -1,11 +1,16 @@
 """What the demonstration says and when it gives up."""
 
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
+from certs.audit_file import AuditLog
 from coordinator.store import MemberRow
+from hospital_node.ledger import Ledger
+from study import approvals, presets, sites
 from study.cast import Cast, Role
 from study.demo import _raise_if_stuck
 from study.processes import ProcessFailed
@@ -32,3 +37,28 @@ def test_too_few_hospitals_end_it_with_names_and_reasons():
 
 def test_a_run_that_ended_by_itself_is_no_failure():
     _raise_if_stuck(reader({"a": "budget-exhausted", "b": "budget-exhausted"}, finished="all is done"), WORLD)
+
+
+@pytest.mark.parametrize("template", ["chest-ct", "chest-ct-plain"])
+def test_approvals_stand_in_ledger_and_audit_log(tmp_path, template):
+    cast = Cast("s", template, tuple(Role(n, tmp_path, 40) for n in NAMES), Role("public", tmp_path, 2), "")
+    world = Sites(tmp_path / "sites", cast)
+    sites.certify(world)
+    plan = presets.complete(
+        presets.load(template).fields,
+        study=cast.study,
+        hospitals=presets.admitted(cast, world.uri),
+        evaluators=[world.uri(cast.evaluator)],
+        start_digest=b"\xab" * 32,
+        rounds=3,
+    )
+    with Console(file=StringIO()) as console:
+        approvals.approve_all(world, plan, console)
+    for role in cast.hospitals:
+        (record,) = AuditLog.within(world.state(role)).read()
+        ledger = Ledger.open_readonly(world.state(role) / "ledger.db")
+        assert ledger.approval(plan).by == record.action.by == approvals.OFFICER
+        assert (record.action.kind, record.action.reason) == ("approve", approvals.REASON)
+        assert record.action.fields["ledger digest"] == ledger.events()[-1].digest.hex()
+    if not plan.privacy.no_guarantee:
+        assert ledger.budget(plan).stops_after_round == 1, "the last hospital's cap ends before the plan does"
