@@ -240,16 +240,19 @@ def explained(view: View, groups: Sequence[Group]) -> str:
 
 
 def figures(found: StudyReading, groups: Sequence[Group]) -> tuple[Figure, ...]:
-    """Runs, the best that was reached with a guarantee, the best without privacy, and the upload."""
+    """Runs, the best that was reached with a guarantee, what its patients gave without privacy, and the upload."""
     done = sum(row.state == "done" for row in found.rows)
     seeds = {row.cell.seed for row in found.rows}
     metric = found.study.metric
+    guarded = [one for one in groups if one.epsilon is not None]
+    best = max((one for one in guarded if one.scores), key=lambda one: one.mean, default=None)
+    pooled = [one for one in (groups if best is None else levels_of(best, groups)) if one.cell.method is Method.POOLED]
     return (
         Figure(
             "Runs done", f"{done} of {len(found.rows)}", counted(len(seeds), "seed"), "One run is one setting with one seed."
         ),
-        _best(metric, f"{metric} with a guarantee", [one for one in groups if one.epsilon is not None]),
-        _best(metric, f"{metric} without privacy", [one for one in groups if one.cell.method is Method.POOLED]),
+        _best(metric, f"{metric} with a guarantee", guarded),
+        _best(metric, f"{metric} without privacy", pooled),
         _smaller(groups),
     )
 
@@ -336,7 +339,7 @@ def run_rows(named: dict[str, CellRow], study: str) -> list[dict[str, object]]:
             "run": name,
             "link": f"study?{urlencode({'study': study, 'run': name})}",
             "state": RUN_STATES.get(row.state, row.state),
-            "score": None if row.result is None or math.isnan(row.result.score) else round(row.result.score, 3),
+            "score": "–" if row.result is None or math.isnan(row.result.score) else f"{row.result.score:.3f}",
             "epsilon": "–" if row.result is None else _spent(row.result.epsilon),
             "rounds": max((one.round for one in row.rounds), default=0),
         }

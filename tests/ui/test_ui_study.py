@@ -1,6 +1,8 @@
 """The study page: what shares a line, where a setting stands on its axis, what is said of seeds, and every run by address."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import altair as alt
 import pytest
@@ -8,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from study_world import HEAD, cells_of, result, row, write, written
 from worlds import World, make_plan
 
+from study.bench.cells import Method
 from study.bench.groups import grouped
 from study.results import StudyRow
 from study.results_write import ResultsWriter
@@ -171,3 +174,27 @@ def test_the_accuracy_page_sets_studies_beside_the_run_and_says_that_they_are_no
     assert any("no part of this run" in one.value for one in app.caption)
     alone = open_page(world.arguments(hospitals=[]), "accuracy")
     assert not any("For comparison" in one.value for one in alone.markdown)
+
+
+def test_what_privacy_costs_is_said_of_the_same_patients_network_and_start(out):
+    found = sources.study(out)
+    groups = grouped(found.rows)
+    pooled = next(one for one in groups if one.cell.method is Method.POOLED)
+    better = {seed: SimpleNamespace(score=0.99, epsilon=one.epsilon) for seed, one in pooled.results.items()}
+    elsewhere = replace(pooled, cell=pooled.cell.model_copy(update={"start": "another"}), results=better)
+    best = max((one for one in groups if one.epsilon is not None), key=lambda one: one.mean)
+    labels = {figure.label: figure.value for figure in findings.figures(found, [*groups, elsewhere])}
+    assert labels["Dice with a guarantee"] == f"{best.mean:.2f}"
+    assert labels["Dice without privacy"] == f"{pooled.mean:.2f}"
+    unguarded = [one for one in groups if one.epsilon is None]
+    labels = {figure.label: figure.value for figure in findings.figures(found, [*unguarded, elsewhere])}
+    assert (labels["Dice with a guarantee"], labels["Dice without privacy"]) == ("none yet", "0.99")
+
+
+def test_a_study_of_something_else_shows_its_settings_at_once(open_page, tmp_path):
+    out = write(tmp_path, [cell for cell in cells_of(tmp_path, 1) if cell.epsilon is None][:2], done=1)
+    app = open_page(["--study", str(out)], "study")
+    assert "No chart yet" in said(app)
+    shown = [frame.value for frame in app.dataframe]
+    assert list(shown[0]["Dice"]) == ["0.897"]
+    assert list(shown[1]["score"]) == ["0.897", "–"]

@@ -84,7 +84,7 @@ def viewer(folder: Path, index: ScanIndex, number: int) -> None:
                 chosen = place(plane, last, at_worst[plane])
                 shown = scans.cut(scan, plane, chosen - 1, index.spacing_xyz_mm)
                 side, top = scans.EDGES[plane]
-                said = f"{plane} slice {chosen} of {last}; left: {side}, top: {top}"
+                said = f"{plane} slice {chosen} of {last}; at its left the patient's {side}, at its top the {top}"
                 st.image(
                     scans.draw(shown, low, high, errors=errors), caption=screen.say(said), width="stretch", output_format="PNG"
                 )

@@ -10,6 +10,8 @@ from ui import findings, screen, sources, study_charts
 from ui.sources import StudyReading
 from ui.study_state import study_state
 
+EVERY_SETTING = "Every setting: means over seeds and what they cost"
+
 
 def page() -> None:
     """Arrange the page."""
@@ -24,9 +26,13 @@ def page() -> None:
     screen.figures(findings.figures(found, groups))
     screen.note(found.study.honesty)
     if groups:
-        charts(found, groups)
+        drawn = charts(found, groups)
         settings = findings.setting_rows(groups, found.study.metric)
-        screen.table(settings, "Every setting: means over seeds and what they cost", key="settings")
+        if drawn:
+            screen.table(settings, EVERY_SETTING, key="settings")
+        else:  # a study of something else is read here
+            screen.text(f"#### {EVERY_SETTING}")
+            screen.grid(settings, EVERY_SETTING)
     one_run(found)
 
 
@@ -41,8 +47,8 @@ def chosen() -> StudyReading | None:
         st.stop()
 
 
-def charts(found: StudyReading, groups: list[Group]) -> None:
-    """One chart for each axis that this study varied."""
+def charts(found: StudyReading, groups: list[Group]) -> bool:
+    """One chart for each axis that this study varied; whether there was any."""
     panels = findings.panels(groups)
     same: tuple[Group, ...] = ()
     if len(panels) > 1:
@@ -58,13 +64,15 @@ def charts(found: StudyReading, groups: list[Group]) -> None:
         screen.note(findings.METHOD_WORDS)
     else:
         screen.text("No chart yet: nothing that differs in epsilon, bits or hospitals is done.")
+    return bool(shown)
 
 
 def one_run(found: StudyReading) -> None:
     """All runs as a table, and the one of the address in full."""
     named = findings.runs(found.rows)
     screen.text("#### Every run")
-    columns = {"link": st.column_config.LinkColumn(display_text=screen.say("open"), width="small")}
+    link = st.column_config.LinkColumn(display_text=screen.say("open"), width="small")
+    columns = {"run": st.column_config.TextColumn(width="large"), "link": link}
     rows = findings.run_rows(named, found.folder.name)
     screen.grid(rows, "Every run of the study", columns)
     row: CellRow = named[screen.choose("Run", list(named), "run")]
