@@ -24,6 +24,7 @@ STATES = {
 }
 CAP_REACHED = decline("budget-exhausted")  # with which the event ends; of its epsilon a hospital says nothing
 STOPPED = "stopped itself: its privacy cap would be exceeded"
+STOPPED_SHORT = "stopped itself at its cap"  # in a table
 NEVER = sys.maxsize
 
 
@@ -47,7 +48,7 @@ class Line:
             "state": self.state,
             "in the sum": self.returned,
             "lost": self.lost or "nobody",
-            "sat out": self.sat_out or "nobody",
+            "sat out": self.sat_out.replace(STOPPED, STOPPED_SHORT) or "nobody",
             "took": self.took,
             "started": moment(self.started_at, zone),
             "remark": self.reason,

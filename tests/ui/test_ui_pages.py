@@ -265,7 +265,8 @@ def test_a_hospital_that_stopped_itself_says_so_at_both_ends_in_every_later_roun
     world.round(3, away=["riverside"])
     app = open_page(world.arguments(hospitals=[]), "rounds", round="3")
     stopped = "riverside (stopped itself: its privacy cap would be exceeded)"
-    assert list(app.dataframe[0].value["sat out"]) == [stopped, stopped, "nobody"]
+    short = "riverside (stopped itself at its cap)"
+    assert list(app.dataframe[0].value["sat out"]) == [short, short, "nobody"]
     assert f"Sat out: {stopped}." in text(app)
     own = open_page(world.arguments(hospitals=["riverside"], coordinator=False))
     assert "Stopped itself" in own.error[0].value

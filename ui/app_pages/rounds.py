@@ -8,6 +8,8 @@ from coordinator.store import RoundRow
 from ui import charts, rounds, screen
 from ui.words import clock
 
+SAT_OUT_PX = 250  # of a column that says why
+
 
 def page() -> None:
     """Arrange the page."""
@@ -17,14 +19,15 @@ def page() -> None:
         screen.waiting("Nothing yet: the coordinator has not started round 1.")
         return
     zone = screen.zone()
-    columns = {name: st.column_config.TextColumn(width="medium") for name in ("lost", "sat out")}
+    stopped = rounds.stops(seen.rounds, seen.out)
+    columns = {"sat out": st.column_config.TextColumn(width=SAT_OUT_PX if stopped else "small")}
     cells = [line.cells(zone) for line in rounds.lines(seen.rounds, seen.out)]
     screen.grid(cells, "All rounds, the newest first", columns)
     numbers = [str(row.number) for row in seen.rounds]
     number = int(screen.choose("Round", numbers[::-1], "round", fallback=rounds.worth_showing(seen.rounds)))
     row = next(row for row in seen.rounds if row.number == number)
     screen.text(f"#### Round {number}")
-    screen.text(rounds.sentence(row, seen.out, rounds.stops(seen.rounds, seen.out)))
+    screen.text(rounds.sentence(row, seen.out, stopped))
     if row.phase_seconds:
         timelines(row)
     happened(number)
