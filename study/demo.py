@@ -45,6 +45,7 @@ FAILURES = (
 
 POLL_S = 0.3
 DRILL_POLL_S = 0.03  # the drill has to hit a pause of one second
+SCANS_DRAWN = 4
 ADDRESS_WITHIN_S = 60.0  # the coordinator imports no torch; this is patience on a loaded machine
 APP_PORT = 8501
 PORTS_TRIED = 20
@@ -91,6 +92,8 @@ def run(options: Options, console: Console) -> summary.Summary:
         result = _follow(family, options, world, console, drill)
         console.print(summary.table(result))
         _finish(options, world, result, console)
+        if options.app:
+            _draw(family, world, console)
         console.print(f"The whole took {time.monotonic() - began_s:.0f} s.")
         if options.app:
             _serve(family, console)
@@ -256,6 +259,15 @@ def _finish(options: Options, world: Sites, result: summary.Summary, console: Co
             title = f"{result.plan.study}: one public case after round {int(arrays['round'])}"
         picture.render_prediction(target, image, truth, predicted, title)
         console.print(f"Picture: {target}")
+
+
+def _draw(family: Family, world: Sites, console: Console) -> None:
+    """Let the last model draw on a few scans of the first hospital: what its own app shows on the page Scans."""
+    role = world.cast.hospitals[0]
+    command = [_script("secagg-node"), "data", "draw", "--config", str(world.config(role)), "--model", str(world.latest_model)]
+    child = family.start("drawing on scans", [*command, "--most", str(SCANS_DRAWN)], world.home(role) / "draw.log")
+    child.process.wait()
+    console.print(f"Page Scans of {role.name}: {child.last_lines(1)}")
 
 
 def _serve(family: Family, console: Console) -> None:

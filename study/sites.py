@@ -48,6 +48,11 @@ class Sites:
         """Its store, once it runs."""
         return self.coordinator / "state" / "store.db"
 
+    @property
+    def latest_model(self) -> Path:
+        """The newest global model as a file, once a round was opened."""
+        return self.coordinator / "state" / "models" / "latest.safetensors"
+
     def home(self, role: Role) -> Path:
         """A node's folder."""
         return self.folder / role.name

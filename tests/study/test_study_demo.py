@@ -12,8 +12,8 @@ from coordinator.store import MemberRow
 from hospital_node.ledger import Ledger
 from study import approvals, presets, sites
 from study.cast import Cast, Role
-from study.demo import _raise_if_stuck
-from study.processes import ProcessFailed
+from study.demo import _draw, _raise_if_stuck
+from study.processes import Family, ProcessFailed
 from study.sites import Sites
 
 NAMES = ("a", "b", "c", "d")
@@ -62,3 +62,19 @@ def test_approvals_stand_in_ledger_and_audit_log(tmp_path, template):
         assert record.action.fields["ledger digest"] == ledger.events()[-1].digest.hex()
     if not plan.privacy.no_guarantee:
         assert ledger.budget(plan).stops_after_round == 1, "the last hospital's cap ends before the plan does"
+
+
+def test_the_last_model_draws_on_scans_of_the_first_hospital(tmp_path, monkeypatch):
+    stand_in = tmp_path / "secagg-node"
+    stand_in.write_text('#!/bin/sh\necho "asked: $*"\necho "4 scans are ready"\n')
+    stand_in.chmod(0o700)
+    monkeypatch.setattr("study.demo._script", lambda name: str(tmp_path / name))
+    world = Sites(tmp_path / "sites", WORLD.cast)
+    said = StringIO()
+    with Family(1) as family:
+        _draw(family, world, Console(file=said, width=200))
+    assert "Page Scans of a: 4 scans are ready" in said.getvalue()
+    asked = (world.home(world.cast.hospitals[0]) / "draw.log").read_text()
+    assert asked.startswith(
+        f"asked: data draw --config {world.config(world.cast.hospitals[0])} --model {world.latest_model} --most"
+    )
