@@ -8,7 +8,7 @@ from coordinator.store import RoundRow
 from ui import charts, rounds, screen
 from ui.words import clock
 
-SAT_OUT_PX = 250  # of a column that says why
+SAT_OUT_PX = 235  # of a column that says why
 
 
 def page() -> None:
@@ -20,7 +20,11 @@ def page() -> None:
         return
     zone = screen.zone()
     stopped = rounds.stops(seen.rounds, seen.out)
-    columns = {"sat out": st.column_config.TextColumn(width=SAT_OUT_PX if stopped else "small")}
+    lost = any(row.dropped for row in seen.rounds)
+    columns = {
+        "lost": st.column_config.TextColumn(width="medium" if lost else "small"),
+        "sat out": st.column_config.TextColumn(width=SAT_OUT_PX if stopped else "small"),
+    }
     cells = [line.cells(zone) for line in rounds.lines(seen.rounds, seen.out)]
     screen.grid(cells, "All rounds, the newest first", columns)
     numbers = [str(row.number) for row in seen.rounds]
