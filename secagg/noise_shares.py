@@ -135,7 +135,7 @@ def ratio_bound(variances: list[Fraction]) -> float:
     s = a*b / (a + b), which by Poisson summation differs from its mean over mu by a factor in [1 - e, 1 + e] with
     e = 2 * sum over k >= 1 of exp(-2 * pi**2 * s * k**2). Normalising costs the same once more: log((1 + e) / (1 - e)). A
     bound on the ratio survives convolution with a third, so the bounds of one addition after the other add up (Kairouz, Liu
-    and Steinke 2021, arXiv 2102.06387, on sums of discrete Gaussians, for equal variances). Infinite where they are too small.
+    and Steinke 2021, arXiv 2102.06387, on sums of discrete Gaussians of one variance). Infinite where shares are too small.
     """
     total, bound = Fraction(0), 0.0
     for variance in sorted(variances, reverse=True):
