@@ -237,7 +237,8 @@ def _local_work(plan: Plan) -> Iterator[str]:
         steps = f"{plan.local_steps(uri)} steps of {plan.expected_batch(uri):.3g} patients"
         which = "" if least == most else f", the {'least' if uri == least else 'most'}, at {short_name(uri)}"
         yield f"A round's local work: {steps}{which}"
-    noise = f"noise multiplier {plan.privacy.noise_multiplier:g}, rate 1/{plan.privacy.inverse_sampling_rate}"
+    shared = "shared " if plan.privacy.is_shared else ""
+    noise = f"{shared}noise multiplier {plan.privacy.noise_multiplier:g}, rate 1/{plan.privacy.inverse_sampling_rate}"
     yield f"A patient pays for at most {plan.most_steps} steps ({noise})"
 
 

@@ -314,6 +314,22 @@ def _composition(events: Sequence[Event], view: BudgetView, charged: Sequence[Ch
     )
 
 
+def _of_the_noise(view: BudgetView) -> tuple[Assumption, ...]:
+    full = Assumption(
+        "Noise is Gaussian at full strength, from a cryptographic generator.",
+        "holds",
+        "Up to floating point: uniforms of at least 53 bits, tails truncated.",
+    )
+    if view.relies is None:
+        return (full,)
+    others = Assumption(
+        f"With shared noise, {view.relies.honest} hospitals follow the protocol and keep their noise to themselves.",
+        "unverified",
+        "This hospital's own share is exact, in whole numbers; others' shares are committed to and otherwise believed.",
+    )
+    return full, others
+
+
 def _assumptions(view: BudgetView) -> tuple[Assumption, ...]:
     return (
         Assumption(
@@ -331,11 +347,7 @@ def _assumptions(view: BudgetView) -> tuple[Assumption, ...]:
             "holds",
             "The training history is compared with the plan; an update that differs is discarded.",
         ),
-        Assumption(
-            "Noise is Gaussian at full strength, from a cryptographic generator.",
-            "holds",
-            "Up to floating point: uniforms of at least 53 bits, tails truncated.",
-        ),
+        *_of_the_noise(view),
         Assumption(
             "Every use of these patients is charged here, tuning and evaluation included.",
             "unverified",

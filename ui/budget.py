@@ -306,7 +306,7 @@ def ledger_rows(events: Iterable[Event], zone: tzinfo) -> tuple[dict[str, object
             "when": moment(event.at, zone),
             "study": entry.study,
             "round": entry.round,
-            "noise multiplier": plain(entry.noise_multiplier),
+            "noise multiplier": plain(entry.noise_multiplier) + (" shared" if entry.shared is not None else ""),
             "sampling rate": plain(round(entry.sampling_rate, 6)),
             "steps": entry.steps,
             "clipping norm": plain(entry.clip_norm),

@@ -10,8 +10,8 @@ from worlds import World, make_plan
 
 from hospital_node.budget import budget_view
 from hospital_node.ledger import Cap, Charge
-from hospital_node.statement import paragraph
-from proto.plan import DECLINE_CODES, Evaluation
+from hospital_node.statement import paragraph, statement
+from proto.plan import DECLINE_CODES, Evaluation, Plan
 from ui.language import CATALOGUES, LANGUAGES, PLACEHOLDER, Catalogue, preferred, translate, translated
 
 CHINESE = CATALOGUES["中文"]
@@ -101,6 +101,22 @@ def test_the_guarantee_is_said_in_chinese_whatever_holds(tmp_path, noise, read_b
             world.charge("lakeside", number + 1)
             ledger = world.ledger("lakeside")
             charged = [event.entry for event in ledger.events() if isinstance(event.entry, Charge)]
+
+
+def test_the_guarantee_of_shared_noise_is_said_in_chinese(tmp_path):
+    plan = make_plan(5, noise=1.5).model_dump(mode="json")
+    plan["training"] |= {"local_steps": 1, "optimizer": "sgd", "learning_rate": 1.0}
+    plan["privacy"] |= {"noise_mode": "shared", "norm_steps": 500, "may_drop": 1, "may_collude": 1}
+    plan["masking"] |= {"update_clip": 1.0, "clip_decay": 1.0, "tensor_clips": []}
+    world = World(tmp_path, Plan.model_validate(plan))
+    world.approve("lakeside")
+    world.charge("lakeside", 1)
+    made = statement(world.ledger("lakeside").events(), world.plan)
+    before = set(CHINESE.missed)
+    said = [CHINESE.text(made.paragraph), *(CHINESE.text(assumption.text) for assumption in made.assumptions)]
+    assert CHINESE.missed == before
+    assert all(chinese(one) for one in said)
+    assert "与 1 家医院串通" in said[0]
 
 
 def test_what_is_not_known_stays_and_is_noted():
