@@ -20,6 +20,7 @@ from rich.table import Table
 from certs.audit import AuditError
 from certs.audit_file import AuditLog, report
 from certs.party import CertificateError
+from certs.words import words_of
 from coordinator import logs
 from coordinator.config import ConfigError, CoordinatorConfig, load_config
 from coordinator.expiry import certificates_of, read_ends
@@ -106,12 +107,14 @@ def export(
 
 @app.command()
 def replay(folder: Annotated[Path, typer.Argument(help="What `export` wrote.")]) -> None:
-    """Compute every model of an exported run again; exit 1 names the first round that differs."""
+    """Verify the log of an exported run and compute every model again; exit 1 names the first round that differs."""
     from coordinator.export import ExportError
+    from coordinator.replay import log_of
     from coordinator.replay import replay as rounds_of
 
     count = 0
     try:
+        log = log_of(folder)
         for one in rounds_of(folder):
             count += 1
             typer.echo(f"Round {one.round}: {one.model[:12]}, as recorded")
@@ -119,6 +122,21 @@ def replay(folder: Annotated[Path, typer.Argument(help="What `export` wrote.")])
         typer.echo(f"secagg-coordinator: {error}", err=True)
         raise typer.Exit(EXIT_DIFFERS) from error
     typer.echo(f"{count} opened rounds, every model bit for bit")
+    if log is None:
+        typer.echo("no log of rounds: an older release wrote this export")
+    elif log:
+        typer.echo(f"{len(log)} entries of the log in an unbroken chain, head {words_of(log[-1].head)}")
+
+
+@app.command("log-head")
+def log_head(config: ConfigPath) -> None:
+    """Show how long the log of rounds is, and the words of its head, to compare with a hospital's `secagg-node log head`."""
+    try:
+        with open_store(_settings(config).database) as store:
+            entries, head = store.log_state()
+    except StoreError as error:
+        _fail(error)
+    typer.echo(f"{entries} entries, head {words_of(head)} ({head.hex()})")
 
 
 @app.command()

@@ -67,6 +67,10 @@ class Dispatcher(rpc.FederationServicer):
         """See Federation."""
         return await (await self._of(context)).Identify(request, context)
 
+    async def ReadLog(self, request: pb.LogRequest, context: Any) -> pb.LogPage:  # noqa: N802
+        """See Federation."""
+        return await (await self._of(context)).ReadLog(request, context)
+
     async def FetchModel(self, request: pb.ModelRequest, context: Any) -> AsyncIterator[pb.Chunk]:  # noqa: N802
         """See Federation."""
         async for chunk in (await self._of(context)).FetchModel(request, context):

@@ -3,6 +3,7 @@
     run.json                     format, study, digests of plan and start, software version, when it was written
     plan.json, layout.json       as every party has them
     rounds.json                  every finished round: cohort, survivors, who dropped out when, digests of sum, mean and model
+    log.json                     the log of rounds (proto/roundlog.py), entry by entry
     events.json, members.json, scores.json, validations.json, traffic.json
     models/<digest>.f32          the start and what each round published
     means/<digest>.f32           what each round opened
@@ -25,9 +26,11 @@ from pathlib import Path
 
 from coordinator.models import ModelFolder, sync, sync_folder
 from coordinator.store import RoundRow, StoreReader
+from proto.roundlog import exported
 
 FORMAT = 1
 SUMS_FILE = "SHA256SUMS"
+LOG_FILE = "log.json"
 
 
 class ExportError(RuntimeError):
@@ -63,6 +66,8 @@ def _write(store: StoreReader, models: ModelFolder, folder: Path, now: datetime)
     _save(folder / "layout.json", store.layout().to_json().encode())
     digests = [{"sum_digest": sums.get(row.number), "mean_digest": means.get(row.number)} for row in rounds]
     _put(folder / "rounds.json", [{**asdict(row), **more} for row, more in zip(rounds, digests, strict=True)])
+    log = [entry for entry in store.log_entries() if entry.round <= last]
+    _save(folder / LOG_FILE, exported(log))
     _put(folder / "members.json", [asdict(row) for row in store.members()])
     for name, rows in (
         ("events", store.events()),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sqlalchemy import (
+    JSON,
     Column,
     Connection,
     Float,
@@ -80,6 +81,26 @@ STEPS = (
                 _then,
                 Column("round", Integer, primary_key=True),
                 Column("digest", String(64), nullable=False),
+            ),
+        ),
+    ),
+    Step(
+        4,
+        (  # its rows for rounds that ended before: log_write.complete, which every opening for writing calls
+            Table(
+                "round_log",
+                _then,
+                Column("number", Integer, primary_key=True, autoincrement=False),
+                Column("plan", String(64), nullable=False),
+                Column("round", Integer, nullable=False, unique=True),
+                Column("state", String(16), nullable=False),
+                Column("session", String(32), nullable=False),
+                Column("base", String(64), nullable=False),
+                Column("model", String(64), nullable=False),
+                Column("sum_digest", String(64), nullable=False),
+                Column("survivors", JSON, nullable=False),
+                Column("previous", String(64), nullable=False),
+                Column("head", String(64), nullable=False),
             ),
         ),
     ),

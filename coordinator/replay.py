@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.export import FORMAT, ExportError
+from coordinator.export import FORMAT, LOG_FILE, ExportError
 from coordinator.optimizer import next_model
 from proto import scaffold
 from proto.layout import Layout, LayoutError, Vector, model_digest
 from proto.parts import sent_layout
 from proto.plan import Plan, PlanError, from_canonical
+from proto.roundlog import Entry, RoundLogError, check_log, read_exported
 
 SHOWN = 12  # hexadecimal digits of a digest in a sentence
 
@@ -67,6 +68,34 @@ def replay(folder: Path) -> Iterator[Replayed]:
             )
         _vector(folder / "models", claimed, length, f"the model of round {number}")
         yield Replayed(number, digest)
+
+
+def log_of(folder: Path) -> tuple[Entry, ...] | None:
+    """The log of rounds, held against the plan and what the export says of each round; None of an older release's export.
+
+    Raises ExportError naming the first entry that does not hold.
+    """
+    record = _record(folder)
+    try:
+        entries = read_exported((folder / LOG_FILE).read_bytes())
+        check_log(entries, record.plan.digest(), bytes.fromhex(record.start))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ExportError(f"{folder / LOG_FILE} cannot be read: {error.strerror}") from error
+    except RoundLogError as error:
+        raise ExportError(str(error)) from error
+    except ValueError as error:
+        raise ExportError(f"{folder / LOG_FILE} is no log of rounds: take the export again") from error
+    if len(entries) != len(record.rounds):
+        raise ExportError(f"the log has {len(entries)} entries and {len(record.rounds)} rounds ended: entries were cut off")
+    for entry, row in zip(entries, record.rounds, strict=True):
+        model, total = (entry.model.hex(), entry.sum_digest.hex()) if entry.state == "opened" else (None, None)
+        logged = (entry.round, entry.state, list(entry.survivors), model, total)
+        said = tuple(row[name] for name in ("number", "state", "survivors", "model_digest", "sum_digest"))
+        if logged != said[:2] + (sorted(row["survivors"]), *said[3:]):
+            raise ExportError(f"entry {entry.index} of the log does not say of round {row['number']} what rounds.json says")
+    return entries
 
 
 def _record(folder: Path) -> Record:

@@ -34,7 +34,7 @@ class Restored:
     asked_again: tuple[str, ...]
 
 
-def restore(stored: StoredSession, plan: Plan, layout: Layout, spool: Spool) -> Restored:
+def restore(stored: StoredSession, plan: Plan, layout: Layout, spool: Spool, log_head: bytes = b"") -> Restored:
     """The session that an earlier start left open; `layout` is that of an update. Raises JournalError where it cannot go on."""
     outline = read_outline(stored.outline)
     bodies = [(message.kind, message.party, body_of(message)) for message in stored.messages]
@@ -46,7 +46,7 @@ def restore(stored: StoredSession, plan: Plan, layout: Layout, spool: Spool) -> 
         whole = [item for item in bodies if not (item[0] == "seal" and item[1] in gone)]
         kept = kept_of(stored.session, outline, whole)
         order = orders.Open(stored.session, stored.round, kept.session.roster)
-        view = SessionView(open_params(plan, to_open(order), layout))
+        view = SessionView(open_params(plan, to_open(order, log_head), layout))
         _replay(view, whole, digests, outline)
     except (SecaggError, WireError, SpoolError, ValueError) as error:
         raise JournalError(str(error)) from error

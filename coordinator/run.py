@@ -142,7 +142,7 @@ class Run:
         if stored is None:
             return None
         try:
-            restored = restore(stored, self.plan, self.update_layout, self.spool)
+            restored = restore(stored, self.plan, self.update_layout, self.spool, self._log_head())
         except JournalError as error:
             log.warning("a masking session cannot go on after the restart", reason=str(error))
             return None
@@ -216,7 +216,7 @@ class Run:
 
     def _params(self, state: State, session: bytes, roster: tuple[str, ...]) -> RoundParams:
         order = orders.Open(session, state.round, seats_of(state, roster))
-        params = open_params(self.plan, to_open(order), self.update_layout)
+        params = open_params(self.plan, to_open(order, self._log_head()), self.update_layout)
         check_cohort(params, roster, None, policy_of(params), phase="advertise")
         return params
 
@@ -346,6 +346,10 @@ class Run:
         if uri in self.evaluators:
             return self.evaluators[uri].state != "absent"
         return self.state.members[uri].public_key != b""
+
+    def _log_head(self) -> bytes:
+        """As of now; no round ends while a session of the next one is open, so it is that of any open session."""
+        return self.store.log_state()[1] if self.plan.masking.bind_log else b""
 
     def round_of_model(self, digest: bytes) -> int | None:
         """The round that published a model; None where none did. The present one, which is asked for most, is at hand."""

@@ -22,6 +22,7 @@ from certs.tls import expiry_of, party_of
 from coordinator import events as ev
 from coordinator.gate import Gate, TooMuch
 from coordinator.membership import Membership, check_version
+from coordinator.log_pages import bound_head, log_page, log_state
 from coordinator.meter import Direction, Lane
 from coordinator.models import pieces
 from coordinator.orders import Evaluate, Finished, Mask, Open, Order, RoundResult, Train, Wait
@@ -137,6 +138,10 @@ class Federation(rpc.FederationServicer):
         """A certificate for a new key of the caller."""
         return await self._guarded(context, lambda caller: self._renew(caller, request, context))
 
+    async def ReadLog(self, request: pb.LogRequest, context: CallContext) -> pb.LogPage:  # noqa: N802
+        """A page of the log of rounds."""
+        return await self._guarded(context, lambda caller: self._read_log(caller, request))
+
     async def Identify(self, request: pb.IdentifyRequest, context: CallContext) -> pb.IdentifyReply:  # noqa: N802
         """How this side sees the caller: for whoever finds out why it is not served."""
         try:
@@ -206,6 +211,7 @@ class Federation(rpc.FederationServicer):
             identity=caller.uri,
             plan=self._run.plan.canonical(),
             rounds_done=self._run.state.round - 1,
+            log=log_state(self._run.store),
         )
         self._count(caller, "up", "join", request)
         self._count(caller, "down", "join", reply)
@@ -215,6 +221,12 @@ class Federation(rpc.FederationServicer):
         reply = self.membership.renew(party_of(context), expiry_of(context), request)
         self._count(caller, "up", "join", request)
         self._count(caller, "down", "join", reply)
+        return reply
+
+    async def _read_log(self, caller: Caller, request: pb.LogRequest) -> pb.LogPage:
+        reply = log_page(self._run.store, request.after)
+        self._count(caller, "up", "result", request)
+        self._count(caller, "down", "result", reply)
         return reply
 
     async def _poll(self, caller: Caller, request: pb.PollRequest) -> pb.Instruction:
@@ -228,6 +240,7 @@ class Federation(rpc.FederationServicer):
         reply = self._instructions.instruction(number, order, caller.uri, self._run.published_length)
         if isinstance(order, Open):
             self.membership.add_successions(reply.open)
+            reply.open.log_head = bound_head(self._run.views, order.session)
         if isinstance(order, Mask):
             reply.mask.received_bytes = self._run.spool.received_bytes(order.session, caller.uri)
         phase, about = phase_of(order) or self._phase_now(caller), _round_of(order)

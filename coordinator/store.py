@@ -22,6 +22,7 @@ from coordinator.database import StoreError, StoreLost, read_engine, refused, sh
 from coordinator.migrations import refuse_newer, version_of
 from proto.layout import Layout
 from proto.plan import Plan, from_canonical
+from proto.roundlog import DIGEST_FIELDS, Entry, first_head
 
 __all__ = ["StoreError", "StoreLost"]  # of what others take from here
 
@@ -308,6 +309,18 @@ class StoreReader:
         rows = self._all(select(table.c.round, table.c.sum_digest).where(table.c.state == "opened"))
         return {row.round: row.sum_digest for row in rows}
 
+    def log_entries(self, after: int = 0, most: int | None = None) -> list[Entry]:
+        """The log of rounds after entry `after`, at most so many; none in a store made before there was one."""
+        table = tables.round_log
+        query = select(table).where(table.c.number > after).order_by(table.c.number).limit(most)
+        return [log_entry_of(row) for row in self._all_of(table, query)]
+
+    def log_state(self) -> tuple[int, bytes]:
+        """How many entries the log of rounds has, and its head."""
+        table = tables.round_log
+        rows = self._all_of(table, select(table.c.number, table.c.head).order_by(table.c.number.desc()).limit(1))
+        return (rows[0].number, bytes.fromhex(rows[0].head)) if rows else (0, first_head(self.plan().digest()))
+
     def sessions_used(self) -> int:
         """How many masking sessions this run has begun."""
         with self._reading() as connection:
@@ -357,6 +370,12 @@ def _round_row(row: Any, seconds: dict[str, float]) -> RoundRow:
         phase_seconds={phase: seconds[phase] for phase in PHASES if phase in seconds},
         reason=row.reason,
     )
+
+
+def log_entry_of(row: Any) -> Entry:
+    """A row of the log of rounds as the entry that it holds."""
+    digests = {name: bytes.fromhex(getattr(row, name)) for name in DIGEST_FIELDS}
+    return Entry(index=row.number, round=row.round, state=row.state, survivors=tuple(row.survivors), **digests)
 
 
 def _event(row: Any) -> EventRow:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from coordinator.store import ModelRow, RoundRow, ScoreRow
 from coordinator.store_write import Batch, LastResult, Resume, StoredSession
+from proto.roundlog import Entry
 
 
 class RunStore(Protocol):
@@ -54,6 +55,14 @@ class RunStore(Protocol):
 
     def scores(self, number: int | None = None, *, after: int = -1) -> list[ScoreRow]:
         """Measurements, by round, evaluator and label."""
+        ...
+
+    def log_entries(self, after: int = 0, most: int | None = None) -> list[Entry]:
+        """The log of rounds after an entry, in order; it grows with each round's end, in the same transaction."""
+        ...
+
+    def log_state(self) -> tuple[int, bytes]:
+        """How long the log is, and its head."""
         ...
 
     def sessions_used(self) -> int:

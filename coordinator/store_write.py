@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, Table, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
-from coordinator import tables
+from coordinator import log_write, tables
 from coordinator.database import StoreError, StoreLost, is_server, refused, shown, transaction, whole, write_engine
 from coordinator.journal import Message
 from coordinator.meter import Direction, Lane
@@ -84,7 +84,7 @@ class Batch:
         model_digest: str | None = None,
         reason: str = "",
     ) -> None:
-        """Insert or replace what is known of a round; the first call sets its start, a final state its end."""
+        """Insert or replace what is known of a round; the first call sets its start, a final state its end and log entry."""
         values: dict[str, Any] = {
             "state": state,
             "ended_at": at if state in DONE_STATES else None,
@@ -95,6 +95,9 @@ class Batch:
             "reason": reason,
         }
         self._upsert(tables.rounds, {"number": number}, values, {"started_at": at})
+        if state in DONE_STATES:
+            had_session = bool(cohort)
+            log_write.append_ended(self._connection, number, state, survivors, model_digest, had_session=had_session)
 
     def new_session(self, session: bytes, round: int, roster: Sequence[str], at: float) -> None:  # noqa: A002
         """Record a session before its first order; a used id raises StoreError through its key."""
@@ -216,6 +219,7 @@ class StoreWriter(StoreReader):
             with whole(engine) as connection:
                 migrate(connection, shown(engine))
                 _claim(Batch(connection), connection, plan, layout, engine)
+                log_write.complete(connection)
         except SQLAlchemyError as error:
             engine.dispose()
             raise refused(engine, "write", error) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Column, Float, Integer, LargeBinary, MetaData, String, Table, Text, UniqueConstraint
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 metadata = MetaData()
 
@@ -149,4 +149,20 @@ means = Table(  # what a round opened, for replay; the values are models/<digest
     metadata,
     Column("round", Integer, primary_key=True),
     Column("digest", String(64), nullable=False),
+)
+
+round_log = Table(  # the transparency log of rounds (proto/roundlog.py); rows are only ever added
+    "round_log",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("plan", String(64), nullable=False),
+    Column("round", Integer, nullable=False, unique=True),
+    Column("state", String(16), nullable=False),
+    Column("session", String(32), nullable=False),  # empty where the round had none
+    Column("base", String(64), nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("sum_digest", String(64), nullable=False),  # empty where nothing was opened
+    Column("survivors", JSON, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("head", String(64), nullable=False),
 )

@@ -14,13 +14,13 @@ from secagg.relay import Relay
 FLOAT32_BYTES = 4
 
 
-def to_open(order: orders.Open) -> pb.Open:
+def to_open(order: orders.Open, log_head: bytes = b"") -> pb.Open:
     """The Open order, from which both sides build the same session parameters (proto.wire.open_params)."""
     members = [
         pb.Member(uri=seat.uri, public_key=seat.public_key, weight=seat.weight, base_digest=seat.base_digest)
         for seat in order.members
     ]
-    return pb.Open(session=order.session, round=order.round, members=members)
+    return pb.Open(session=order.session, round=order.round, members=members, log_head=log_head)
 
 
 class Instructions:

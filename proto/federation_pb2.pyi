@@ -52,18 +52,68 @@ class JoinRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., software_version: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("protocol_version", "software_version", "identity", "plan", "rounds_done")
+    __slots__ = ("protocol_version", "software_version", "identity", "plan", "rounds_done", "log")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_DONE_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     software_version: str
     identity: str
     plan: bytes
     rounds_done: int
-    def __init__(self, protocol_version: _Optional[int] = ..., software_version: _Optional[str] = ..., identity: _Optional[str] = ..., plan: _Optional[bytes] = ..., rounds_done: _Optional[int] = ...) -> None: ...
+    log: LogState
+    def __init__(self, protocol_version: _Optional[int] = ..., software_version: _Optional[str] = ..., identity: _Optional[str] = ..., plan: _Optional[bytes] = ..., rounds_done: _Optional[int] = ..., log: _Optional[_Union[LogState, _Mapping]] = ...) -> None: ...
+
+class LogState(_message.Message):
+    __slots__ = ("entries", "head")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    entries: int
+    head: bytes
+    def __init__(self, entries: _Optional[int] = ..., head: _Optional[bytes] = ...) -> None: ...
+
+class LogRequest(_message.Message):
+    __slots__ = ("after",)
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    after: int
+    def __init__(self, after: _Optional[int] = ...) -> None: ...
+
+class LogPage(_message.Message):
+    __slots__ = ("entries", "state")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[LogEntry]
+    state: LogState
+    def __init__(self, entries: _Optional[_Iterable[_Union[LogEntry, _Mapping]]] = ..., state: _Optional[_Union[LogState, _Mapping]] = ...) -> None: ...
+
+class LogEntry(_message.Message):
+    __slots__ = ("index", "plan_digest", "round", "state", "session", "base_digest", "model_digest", "sum_digest", "survivors", "previous", "head")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SUM_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SURVIVORS_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    plan_digest: bytes
+    round: int
+    state: str
+    session: bytes
+    base_digest: bytes
+    model_digest: bytes
+    sum_digest: bytes
+    survivors: _containers.RepeatedScalarFieldContainer[str]
+    previous: bytes
+    head: bytes
+    def __init__(self, index: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., state: _Optional[str] = ..., session: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., model_digest: _Optional[bytes] = ..., sum_digest: _Optional[bytes] = ..., survivors: _Optional[_Iterable[str]] = ..., previous: _Optional[bytes] = ..., head: _Optional[bytes] = ...) -> None: ...
 
 class PollRequest(_message.Message):
     __slots__ = ("done",)
@@ -132,14 +182,16 @@ class Train(_message.Message):
     def __init__(self, round: _Optional[int] = ..., base_digest: _Optional[bytes] = ..., base_bytes: _Optional[int] = ..., anew: _Optional[bool] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("session", "round", "members")
+    __slots__ = ("session", "round", "members", "log_head")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    LOG_HEAD_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     round: int
     members: _containers.RepeatedCompositeFieldContainer[Member]
-    def __init__(self, session: _Optional[bytes] = ..., round: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+    log_head: bytes
+    def __init__(self, session: _Optional[bytes] = ..., round: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., log_head: _Optional[bytes] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("uri", "public_key", "weight", "base_digest", "successions")

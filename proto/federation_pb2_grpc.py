@@ -74,6 +74,11 @@ class FederationStub:
                 request_serializer=proto_dot_federation__pb2.RenewRequest.SerializeToString,
                 response_deserializer=proto_dot_federation__pb2.RenewReply.FromString,
                 _registered_method=True)
+        self.ReadLog = channel.unary_unary(
+                '/hospital.federation.v1.Federation/ReadLog',
+                request_serializer=proto_dot_federation__pb2.LogRequest.SerializeToString,
+                response_deserializer=proto_dot_federation__pb2.LogPage.FromString,
+                _registered_method=True)
         self.Identify = channel.unary_unary(
                 '/hospital.federation.v1.Federation/Identify',
                 request_serializer=proto_dot_federation__pb2.IdentifyRequest.SerializeToString,
@@ -140,6 +145,13 @@ class FederationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadLog(self, request, context):
+        """Entries of the log of rounds after a number, a page at a time; see proto/roundlog.py.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Identify(self, request, context):
         """How the coordinator sees the caller, admitted or not; joins nothing and changes nothing.
         """
@@ -189,6 +201,11 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.Renew,
                     request_deserializer=proto_dot_federation__pb2.RenewRequest.FromString,
                     response_serializer=proto_dot_federation__pb2.RenewReply.SerializeToString,
+            ),
+            'ReadLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadLog,
+                    request_deserializer=proto_dot_federation__pb2.LogRequest.FromString,
+                    response_serializer=proto_dot_federation__pb2.LogPage.SerializeToString,
             ),
             'Identify': grpc.unary_unary_rpc_method_handler(
                     servicer.Identify,
@@ -412,6 +429,33 @@ class Federation:
             '/hospital.federation.v1.Federation/Renew',
             proto_dot_federation__pb2.RenewRequest.SerializeToString,
             proto_dot_federation__pb2.RenewReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hospital.federation.v1.Federation/ReadLog',
+            proto_dot_federation__pb2.LogRequest.SerializeToString,
+            proto_dot_federation__pb2.LogPage.FromString,
             options,
             channel_credentials,
             insecure,

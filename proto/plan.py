@@ -65,6 +65,7 @@ LATER_FIELDS: tuple[tuple[str, str | None], ...] = (
     ("keep", "masking"),
     ("tensor_clips", "masking"),
     ("clip_decay", "masking"),
+    ("bind_log", "masking"),
     ("arguments", "network"),
     ("weight_decay", "training"),
     ("nesterov", "training"),
@@ -117,6 +118,8 @@ DECLINE_CODES = {
     "too-few-patients": "more studies were unreadable than the plan allows",
     "paused": "this node was paused by its own people",
     "training-failed": "training did not finish",
+    "log-forked": "the coordinator shows another history of rounds than this node has kept",
+    "log-damaged": "the copy of the log of rounds that this node keeps cannot be used",
 }
 
 
@@ -171,6 +174,7 @@ class Masking(Frozen):
     threshold: int | None = None  # None: floor(2n/3) + 1 of the session's roster
     minimum_cohort: int = Field(default=MIN_COHORT, ge=MIN_COHORT)
     max_colluders: int = Field(default=1, ge=0)
+    bind_log: bool = False  # sessions hold only among members that were shown one history of rounds (proto/roundlog.py)
 
     def clip_factor(self, round_number: int) -> float:
         """What the clips of this round are multiplied by; by repeated products, which are the same on every machine."""

@@ -15,6 +15,7 @@ from proto import federation_pb2 as pb
 from proto import precision, shared_noise
 from proto.layout import Layout
 from proto.plan import PROTOCOL_VERSION, Masking, Plan, PlanError
+from proto.roundlog import Entry
 from secagg import Quantizer, RoundParams, SecaggError
 from secagg.bounds import graph_for
 from secagg.messages import (
@@ -123,6 +124,7 @@ def open_params(plan: Plan, order: pb.Open, layout: Layout) -> RoundParams:
             minimum_cohort=plan.masking.minimum_cohort,
             graph=graph_for(len(uris), plan.threshold_of(len(uris)), plan.masking.max_colluders),
             shared=noise,
+            log_head=_bound_head(plan, order),
         )
     except PlanError as error:
         raise RosterError(f"the coordinator's session cannot be used: {error}") from error
@@ -135,6 +137,47 @@ def _quantizer(plan: Plan, round_number: int, noise: SharedNoise | None, members
     if noise is None:
         return quantizer_of(plan.masking, round_number)
     return Quantizer(shared_noise.session_clip(plan, noise, members, layout.length), plan.masking.lanes)
+
+
+def _bound_head(plan: Plan, order: pb.Open) -> bytes:
+    """The log's head where the plan binds it, and only there: what no statement covers is not taken for something covered."""
+    if len(order.log_head) != (DIGEST_BYTES if plan.masking.bind_log else 0):
+        raise WireError("the session binds a history of rounds where the plan does not, or none where it does")
+    return order.log_head
+
+
+def to_entry(entry: Entry) -> pb.LogEntry:
+    """Value to protobuf."""
+    return pb.LogEntry(
+        index=entry.index,
+        plan_digest=entry.plan,
+        round=entry.round,
+        state=entry.state,
+        session=entry.session,
+        base_digest=entry.base,
+        model_digest=entry.model,
+        sum_digest=entry.sum_digest,
+        survivors=entry.survivors,
+        previous=entry.previous,
+        head=entry.head,
+    )
+
+
+def from_entry(message: pb.LogEntry) -> Entry:
+    """Protobuf to value; what it says is checked by whoever keeps the log (proto.roundlog.check_next)."""
+    return Entry(
+        index=message.index,
+        plan=message.plan_digest,
+        round=message.round,
+        state=message.state,
+        session=message.session,
+        base=message.base_digest,
+        model=message.model_digest,
+        sum_digest=message.sum_digest,
+        survivors=tuple(_named(uri) for uri in message.survivors),
+        previous=message.previous,
+        head=message.head,
+    )
 
 
 def quantizer_of(masking: Masking, round_number: int) -> Quantizer:

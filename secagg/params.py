@@ -116,6 +116,7 @@ class RoundParams:
     tensor_clips: tuple[tuple[int, float], ...] = ()
     extra_clips: tuple[float, ...] = ()
     shared: SharedNoise | None = None
+    log_head: bytes = b""  # of a history that all members share, where they agreed to bind one
     half_steps: int = field(init=False, repr=False)
     _places: dict[str, int] = field(init=False, repr=False, compare=False, hash=False)
     _fingerprints: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
@@ -295,6 +296,8 @@ def _check_scalars(params: RoundParams) -> None:
         raise LocalError(f"the digests of plan and layout have {DIGEST_BYTES} bytes each")
     if min(params.round, params.protocol_version, params.max_colluders) < 0 or max(params.round, params.protocol_version) >> 32:
         raise LocalError("round, protocol version and number of colluders are small non-negative integers")
+    if len(params.log_head) not in (0, DIGEST_BYTES):
+        raise LocalError(f"the head of a log has {DIGEST_BYTES} bytes")
     if params.minimum_cohort < 2:
         raise LocalError("a cohort below two members has nothing to hide in: minimum_cohort is at least 2")
     if not isinstance(params.graph, Complete) and params.graph.degree >= len(params.participants):
@@ -377,6 +380,7 @@ def _context(params: RoundParams) -> bytes:
         encode_list(params.base_digests),
         _coding_field(params),
         *([params.shared.field()] if params.shared else []),
+        *([encode("log", params.log_head)] if params.log_head else []),
     )
 
 

@@ -111,7 +111,7 @@ def test_a_newer_store_is_refused_by_name_and_left_alone(url, writer):
     with whole(write_engine(url)) as connection:
         connection.exec_driver_sql("UPDATE counters SET number = 99 WHERE name = 'schema'")
     for opening in (lambda: StoreWriter.create(url, PLAN, LAYOUT), lambda: open_store(url)):
-        with pytest.raises(StoreError, match=r"schema 99.*up to 3.*newer release") as refusal:
+        with pytest.raises(StoreError, match=r"schema 99.*up to 4.*newer release") as refusal:
             opening()
         assert "store" in str(refusal.value)
 
