@@ -1,4 +1,4 @@
-"""The log of rounds as parties read it: its length and head, and a page of entries. Decides nothing but how much a page holds."""
+"""The log of rounds as parties read it: its length and head, and a page of entries. It decides how much a page holds."""
 
 from __future__ import annotations
 

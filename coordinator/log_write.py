@@ -1,7 +1,7 @@
 """The log of rounds (proto/roundlog.py) in the store: an entry is written where a round's end is written, in one transaction.
 
-Rules: nobody can end a round without an entry, because both are one call (store_write.Batch.round_state); rows are only ever added;
-rounds that an older release ended are entered once, when its store is opened (`complete`).
+Rules: nobody can end a round without an entry, because both are one call (store_write.Batch.round_state); rows are only ever
+added; rounds that an older release ended are entered once, when its store is opened (`complete`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def append_ended(
         last,
         last.plan if last is not None else _plan(connection),
         round_number=number,
-        state=cast(State, state),
+        state=cast("State", state),
         session=b"" if session is None else bytes.fromhex(session.session),
         base=base,
         model=bytes.fromhex(model) if opened and model is not None else base,

@@ -93,7 +93,7 @@ def log_of(folder: Path) -> tuple[Entry, ...] | None:
         model, total = (entry.model.hex(), entry.sum_digest.hex()) if entry.state == "opened" else (None, None)
         logged = (entry.round, entry.state, list(entry.survivors), model, total)
         said = tuple(row[name] for name in ("number", "state", "survivors", "model_digest", "sum_digest"))
-        if logged != said[:2] + (sorted(row["survivors"]), *said[3:]):
+        if logged != (*said[:2], sorted(row["survivors"]), *said[3:]):
             raise ExportError(f"entry {entry.index} of the log does not say of round {row['number']} what rounds.json says")
     return entries
 

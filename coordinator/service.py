@@ -21,8 +21,8 @@ from certs.peers import AllowList
 from certs.tls import expiry_of, party_of
 from coordinator import events as ev
 from coordinator.gate import Gate, TooMuch
-from coordinator.membership import Membership, check_version
 from coordinator.log_pages import bound_head, log_page, log_state
+from coordinator.membership import Membership, check_version
 from coordinator.meter import Direction, Lane
 from coordinator.models import pieces
 from coordinator.orders import Evaluate, Finished, Mask, Open, Order, RoundResult, Train, Wait

@@ -24,7 +24,17 @@ from rich.table import Table
 
 from certs.audit import AuditError
 from certs.party import CertificateError
-from hospital_node import audit_cli, data_cli, enrol_cli, export_cli, ledger_cli, officer, predict_cli
+from hospital_node import (
+    audit_cli,
+    data_cli,
+    enrol_cli,
+    export_cli,
+    ledger_cli,
+    log_cli,
+    officer,
+    predict_cli,
+    receipts_cli,
+)
 from hospital_node.checks import Check, all_checks
 from hospital_node.cohort import CohortError
 from hospital_node.config import ConfigError, NodeConfig, load_config
@@ -33,9 +43,11 @@ from hospital_node.label_files import LabelFileError
 from hospital_node.ledger import LedgerError
 from hospital_node.ledger_export import ExportError
 from hospital_node.link import LinkLost, LinkRefused, dial
+from hospital_node.log_cli import LogFileError
 from hospital_node.logs import configure
 from hospital_node.officer import ConfigFile
 from hospital_node.reach import reason_of_loss
+from hospital_node.receipts import ReceiptError
 from hospital_node.scans import ScansError
 from hospital_node.state import StateError, StateFolder
 from hospital_node.study import plan_offered
@@ -61,8 +73,10 @@ USER_ERRORS = (
     LedgerError,
     LinkLost,
     LinkRefused,
+    LogFileError,
     ModelFileError,
     PlanError,
+    ReceiptError,
     ScansError,
     StateError,
     WorkFailed,
@@ -82,6 +96,8 @@ app.add_typer(predict_cli.app)
 app.add_typer(export_cli.app)
 app.add_typer(officer.cap_app, name="cap")
 app.add_typer(ledger_cli.app, name="ledger")
+app.add_typer(log_cli.app, name="log")
+app.add_typer(receipts_cli.app, name="receipts")
 
 PlanFile = Annotated[Path, typer.Option("--plan", help="The study plan, .toml or .json.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]

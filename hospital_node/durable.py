@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+READ_BYTES = 1 << 16
+
 
 def write_whole(path: Path, data: bytes) -> None:
     """Replace a file. Writers of one file must exclude each other; readers need no lock."""
@@ -37,3 +39,30 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def append_lines(path: Path, lines: bytes) -> None:
+    """Add lines, each with its line break, synced. What a power cut left of an earlier one is overwritten."""
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        end = _whole_bytes(descriptor)
+        os.ftruncate(descriptor, end)
+        os.lseek(descriptor, end, os.SEEK_SET)
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(lines)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_folder(path.parent)
+
+
+def _whole_bytes(descriptor: int) -> int:
+    """Bytes up to and with the last line break."""
+    end = os.fstat(descriptor).st_size
+    while end:
+        start = max(0, end - READ_BYTES)
+        found = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0

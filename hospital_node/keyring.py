@@ -21,7 +21,7 @@ from certs.audit_file import AuditLog
 from certs.identity import Identity, key_fingerprint, load_identity, stamp_of
 from certs.party import CertificateError, fingerprint_of
 from certs.peers import PeerList, load_peers
-from certs.succession import append_succession, load_successions, new_statements, parse_succession, present_keys
+from certs.succession import Succession, append_succession, load_successions, new_statements, parse_succession, present_keys
 from hospital_node.link import Link, LinkRefused, OrderStale
 from hospital_node.logs import logger
 from hospital_node.session import Member
@@ -30,6 +30,7 @@ from secagg.policy import Policy
 
 RETRY = timedelta(hours=6)
 SAY_AGAIN = timedelta(days=1)
+OWN_STATEMENTS = "own-successions.jsonl"
 ACTOR = "secagg-node"  # in the audit log, of what people set up and nobody does by hand
 
 
@@ -70,6 +71,7 @@ class Keyring:
         self._try_from = now + RETRY
         try:
             asked = renewal.ask(self._folder, self.identity, now)
+            keep_own_statement(self._kept.parent, asked.succession)
             request = pb.RenewRequest(request=asked.request_pem, succession=asked.succession.encoded())
             renewal.keep(self._folder, self.identity, link.renew(request).certificate, now)
         except (CertificateError, LinkRefused, OrderStale) as error:
@@ -156,6 +158,18 @@ class Keyring:
 
     def _pin(self) -> None:
         self.pinned = present_keys(self._confirmed, self._statements)
+
+
+def own_statements(state: Path) -> Path:
+    """What this node's own old keys said of its new ones: with it receipts verify across a renewal."""
+    return state / OWN_STATEMENTS
+
+
+def keep_own_statement(state: Path, statement: Succession) -> None:
+    """On disk before the new key is asked for: the old one, which could say it again, is deleted once it came."""
+    path = own_statements(state)
+    if all((one.old_sha256, one.new_sha256) != (statement.old_sha256, statement.new_sha256) for one in load_successions(path)):
+        append_succession(path, statement)
 
 
 def _stamp(path: Path | None) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The connection to the coordinator: mutual TLS, one channel, nine calls, every byte counted.
+"""The connection to the coordinator: mutual TLS, one channel, ten calls, every byte counted.
 
 The only file of the node that imports grpc. It decides nothing about the protocol: it turns messages into calls, checks that
 a model is the announced one while it streams in, and says of every failure which of three kinds it is. A node dials out only.
@@ -106,6 +106,10 @@ class Link(Protocol):
         """A certificate for a new key. Raises OrderStale where it is not time yet, LinkRefused where nobody signs."""
         ...
 
+    def read_log(self, after: int) -> pb.LogPage:
+        """A page of the log of rounds after entry `after`. Raises OrderStale."""
+        ...
+
     def wake(self) -> None:
         """End a poll in progress, or the next one."""
         ...
@@ -187,6 +191,11 @@ class GrpcLink:
     def renew(self, request: pb.RenewRequest) -> pb.RenewReply:
         """See Link."""
         reply: pb.RenewReply = self._unary(self._stub.Renew, request, "join")
+        return reply
+
+    def read_log(self, after: int) -> pb.LogPage:
+        """See Link."""
+        reply: pb.LogPage = self._unary(self._stub.ReadLog, pb.LogRequest(after=after), "result")
         return reply
 
     def identify(self) -> pb.IdentifyReply:

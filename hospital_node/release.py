@@ -17,10 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
+from functools import partial
 from typing import TypeVar, cast
 
 import numpy as np
 
+from hospital_node.attendance import Attendance, AttendanceBook
 from hospital_node.ledger import Authorization, Ledger, LedgerError
 from hospital_node.logs import logger
 from hospital_node.session import Charged, MaskingSession, Member, SessionRefused
@@ -78,6 +80,7 @@ class ReleaseDesk:
         ledger: Callable[[], Ledger],
         clock: Callable[[], float],
         variates: Variates | None = None,
+        attended: AttendanceBook | None = None,
     ) -> None:
         self._member = member
         self._plan = plan
@@ -86,6 +89,7 @@ class ReleaseDesk:
         self._ledger = ledger
         self._clock = clock
         self._variates = variates
+        self._attended = attended
         self._seen = folder.seen_sessions()
         self._held: HeldUpdate | None = None
         self._session: MaskingSession | None = None
@@ -144,7 +148,7 @@ class ReleaseDesk:
         session = MaskingSession(self._member, params)
         advert = session.advertise(self._seen, held.base_digest)
         self._end_session("the coordinator opened another session")
-        self._remember(session.id)  # 2
+        self._remember(session.id, params, held)  # 2
         self._seen |= {session.id}
         self._session = session
         return pb.PhaseAnswer(session=session.id, advert=wire.to_advert(advert))
@@ -174,7 +178,10 @@ class ReleaseDesk:
         session = self._of(order.session)
         survivors = _parsed(lambda: wire.from_uris(order.survivors))
         seals = _parsed(lambda: wire.from_seals(order.seals))
-        return pb.PhaseAnswer(session=session.id, confirmation=wire.to_confirmation(session.confirm(survivors, seals)))
+        confirmation = session.confirm(survivors, seals)
+        if self._attended is not None:
+            _kept(partial(self._attended.sign, session.id, tuple(sorted(survivors))))
+        return pb.PhaseAnswer(session=session.id, confirmation=wire.to_confirmation(confirmation))
 
     def reveal(self, order: pb.Reveal) -> pb.PhaseAnswer:
         """Answer with one kind of share for each peer."""
@@ -250,12 +257,18 @@ class ReleaseDesk:
         base = params.base_digests[params.place(self._member.uri)]
         return pb.PhaseAnswer(session=current.id, advert=wire.to_advert(current.advertise(self._seen, base)))
 
-    def _remember(self, session: bytes) -> None:
-        try:
-            self._folder.remember_session(session)
-        except OSError as error:
-            logger().warning("a session id cannot be kept, so it is not answered", reason=error.strerror)
-            raise SessionRefused("ledger-unwritable", DECLINE_CODES["ledger-unwritable"]) from error
+    def _remember(self, session: bytes, params: RoundParams, held: HeldUpdate) -> None:
+        _kept(partial(self._folder.remember_session, session))
+        if self._attended is not None:
+            attendance = Attendance(
+                plan=self._plan.digest().hex(),
+                round=params.round,
+                session=session.hex(),
+                base=held.base_digest.hex(),
+                lanes=params.quantizer.lanes,
+                roster=params.participants,
+            )
+            _kept(partial(self._attended.enter, attendance))
 
     def _ask_ledger(self, round_number: int) -> None:
         try:
@@ -302,6 +315,15 @@ def _verify(session: MaskingSession, order: pb.RoundResult) -> None:
     if order.round != session.params.round:
         raise SessionRefused("result-altered", "the published result is of another round than the session was")
     session.verify_result(_parsed(lambda: wire.from_uris(order.survivors)))
+
+
+def _kept(write: Callable[[], None]) -> None:
+    """Write what has to be on disk before an answer leaves; SessionRefused where the disk does not take it."""
+    try:
+        write()
+    except OSError as error:
+        logger().warning("a session cannot be kept, so it is not answered", reason=error.strerror)
+        raise SessionRefused("ledger-unwritable", DECLINE_CODES["ledger-unwritable"]) from error
 
 
 def refused_by_ledger(error: LedgerError) -> SessionRefused:

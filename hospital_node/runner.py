@@ -11,17 +11,18 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from certs.identity import load_identity
 from certs.renewal import finish
 from hospital_node import people
+from hospital_node.at_work import AtWork
 from hospital_node.buffered import older_report
 from hospital_node.config import ConfigError, NodeConfig
 from hospital_node.display import Display
+from hospital_node.evidence import Evidence
 from hospital_node.keyring import Keyring
 from hospital_node.ledger import Authorization, Ledger, LedgerError
 from hospital_node.link import Link, ModelMismatch, OrderStale, dial
@@ -32,21 +33,21 @@ from hospital_node.memory import Memory
 from hospital_node.progress import NodePhase
 from hospital_node.reach import reason_of_loss
 from hospital_node.release import Outcome, ReleaseDesk, UpdateUnusable, refusal_answer
-from hospital_node.session import Charged, Member, SessionRefused
+from hospital_node.sending import offset_bytes, parts_of
+from hospital_node.session import Member, SessionRefused
 from hospital_node.state import StateFolder
 from hospital_node.study import Study, plan_offered, policy_obstacle
 from hospital_node.traffic import ByteMeter
-from hospital_node.variates import Variates, VariatesDamaged
+from hospital_node.variates import Variates, drift_of
 from hospital_node.work import Background, Trainer, WorkFailed, Workshop
 from proto import federation_pb2 as pb
-from proto import scaffold, wire
+from proto import scaffold
 from proto.control import Answer
 from proto.control_socket import listening
-from proto.layout import Layout, Vector
+from proto.layout import Layout
 from proto.parts import sent_layout
 from proto.plan import DECLINE_CODES, Plan, role_of
 from secagg import Policy, faster_door
-from secagg.upload import PackedUpload
 
 Clock = Callable[[], float]  # seconds since 1970
 Dial = Callable[[NodeConfig, ByteMeter], Link]
@@ -91,21 +92,6 @@ def run_with(config: NodeConfig, workshop: Workshop, *, dial: Dial, clock: Clock
             hospital.close()
 
 
-@dataclass(frozen=True, slots=True)
-class AtWork:
-    """Everything that belongs to one plan; another plan replaces it as a whole."""
-
-    study: Study
-    desk: ReleaseDesk
-    training: LocalTraining
-    variates: Variates | None
-
-    def drop(self) -> None:
-        """Forget the round under way and its update."""
-        self.training.give_up()
-        self.desk.discard()
-
-
 class Hospital:
     """One node at work. Implements hospital_node.loop.Party; only `converse` and `asked` may be called by others."""
 
@@ -142,6 +128,7 @@ class Hospital:
         self._put_off: pb.Train | None = None
         self._unsent: pb.NodeReport | None = None
         self._read_result = b""  # session of the last result
+        self._evidence = Evidence(folder, lambda: keyring.identity, self._meter, self._ledger, self._now)
         self._memory = Memory()
 
     def converse(self, dial: Dial, stop: threading.Event) -> None:
@@ -173,6 +160,7 @@ class Hospital:
         self._met = True
         if self._at_work is None or self._at_work.study.digest != plan.digest():
             self._take_plan(plan)
+        self._evidence.joined(reply)
         self._log.info("joined", study=plan.study, plan=plan.digest().hex()[:12], round=reply.rounds_done)
         self._display.show("waiting", "connected; waiting for the coordinator", only_after=("connecting",))
 
@@ -180,12 +168,31 @@ class Hospital:
         """Report what ended in the background, and take up an order that was put off if people lifted the reason."""
         self._tend_keys(link)
         self._collect()
+        self._read_log(link)
         if self._unsent is not None:
             self._send(link, self._unsent)
         at_work, order = self._at_work, self._put_off
         if at_work is not None and order is not None and self._allowed_now(at_work, order):
             self._log.info("the reason for declining is lifted", round=order.round)
             self._on_train(link, at_work, order)
+
+    def _read_log(self, link: Link) -> None:
+        """After a new connection: another history than the one kept ends what is under way."""
+        if not self._evidence.due:
+            return
+        try:
+            self._evidence.follow(link)
+        except OrderStale as error:
+            self._log.info("log of rounds not read", reason=str(error))
+        except WorkFailed as error:
+            self._take_no_part(error)
+
+    def _take_no_part(self, error: WorkFailed) -> None:
+        if self._at_work is not None:
+            self._at_work.drop()
+        self._put_off = None
+        self._unsent = pb.NodeReport(round=self._display.shown.round, state=pb.NodeReport.DECLINED, code=error.code)
+        self._display.show("declined", str(error))
 
     def _tend_keys(self, link: Link) -> None:
         """Renew in time; take up new keys and lists between sessions, over a new connection."""
@@ -211,8 +218,9 @@ class Hospital:
             case "open" | "share" | "mask" | "confirm" | "reveal" as phase:
                 self._on_session(link, at_work.desk, phase, getattr(order, phase))
             case "result":
-                self._on_result(at_work, order.result)
+                self._on_result(link, at_work, order.result)
             case "finished":
+                self._evidence.finished()
                 self._display.show("finished", order.finished.reason)
                 self._log.info("finished", reason=order.finished.reason)
             case _:  # `wait`, and orders of a later protocol version
@@ -233,6 +241,7 @@ class Hospital:
             self._at_work.drop()
         study = Study(plan, plan.digest(), self._workshop.layout(plan))
         sent = sent_layout(plan, study.layout)
+        self._evidence.take_plan(plan)
         self._folder.write_plan(plan)
         training = LocalTraining(
             plan,
@@ -246,7 +255,7 @@ class Hospital:
             self._rand,
         )
         variates = self._variates(plan, sent)
-        desk = ReleaseDesk(self._member, plan, sent, self._folder, self._ledger, self._clock, variates)
+        desk = ReleaseDesk(self._member, plan, sent, self._folder, self._ledger, self._clock, variates, self._evidence.attended)
         self._at_work, self._put_off = AtWork(study, desk, training, variates), None
         self._display.rounds(plan.rounds)
         if self._is_approved(plan):
@@ -313,6 +322,7 @@ class Hospital:
 
     def _begin(self, link: Link, at_work: AtWork, order: pb.Train) -> None:
         authorization = self._leave_to_train(at_work, order)
+        self._evidence.before_training(link, order)
         at_work.training.prepare()
         length = scaffold.published_length(at_work.study.plan, at_work.study.layout)
         try:
@@ -320,7 +330,7 @@ class Hospital:
         except ModelMismatch as error:
             raise WorkFailed("wrong-model", f"{error}.") from error
         base, common = scaffold.taken_apart(at_work.study.plan, published)
-        at_work.training.begin(authorization, order.base_digest, base, _drift(at_work.variates, common))
+        at_work.training.begin(authorization, order.base_digest, base, drift_of(at_work.variates, common))
         self._log.info("training begins", round=order.round, bytes=4 * length)
 
     def _collect(self) -> None:
@@ -345,10 +355,12 @@ class Hospital:
         """Say it to the people here; what is said to the coordinator."""
         self._display.show("failed", failed.sentence, round_number=failed.round)
         self._log.warning("no update", round=failed.round, code=failed.code)
+        self._evidence.declined(failed.round, "failed", failed.code)
         state = pb.NodeReport.FAILED if failed.code == "training-failed" else pb.NodeReport.DECLINED
         return pb.NodeReport(round=failed.round, state=state, code=failed.code)
 
     def _decline(self, link: Link, order: pb.Train, code: str, sentence: str) -> None:
+        self._evidence.declined(order.round, "declined", code)
         phase: NodePhase = "paused" if code == "paused" else "declined"
         self._display.show(phase, sentence, round_number=order.round)
         self._log.warning("declined", round=order.round, code=code, reason=DECLINE_CODES[code])
@@ -381,6 +393,7 @@ class Hospital:
             )
 
     def _answer(self, link: Link, desk: ReleaseDesk, phase: str, order: Any) -> None:
+        self._evidence.before_answer(link, phase, order)
         match phase:
             case "open":
                 self._keyring.learn(order, self._now())
@@ -392,7 +405,7 @@ class Hospital:
             case "mask":
                 charged, upload = desk.mask(order)
                 self._log.info("charge committed", round=self._display.shown.round, bytes=upload.total_bytes)
-                link.upload(_parts(charged, upload, _offset_bytes(upload, order)), upload.total_bytes)
+                link.upload(parts_of(charged, upload, offset_bytes(upload, order)), upload.total_bytes)
                 return
             case "confirm":
                 answer = desk.confirm(order)
@@ -400,7 +413,7 @@ class Hospital:
                 answer = desk.reveal(order)
         link.answer(answer)
 
-    def _on_result(self, at_work: AtWork, order: pb.RoundResult) -> None:
+    def _on_result(self, link: Link, at_work: AtWork, order: pb.RoundResult) -> None:
         if order.session == self._read_result:
             return  # said again after a restart of the coordinator
         self._read_result = order.session
@@ -417,6 +430,11 @@ class Hospital:
             bytes=sent_bytes,
             reason=order.reason or outcome.value,
         )
+        try:
+            self._evidence.result(link, order)
+        except WorkFailed as error:
+            self._take_no_part(error)
+            return
         still_held = at_work.study.plan.buffer is not None and outcome is Outcome.NOT_HERE
         if self._display.shown.phase in {"masking", "ready", "waiting"} and not still_held:
             self._display.show("waiting", f"round {order.round} is over: {outcome.value}", round_number=order.round)
@@ -424,26 +442,3 @@ class Hospital:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
-
-
-def _drift(variates: Variates | None, common: Vector | None) -> Vector | None:
-    """C - c_i of a round that begins, where the plan has control variates. Raises WorkFailed."""
-    if variates is None or common is None:
-        return None
-    variates.drop_unsettled()
-    try:
-        return common - variates.own()
-    except VariatesDamaged as error:
-        raise WorkFailed("training-failed", f"{error}.") from error
-
-
-def _offset_bytes(upload: PackedUpload, order: pb.Mask) -> int:
-    """Where a broken upload goes on: never beyond what this node has sent, whatever the coordinator says that it holds."""
-    return order.received_bytes if order.received_bytes <= upload.made_bytes else 0
-
-
-def _parts(charged: Charged, upload: PackedUpload, offset_bytes: int = 0) -> Iterator[pb.UploadChunk]:
-    pieces = upload.pieces(offset_bytes)
-    yield from wire.upload_messages(charged.session, upload.total_bytes, charged.receipt, pieces, offset_bytes)
-    seal = upload.finish()
-    yield wire.upload_trailer(seal.digest, seal.signature)

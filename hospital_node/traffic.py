@@ -14,18 +14,26 @@ class ByteMeter:
 
     def __init__(self) -> None:
         self._sent: Counter[Item] = Counter()
+        self._all_sent: Counter[Item] = Counter()
         self.received: Counter[Item] = Counter()  # since the start; what leaves is what people ask about
         self._lock = threading.Lock()
 
     def count_sent(self, item: Item, message: Sized) -> None:
         """Count one message that leaves."""
         with self._lock:
-            self._sent[item] += framed_bytes(message)
+            size = framed_bytes(message)
+            self._sent[item] += size
+            self._all_sent[item] += size
 
     def count_received(self, item: Item, message: Sized) -> None:
         """Count one message that comes in."""
         with self._lock:
             self.received[item] += framed_bytes(message)
+
+    def totals(self) -> tuple[dict[Item, int], dict[Item, int]]:
+        """Bytes sent and received by item since the start."""
+        with self._lock:
+            return dict(self._all_sent), dict(self.received)
 
     def take(self) -> dict[Item, int]:
         """Bytes sent by item since the last call."""

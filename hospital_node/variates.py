@@ -18,6 +18,7 @@ import numpy as np
 
 from hospital_node.durable import sync_folder, write_whole
 from hospital_node.logs import logger
+from hospital_node.work import WorkFailed
 from proto.layout import Layout, Vector
 from proto.modelfile import Model, ModelFileError, encode_model, read_model
 from proto.plan import Plan
@@ -84,3 +85,14 @@ class Variates:
             ) from error
         fits = model.provenance.get(PLAN) == self._name and model.layout == self.layout
         return model if fits else None
+
+
+def drift_of(variates: Variates | None, common: Vector | None) -> Vector | None:
+    """C - c_i of a round that begins, where the plan has control variates. Raises WorkFailed."""
+    if variates is None or common is None:
+        return None
+    variates.drop_unsettled()
+    try:
+        return common - variates.own()
+    except VariatesDamaged as error:
+        raise WorkFailed("training-failed", f"{error}.") from error

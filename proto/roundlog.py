@@ -4,8 +4,8 @@
     head_i = H("hospital-secagg round log entry v1", i, plan digest, round, state, session, base model digest, new model digest,
                sum digest, list of survivors, head_(i-1))
 
-with the encoding of secagg.encoding. One chain belongs to one plan, as a store does: two plans on one coordinator have two. What
-holds of every honest log, and is checked of each entry in this order:
+with the encoding of secagg.encoding. One chain belongs to one plan, as a store does: two plans on one coordinator have two.
+What holds of every honest log, and is checked of each entry in this order:
 (1) its number is one more than the last one's, and is its round's: no round that ended is left out;
 (2) it is of this plan and names the last head;
 (3) its base is the last new model (of the first entry: any, or the plan's start digest where the plan names one);

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import grpc
 
 Result = TypeVar("Result")
-Message = TypeVar("Message", pb.JoinReply, pb.Instruction, pb.Ack)
+Message = TypeVar("Message", pb.JoinReply, pb.Instruction, pb.Ack, pb.LogPage)
 Method = Callable[[Any, "MemoryContext"], Awaitable[Any]]  # of the service: a message in, a message out
 ENDED = "the coordinator of this process has ended"
 HANDED_BYTES = CHUNK_BYTES  # of a stream that go from thread to thread at once; a wire's chunk, as there
@@ -169,6 +169,10 @@ class MemoryLink:
     def renew(self, request: pb.RenewRequest) -> pb.RenewReply:
         """See Link."""
         raise LinkRefused(f"certificates of a simulation outlive it: {len(request.request)} bytes were sent for nothing")
+
+    def read_log(self, after: int) -> pb.LogPage:
+        """See Link."""
+        return self._unary(self._service.ReadLog, pb.LogRequest(after=after), pb.LogPage, "result")
 
     def wake(self) -> None:
         """See Link."""

@@ -30,7 +30,7 @@ from coordinator.service import Caller, Federation
 from coordinator.sessions import Refusal
 from hospital_node.ledger import Receipt
 from hospital_node.release import Outcome, ReleaseDesk, refusal_answer
-from hospital_node.runner import _offset_bytes, _parts
+from hospital_node.sending import offset_bytes, parts_of
 from hospital_node.session import Member, SessionRefused
 from proto import federation_pb2 as pb
 from proto.layout import Layout, Vector
@@ -173,7 +173,7 @@ class Node:
             await self.world.federation._answer(caller, pb.PhaseAnswer.FromString(answer.SerializeToString()))
         else:
             charged, upload = self.desk.mask(order)
-            await self.world.federation._upload(caller, self.stream(_parts(charged, upload, _offset_bytes(upload, order))))
+            await self.world.federation._upload(caller, self.stream(parts_of(charged, upload, offset_bytes(upload, order))))
         if self.lose_answers:
             self.lose_answers -= 1
             raise LinkLost

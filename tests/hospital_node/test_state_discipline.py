@@ -38,8 +38,9 @@ from proto import federation_pb2 as pb
 from proto.layout import Vector, model_digest
 from proto.plan import Plan
 
-SHOWN = {"progress.json", "leaves.json"}  # what the hospital's own app shows: phases, steps and bytes, and nothing of a patient
-SESSIONS = {"sessions.log"}  # ids that are never answered again, whatever became of them
+# what the hospital's own app shows, and the receipts: phases, steps, bytes and the ledger's figures, and nothing of a patient
+SHOWN = {"progress.json", "leaves.json", "receipts.jsonl"}
+SESSIONS = {"sessions.log", "attendance.json"}  # ids that are never answered again, and who was in the last one
 LEDGER = {"ledger.db", "ledger.counter"}
 PATIENCE_S = 60.0  # with a machine that does other things as well
 

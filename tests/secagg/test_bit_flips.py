@@ -42,7 +42,7 @@ from hospital_node.config import NodePolicy
 from hospital_node.ledger import Receipt
 from hospital_node.link import GrpcLink, LinkRefused, ModelMismatch, receive_model
 from hospital_node.release import Outcome, ReleaseDesk
-from hospital_node.runner import _parts
+from hospital_node.sending import parts_of
 from hospital_node.session import Member, SessionRefused
 from hospital_node.study import plan_offered, policy_obstacle
 from proto import federation_pb2 as pb
@@ -203,7 +203,7 @@ class Round:
         answered = getattr(desk, kind)(getattr(order, kind))
         if kind != "mask":
             return [answered.SerializeToString()]
-        return [part.SerializeToString() for part in _parts(*answered)]
+        return [part.SerializeToString() for part in parts_of(*answered)]
 
     def take_result(self, name: str, data: bytes) -> None:
         """A result arrives: it counts only where it is about the list that was signed."""

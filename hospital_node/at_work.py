@@ -1,0 +1,25 @@
+"""What a node holds of the one plan that it serves at a time: its study, its update, its training, its control variate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hospital_node.local_training import LocalTraining
+from hospital_node.release import ReleaseDesk
+from hospital_node.study import Study
+from hospital_node.variates import Variates
+
+
+@dataclass(frozen=True, slots=True)
+class AtWork:
+    """Everything that belongs to one plan; another plan replaces it as a whole."""
+
+    study: Study
+    desk: ReleaseDesk
+    training: LocalTraining
+    variates: Variates | None
+
+    def drop(self) -> None:
+        """Forget the round under way and its update."""
+        self.training.give_up()
+        self.desk.discard()
