@@ -135,12 +135,13 @@ class LogWatch:
             raise LogForked("the head that it names is not that of its last entry")
 
     def _keep(self, kept: KeptLog, entries: Sequence[Entry]) -> None:
-        own = self._own()
+        own, last = self._own(), kept.last
         for entry in entries:
-            kept.check(entry, own)
+            kept.check(entry, last, own)
             if self._told is not None and entry.round == self._told.round:
                 _compare(entry, self._told)
-            kept.append([entry])
+            last = entry
+        kept.append(entries)
 
     def _check_told(self) -> None:
         told = self._told

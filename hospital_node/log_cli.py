@@ -70,8 +70,8 @@ def compare(log: LogFile, config: ConfigFile) -> None:
     at = first_difference(kept.read(), other)
     if at is not None:
         raise LogFileError(
-            f"entry {at} of {log} is another one than this node has kept: the coordinator has shown two histories. Nobody should "
-            "train on until its operator has explained it (docs/TROUBLESHOOTING.md)"
+            f"entry {at} of {log} is another one than this node has kept: the coordinator has shown two histories. Nobody "
+            "should train on until its operator has explained it (docs/TROUBLESHOOTING.md)"
         )
     shorter = min(kept.count, len(other))
     more = "" if kept.count == len(other) else f"; one of them has {abs(kept.count - len(other))} more"

@@ -132,7 +132,7 @@ def read_export(path: Path) -> tuple[tuple[Signed, ...], tuple[Succession, ...]]
 
 
 def _own(node: NodeConfig, trusted: frozenset[bytes] | None) -> tuple[tuple[Receipt, ...], str]:
-    """This node's own, against its identity, its ledger and its log."""
+    """The node's own, against its identity, its ledger and its log."""
     statements = load_successions(own_statements(node.state))
     identity = load_identity(node.identity)
     confirmed = {identity.fingerprint, *(one.old_sha256 for one in statements if one.uri == identity.uri), *(trusted or ())}

@@ -103,12 +103,12 @@ class KeptLog:
         """Every entry."""
         return tuple(read_kept(self.path))
 
-    def check(self, entry: Entry, own: Own) -> None:
-        """Raise LogForked unless `entry` may follow what is kept (1)."""
+    def check(self, entry: Entry, last: Entry | None, own: Own) -> None:
+        """Raise LogForked unless `entry` may follow `last`, the last kept one or one that was checked after it (1)."""
         if entry.index > self.plan.rounds:
             raise LogForked(f"it has more entries than the plan has rounds, {self.plan.rounds}", entry)
         try:
-            check_next(self.last, entry, self._digest, self._start)
+            check_next(last, entry, self._digest, self._start)
         except RoundLogError as error:
             raise LogForked(str(error), entry) from error
         if entry.state != "opened":

@@ -30,7 +30,8 @@ from hospital_node.work import Scored, Workshop
 from proto import federation_pb2 as pb
 from proto import wire
 from proto.layout import Layout, Vector, model_digest
-from proto.plan import PROTOCOL_VERSION, Plan
+from proto.plan import PROTOCOL_VERSION, Plan, from_canonical
+from proto.roundlog import Entry, first_head, next_entry
 from secagg import Policy, RoundParams, node
 from secagg.coordinate import SessionView, add_upload, open_sum
 from secagg.identity import public_der
@@ -327,6 +328,8 @@ class FakeLink:
         self.joins = 0
         self.lose: list[str] = []  # calls whose answer is lost, in this order, after they took effect
         self.models = {model_digest(BASE): BASE}
+        self.log: list[Entry] | None = None  # what it shows of rounds that ended; None: it keeps no log
+        self.log_reads = 0
         self._last_id = 0
         self._changed = threading.Condition()
         self._woken = False
@@ -350,7 +353,21 @@ class FakeLink:
 
     def join(self) -> pb.JoinReply:
         self.joins += 1
+        self.reply.ClearField("log")
+        if self.log is not None:
+            self.reply.log.CopyFrom(self._log_state())
+            self.reply.rounds_done = len(self.log)
         return self.reply
+
+    def read_log(self, after: int) -> pb.LogPage:
+        self.log_reads += 1
+        assert self.log is not None
+        return pb.LogPage(entries=[wire.to_entry(one) for one in self.log[after : after + 2]], state=self._log_state())
+
+    def _log_state(self) -> pb.LogState:
+        log = self.log or []
+        plan = from_canonical(self.reply.plan).digest()
+        return pb.LogState(entries=len(log), head=log[-1].head if log else first_head(plan))
 
     def poll(self, done: int) -> pb.Instruction | None:
         with self._changed:
@@ -408,3 +425,36 @@ def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
     while not true():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.005)
+
+
+def log_after(
+    plan: Plan,
+    log: Sequence[Entry],
+    *,
+    opened: bool = True,
+    session: bytes = b"",
+    survivors: Sequence[str] | None = None,
+    model: bytes | None = None,
+    sum_digest: bytes = bytes(32),
+) -> Entry:
+    """The honest entry of the next round."""
+    number, base = len(log) + 1, log[-1].model if log else model_digest(BASE)
+    return next_entry(
+        log[-1] if log else None,
+        plan.digest(),
+        round_number=number,
+        state="opened" if opened else "aborted",
+        session=session or bytes([100 + number]) * 16,
+        base=base,
+        model=(model or bytes([number]) * 32) if opened else base,
+        sum_digest=sum_digest if opened else b"",
+        survivors=[uri(name) for name in NAMES[1:]] if survivors is None else survivors,
+    )
+
+
+def log_of(plan: Plan, rounds: str) -> list[Entry]:
+    """A log of rounds without h0, a letter for each: opened, aborted."""
+    log: list[Entry] = []
+    for letter in rounds:
+        log.append(log_after(plan, log, opened=letter == "o"))
+    return log
