@@ -160,7 +160,7 @@ def receipt_of(
         *(["bytes"] if known.traffic is None else [] if known.traffic.whole else ["bytes before bytes_since"]),
         *(["in_sum"] if in_sum is None else []),
         *(["cohort"] if charge is not None and roster is None else []),
-        *(["dropped"] if charge is not None and (roster is None or survivors is None) else []),
+        *(["dropped"] if charge is not None and not known.ended_without_sum and None in (roster, survivors) else []),
         *(["model"] if known.model is None else []),
         *([] if finite else ["epsilon: no finite figure holds"]),
     ]

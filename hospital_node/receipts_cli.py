@@ -53,6 +53,8 @@ def list_receipts(
             typer.echo(receipt.canonical().decode())
         return
     Console().print(_table(receipts))
+    for outcome in dict.fromkeys(receipt.outcome for receipt in receipts):
+        typer.echo(f"{outcome}: {MEANING[outcome]}")
 
 
 @app.command()
@@ -170,7 +172,7 @@ def _table(receipts: list[Receipt]) -> Table:
         sent = "" if one.sent_bytes is None else f"{sum(one.sent_bytes.values()) / 1000:,.1f} kB"
         spent = ("no guarantee", "", "") if one.epsilon is None else _figures(one)
         gone = "" if one.dropped is None else ", ".join(map(short_name, one.dropped)) or "nobody"
-        said = MEANING[one.outcome] + (f" ({one.code})" if one.code else "")
+        said = one.outcome + (f" ({one.code})" if one.code else "") + (", made up after a restart" if one.made_up else "")
         table.add_row(str(one.number), str(one.round), said, sent, str(one.cohort or ""), gone, *spent)
     return table
 
