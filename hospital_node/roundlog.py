@@ -27,8 +27,8 @@ from proto.roundlog import Entry, RoundLogError, check_next, entry_of, first_dif
 
 FOLDER = "rounds"  # of a state folder: <plan digest>.log, and what a fork left
 REMEDY = (
-    "this node takes part in nothing, and nothing more is charged. It is the coordinator's fault, or its store was restored from "
-    "an old copy: ask its operator, compare `secagg-node log head` with other hospitals, and read docs/TROUBLESHOOTING.md"
+    "this node takes part in nothing, and nothing more is charged. It is the coordinator's fault, or its store was restored "
+    "from an old copy: ask its operator, compare `secagg-node log head` with other hospitals, and read docs/TROUBLESHOOTING.md"
 )
 
 

@@ -20,7 +20,8 @@ from certs.tls import party_of, server_credentials
 from proto import federation_pb2 as pb
 from proto import federation_pb2_grpc as rpc
 from proto.plan import PROTOCOL_VERSION, Plan
-from proto.wire import chunks
+from proto.roundlog import Entry, first_head
+from proto.wire import chunks, to_entry
 
 LONG_POLL_S = 10.0
 PATIENCE_S = 60.0
@@ -75,6 +76,8 @@ class LyingCoordinator(rpc.FederationServicer):
         self.plans: dict[str, Plan] = {}  # for nodes that are shown another plan
         self.models = models
         self.models_of: dict[str, dict[bytes, bytes]] = defaultdict(dict)  # for nodes that are sent another model
+        self.log: list[Entry] | None = None  # of rounds that ended; None: as an older release, which keeps none
+        self.logs: dict[str, list[Entry]] = {}  # for nodes that are shown another history
         self.received: list[Received] = []
         self.more_on_silence = lambda: ""  # what a test wants to read where a node says nothing
         self.cut_uploads = 0  # how many uploads break in the middle from now on
@@ -151,7 +154,27 @@ class LyingCoordinator(rpc.FederationServicer):
             self._boxes[uri].joins += 1
             self._boxes[uri].hang_up = False
             self._changed.notify_all()
-        return pb.JoinReply(protocol_version=PROTOCOL_VERSION, identity=uri, plan=plan.canonical())
+        reply = pb.JoinReply(protocol_version=PROTOCOL_VERSION, identity=uri, plan=plan.canonical())
+        if self.shown(uri) is not None:
+            reply.log.CopyFrom(self._log_state(uri))
+        return reply
+
+    async def ReadLog(self, request: pb.LogRequest, context: grpc.aio.ServicerContext) -> pb.LogPage:
+        uri = party_of(context).uri
+        entries = [to_entry(one) for one in (self.shown(uri) or [])[request.after :]]
+        return pb.LogPage(entries=entries[:2], state=self._log_state(uri))
+
+    def shown(self, uri: str) -> list[Entry] | None:
+        """The history that this node is shown."""
+        return self.logs.get(uri, self.log)
+
+    def head(self, uri: str) -> bytes:
+        """Of that history."""
+        log = self.shown(uri)
+        return log[-1].head if log else first_head(self.plan.digest())
+
+    def _log_state(self, uri: str) -> pb.LogState:
+        return pb.LogState(entries=len(self.shown(uri) or []), head=self.head(uri))
 
     async def Poll(self, request: pb.PollRequest, context: grpc.aio.ServicerContext) -> pb.Instruction:
         box = self._boxes[party_of(context).uri]

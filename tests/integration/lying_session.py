@@ -64,6 +64,8 @@ class Session:
         self.names = tuple(sorted(names or hospitals.names))
         self.real = real
         self.base = model_digest(hospitals.base if base is None else base)
+        bound = self.plan.masking.bind_log
+        self.log_head = hospitals.coordinator.head(hospitals.uri(real[0])) if bound else b""
         self.params = wire.open_params(self.plan, self.honest("open"), hospitals.layout)
         self.played = {name: self._member(name) for name in self.names if name not in real}
         self.answers: dict[str, dict[str, Any]] = {phase: {} for phase in PHASES}  # phase, name, message
@@ -80,7 +82,8 @@ class Session:
         """The order of a phase for one reader, from what arrived in the phase before."""
         match phase:
             case "open":
-                return pb.Open(session=self.id, round=self.round, members=[self.member(name) for name in self.names])
+                members = [self.member(name) for name in self.names]
+                return pb.Open(session=self.id, round=self.round, members=members, log_head=self.log_head)
             case "share":
                 return pb.Share(session=self.id, adverts=self._in_order("open"))
             case "mask":
