@@ -25,12 +25,12 @@ from certs.succession import Succession, append_succession, load_successions, ne
 from hospital_node.link import Link, LinkRefused, OrderStale
 from hospital_node.logs import logger
 from hospital_node.session import Member
+from hospital_node.state import StateFolder
 from proto import federation_pb2 as pb
 from secagg.policy import Policy
 
 RETRY = timedelta(hours=6)
 SAY_AGAIN = timedelta(days=1)
-OWN_STATEMENTS = "own-successions.jsonl"
 ACTOR = "secagg-node"  # in the audit log, of what people set up and nobody does by hand
 
 
@@ -71,7 +71,7 @@ class Keyring:
         self._try_from = now + RETRY
         try:
             asked = renewal.ask(self._folder, self.identity, now)
-            keep_own_statement(self._kept.parent, asked.succession)
+            keep_own_statement(StateFolder(self._kept.parent).own_successions, asked.succession)
             request = pb.RenewRequest(request=asked.request_pem, succession=asked.succession.encoded())
             renewal.keep(self._folder, self.identity, link.renew(request).certificate, now)
         except (CertificateError, LinkRefused, OrderStale) as error:
@@ -160,14 +160,8 @@ class Keyring:
         self.pinned = present_keys(self._confirmed, self._statements)
 
 
-def own_statements(state: Path) -> Path:
-    """What this node's own old keys said of its new ones: with it receipts verify across a renewal."""
-    return state / OWN_STATEMENTS
-
-
-def keep_own_statement(state: Path, statement: Succession) -> None:
+def keep_own_statement(path: Path, statement: Succession) -> None:
     """On disk before the new key is asked for: the old one, which could say it again, is deleted once it came."""
-    path = own_statements(state)
     if all((one.old_sha256, one.new_sha256) != (statement.old_sha256, statement.new_sha256) for one in load_successions(path)):
         append_succession(path, statement)
 

@@ -18,7 +18,6 @@ from certs.words import words_of
 from hospital_node.cap import rounded_up
 from hospital_node.config import ConfigError, NodeConfig, load_config
 from hospital_node.durable import write_whole
-from hospital_node.keyring import own_statements
 from hospital_node.ledger import Ledger
 from hospital_node.officer import ConfigFile
 from hospital_node.receipt_book import RECEIPTS_FILE, fields_of, read_book, signed_of
@@ -70,7 +69,7 @@ def export(
     book = read_book(node.state / RECEIPTS_FILE)
     try:
         if number is None:
-            statements = [one.encoded().decode() for one in load_successions(own_statements(node.state))]
+            statements = [one.encoded().decode() for one in load_successions(StateFolder(node.state).own_successions)]
             content = {"format": EXPORT_FORMAT, "receipts": [fields_of(one) for one in book], "successions": statements}
             write_whole(out, json.dumps(content, indent=1).encode() + b"\n")
             typer.echo(f"{out}: {len(book)} receipts")
@@ -135,7 +134,7 @@ def read_export(path: Path) -> tuple[tuple[Signed, ...], tuple[Succession, ...]]
 
 def _own(node: NodeConfig, trusted: frozenset[bytes] | None) -> tuple[tuple[Receipt, ...], str]:
     """The node's own, against its identity, its ledger and its log."""
-    statements = load_successions(own_statements(node.state))
+    statements = load_successions(StateFolder(node.state).own_successions)
     identity = load_identity(node.identity)
     confirmed = {identity.fingerprint, *(one.old_sha256 for one in statements if one.uri == identity.uri), *(trusted or ())}
     receipts = verify(read_book(node.state / RECEIPTS_FILE), statements, confirmed)

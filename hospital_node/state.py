@@ -93,6 +93,11 @@ class StateFolder:
         return self.path / "successions.jsonl"
 
     @property
+    def own_successions(self) -> Path:
+        """What this node's own old keys said of its new ones: with it receipts verify across a renewal."""
+        return self.path / "own-successions.jsonl"
+
+    @property
     def sessions(self) -> Path:
         """Every masking session that this node ever answered, one hexadecimal id a line."""
         return self.path / "sessions.log"

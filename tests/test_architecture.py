@@ -37,6 +37,7 @@ ARROWS: dict[str, frozenset[str]] = {
             "study.results",
             *(f"study.bench.{side}" for side in ("cells", "groups", "naming")),
             *(f"hospital_node.{side}" for side in ("ledger", "accounting", "offer", "reports", "scans", "progress")),
+            "hospital_node.evidence_shown",
         }
     ),
     "study": frozenset({"secagg", "proto", "certs", "coordinator", "hospital_node"}),

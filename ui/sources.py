@@ -15,6 +15,7 @@ from pathlib import Path
 
 from certs.audit_file import AUDIT_FILE
 from coordinator.store import EventRow, StoreError, open_store, store_in
+from hospital_node.evidence_shown import RECEIPTS_FILE
 from hospital_node.ledger import BudgetView, CannotRecord, Cap, DecisionRefused, Event, Ledger, LedgerError, LedgerMissing
 from hospital_node.offer import if_approved, terms
 from hospital_node.progress import LEAVES_FILE, PROGRESS_FILE, Leaves, LocalProgress, read_leaves, read_progress
@@ -36,6 +37,7 @@ WATCHED = (
     LEAVES_FILE,
     PLAN_FILE,
     f"{SCANS_FOLDER}/{INDEX_FILE}",
+    RECEIPTS_FILE,
 )  # of a hospital; progress has its own fragments
 KEPT = 64  # readings in memory: one for each hospital and a few older ones
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import streamlit as st
 
+from hospital_node.evidence_shown import evidence_lines
 from hospital_node.ledger import BudgetView
 from ui import budget, charts, screen, sources
 from ui.sources import Hospital
@@ -93,6 +94,8 @@ def ledger(found: Hospital) -> None:
     screen.text("#### Ledger")
     rows = budget.ledger_rows(found.events, screen.zone())
     screen.note(f"Verified on loading: {len(found.events)} entries in an unbroken chain, the last one {found.head[:12]}.")
+    for line in evidence_lines(found.folder, found.plan, found.events):
+        screen.note(line)
     if rows:
         screen.grid(rows, "Ledger of charged releases")
     else:
