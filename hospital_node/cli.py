@@ -48,6 +48,8 @@ from hospital_node.logs import configure
 from hospital_node.officer import ConfigFile
 from hospital_node.reach import reason_of_loss
 from hospital_node.receipts import ReceiptError
+from hospital_node.reporting import cli as report_cli
+from hospital_node.reporting.model import ReportError
 from hospital_node.scans import ScansError
 from hospital_node.state import StateError, StateFolder
 from hospital_node.study import plan_offered
@@ -77,6 +79,7 @@ USER_ERRORS = (
     ModelFileError,
     PlanError,
     ReceiptError,
+    ReportError,
     ScansError,
     StateError,
     WorkFailed,
@@ -98,6 +101,7 @@ app.add_typer(officer.cap_app, name="cap")
 app.add_typer(ledger_cli.app, name="ledger")
 app.add_typer(log_cli.app, name="log")
 app.add_typer(receipts_cli.app, name="receipts")
+app.add_typer(report_cli.app, name="report")
 
 PlanFile = Annotated[Path, typer.Option("--plan", help="The study plan, .toml or .json.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from hospital_node.reporting.model import Governance, Publication
 from proto.frozen import Frozen, from_toml
 from proto.plan import MIN_COHORT
 
@@ -46,6 +47,13 @@ class CapSetting(Frozen):
     delta: float = Field(default=1e-5, gt=0, lt=1)
 
 
+class ReportSetting(Frozen):
+    """What the hospital says of itself in its privacy reports: this software knows none of it, and invents none of it."""
+
+    governance: Governance = Governance()
+    publication: Publication = Publication()
+
+
 class NodeConfig(Frozen):
     """One node, hospital or evaluator. Build it with `load_config`."""
 
@@ -63,6 +71,7 @@ class NodeConfig(Frozen):
     device: Literal["cpu", "cuda"] = "cpu"  # where networks run: hospital_node/device.py
     policy: NodePolicy = NodePolicy()
     cap: CapSetting | None = None
+    report: ReportSetting = ReportSetting()
 
     @field_validator(*PATH_KEYS)
     @classmethod

@@ -58,6 +58,9 @@ OWNERS: dict[str, frozenset[str]] = {
         {"coordinator", "hospital_node", "study/results.py", "study/results_tables.py", "study/results_write.py"}
     ),
     **dict.fromkeys(("pydicom", "highdicom"), frozenset({"hospital_node/dicom_seg.py"})),
+    "jinja2": frozenset({"hospital_node/reporting/html.py"}),
+    "weasyprint": frozenset({"hospital_node/reporting/pdf.py"}),
+    "yaml": frozenset({"hospital_node/reporting/registry.py"}),
     "ray": frozenset({"study/bench/engine_ray.py"}),
     "tensorboardX": frozenset({"coordinator/scalars.py"}),
     "typer": frozenset({"certs", "coordinator", "hospital_node", "ui", "study"}),
