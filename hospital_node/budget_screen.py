@@ -18,7 +18,16 @@ from hospital_node.budget import BudgetView, History, history
 from hospital_node.cap import ReadingKind, plain, rounded_up
 from hospital_node.crosscheck import agree, prv_epsilon
 from hospital_node.ledger_chain import Event
-from hospital_node.ledger_schema import Approved, CapLowered, CapRaised, ClockConfirmed, Hold, Resume, Withdrawn
+from hospital_node.ledger_schema import (
+    Approved,
+    CapLowered,
+    CapRaised,
+    ClockConfirmed,
+    Hold,
+    PatientWithdrawn,
+    Resume,
+    Withdrawn,
+)
 from hospital_node.offer import figure
 from hospital_node.releases import counted
 from hospital_node.statement import Statement
@@ -148,6 +157,8 @@ def _decisions(events: Sequence[Event]) -> Iterator[tuple[str, str, str, str]]:
             yield when, entry.by, f"lowered the cap to {entry.cap}", entry.reason
         elif isinstance(entry, Withdrawn):
             yield when, entry.by, f"withdrew the approval of '{studies.get(entry.plan, entry.plan[:12])}'", entry.reason
+        elif isinstance(entry, PatientWithdrawn):
+            yield when, entry.by, f"recorded that a patient withdrew, code {entry.code[:12]}", entry.reason
         elif isinstance(entry, Hold | Resume | ClockConfirmed):
             yield when, entry.by, SAID[type(entry)], entry.reason
 

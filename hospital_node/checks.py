@@ -222,11 +222,11 @@ def check_approval(config: NodeConfig, plan: Plan | None) -> Check:
 
 def check_data(config: NodeConfig) -> Check:
     """The data folder holds studies in a known layout. Only lists are read; `data check` reads the voxels."""
-    from hospital_node.cases import discover
+    from hospital_node.studies import usable_studies
 
     try:
-        cohort = discover(config.data, site=config.site, fold=config.fold)
-    except CohortError as error:
+        cohort = usable_studies(config)
+    except (CohortError, LedgerError) as error:
         return Check("data", ok=False, sentence=str(error))
     left_out = sum(cohort.skipped.values())
     skipped = f", {left_out} left out" if left_out else ""

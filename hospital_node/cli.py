@@ -34,6 +34,7 @@ from hospital_node import (
     officer,
     predict_cli,
     receipts_cli,
+    withdraw_cli,
 )
 from hospital_node.checks import Check, all_checks
 from hospital_node.cohort import CohortError
@@ -46,6 +47,7 @@ from hospital_node.link import LinkLost, LinkRefused, dial
 from hospital_node.log_cli import LogFileError
 from hospital_node.logs import configure
 from hospital_node.officer import ConfigFile
+from hospital_node.prepared_cache import CacheError
 from hospital_node.reach import reason_of_loss
 from hospital_node.receipts import ReceiptError
 from hospital_node.reporting import cli as report_cli
@@ -66,6 +68,7 @@ SIGNAL_CHECK_S = 0.5
 PROCESSES = "WORLD_SIZE"  # torchrun sets it: how many processes it started
 USER_ERRORS = (
     AuditError,
+    CacheError,
     CertificateError,
     CohortError,
     ConfigError,
@@ -102,6 +105,7 @@ app.add_typer(ledger_cli.app, name="ledger")
 app.add_typer(log_cli.app, name="log")
 app.add_typer(receipts_cli.app, name="receipts")
 app.add_typer(report_cli.app, name="report")
+app.add_typer(withdraw_cli.app, name="withdraw")
 
 PlanFile = Annotated[Path, typer.Option("--plan", help="The study plan, .toml or .json.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]

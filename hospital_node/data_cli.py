@@ -44,6 +44,7 @@ def check(
     Exit status 1 where none can be used. With --config the result is also kept in the state folder.
     """
     from hospital_node.cases import discover
+    from hospital_node.studies import usable_studies
     from hospital_node.survey import ANY_LABELS, survey
 
     if (config is None) == (folder is None):
@@ -51,7 +52,7 @@ def check(
     node = load_config(config).require_folders() if config is not None else None
     data, site, fold, threads = (node.data, node.site, node.fold, node.threads) if node else (folder, site, fold, threads)
     assert data is not None
-    cohort = discover(data, site=site, fold=fold)
+    cohort = discover(data, site=site, fold=fold) if node is None else usable_studies(node)
     with counted("reading studies") as count:
         found = survey(cohort, ANY_LABELS, threads, count)
     if node is not None:

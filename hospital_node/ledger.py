@@ -32,6 +32,7 @@ from hospital_node.ledger_errors import (
     LedgerMissing,
     LedgerRolledBack,
     NotApproved,
+    PatientWithdrew,
     Paused,
 )
 from hospital_node.ledger_rules import Authorization
@@ -46,6 +47,7 @@ from hospital_node.ledger_schema import (
     Entry,
     Hold,
     Note,
+    PatientWithdrawn,
     Resume,
     Row,
     Verified,
@@ -53,6 +55,7 @@ from hospital_node.ledger_schema import (
     make_row,
 )
 from hospital_node.ledger_store import LedgerFiles
+from hospital_node.withdrawal import SALT_BYTES, Withdrawals, withdrawal_entry, withdrawals, withdrawn_in
 from proto.plan import Plan, short_name
 
 __all__ = [
@@ -76,6 +79,8 @@ __all__ = [
     "LedgerMissing",
     "LedgerRolledBack",
     "NotApproved",
+    "PatientWithdrawn",
+    "PatientWithdrew",
     "Paused",
     "Receipt",
     "read_budget",
@@ -199,6 +204,10 @@ class Ledger:
                 )
             rules.refuse_known_update(events, update_id.hex())
             now = rules.admit(events, authorization.plan, authorization.study, authorization.round)
+            if now.withdrawn != authorization.withdrawn:
+                raise PatientWithdrew(
+                    "A patient has withdrawn since this round's training began: the update is discarded, uncharged and unsent."
+                )
             return Charge(
                 plan=now.plan,
                 study=now.study,
@@ -288,6 +297,20 @@ class Ledger:
         """Keep a remark beside the figures."""
         entry = Note(by=decisions.person(by), text=decisions.said(text))
         self._append(lambda _: entry, at)
+
+    def withdrawals(self) -> Withdrawals:
+        """Everybody who has withdrawn. Raises LedgerDamaged, LedgerRolledBack."""
+        events = self.events()
+        if not withdrawn_in(events):
+            return Withdrawals((), b"")
+        return withdrawals(events, self._files.withdrawal_key())
+
+    def withdraw_patient(self, patient: str, by: str, reason: str, at: datetime) -> PatientWithdrawn:
+        """Record that a patient withdrew, from the next training on. Only a code of the id is kept. Raises DecisionRefused."""
+        by, reason = decisions.person(by), decisions.said(reason)
+        key, salt = self._files.withdrawal_key(), os.urandom(SALT_BYTES)
+        self._append(lambda events: withdrawal_entry(withdrawals(events, key), patient, salt, by, reason), at)
+        return withdrawn_in(self.events())[-1]
 
     def _record_verified(self, verified: Verified, study: str, at: datetime) -> None:
         if any(event.entry == verified for event in self.events()):

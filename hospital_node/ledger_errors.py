@@ -38,6 +38,12 @@ class AlreadyReleased(LedgerError):
     code: ClassVar[str] = "already-released"
 
 
+class PatientWithdrew(LedgerError):
+    """A patient withdrew after this round's training began: its update is not released. The code says no more than that."""
+
+    code: ClassVar[str] = "training-failed"
+
+
 class DecisionRefused(LedgerError):
     """An approval or a change of the cap that one person may not make, or nobody may."""
 

@@ -40,6 +40,7 @@ from hospital_node.ledger_schema import (
 )
 from hospital_node.releases import Evaluations, Program, Release, counted
 from hospital_node.shared_accounting import Shares
+from hospital_node.withdrawal import withdrawn_in
 from proto.plan import Plan, short_name
 
 MAX_OPEN_RELEASES: Final = 2  # in a row without a verified result: more would let forced aborts drain the budget (protocol.md)
@@ -62,6 +63,7 @@ class Authorization:
     epsilon_after: float  # infinite for a plan without a guarantee
     reading: ReadingKind
     shared: NoiseShared | None = None  # where the noise of the training is shared
+    withdrawn: int = 0  # patients who had withdrawn: what is trained on follows from it
 
 
 def admit(events: Sequence[Event], plan: str, study: str, round_number: int) -> Authorization:
@@ -95,6 +97,7 @@ def admit(events: Sequence[Event], plan: str, study: str, round_number: int) -> 
         after,
         reading,
         approved.shared,
+        len(withdrawn_in(events)),
     )
 
 

@@ -139,6 +139,19 @@ class Withdrawn(Frozen):
     reason: str = Field(min_length=1)
 
 
+class PatientWithdrawn(Frozen):
+    """A patient withdrew: no later training and no later evaluation uses the patient's studies. What was charged stays charged.
+
+    `code` is an HMAC of the hospital's own patient id under a key of this ledger (withdrawal.py); `key_check` tells that key.
+    """
+
+    code: str = Field(pattern=HEX_32_BYTES)
+    salt: str = Field(pattern=r"^[0-9a-f]{32}$")
+    key_check: str = Field(pattern=r"^[0-9a-f]{32}$")
+    by: str = Field(min_length=1)
+    reason: str = Field(min_length=1)
+
+
 class CapLowered(Frozen):
     """One person suffices, at once."""
 
@@ -220,7 +233,18 @@ class Note(Frozen):
 
 
 Entry: TypeAlias = (
-    Created | Approved | Withdrawn | CapLowered | CapRaised | Charge | Verified | Hold | Resume | ClockConfirmed | Note
+    Created
+    | Approved
+    | Withdrawn
+    | CapLowered
+    | CapRaised
+    | Charge
+    | Verified
+    | Hold
+    | Resume
+    | ClockConfirmed
+    | Note
+    | PatientWithdrawn
 )
 
 KINDS: Final[Mapping[str, type[Entry]]] = MappingProxyType(
@@ -236,6 +260,7 @@ KINDS: Final[Mapping[str, type[Entry]]] = MappingProxyType(
         "resume": Resume,
         "clock_confirmed": ClockConfirmed,
         "note": Note,
+        "patient_withdrawn": PatientWithdrawn,
     }
 )
 KIND_OF: Final[Mapping[type[Entry], str]] = MappingProxyType({model: kind for kind, model in KINDS.items()})

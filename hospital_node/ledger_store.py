@@ -45,6 +45,7 @@ BUSY_TIMEOUT_S: Final = 30.0  # longer than any transaction, which may compute o
 KEY_BYTES: Final = 32
 RESTORE: Final = "this node trains no more until the newest intact copy is restored."
 RECEIPT_LABEL: Final = b"hospital-secagg ledger receipt v1\n"
+WITHDRAWAL_LABEL: Final = b"hospital-secagg ledger withdrawal v1\n"
 
 # The insert trigger also stops INSERT OR REPLACE, which deletes rows without asking the delete trigger. The two partial
 # indexes keep one release for each round and for each update even against a caller that skips this program's rules.
@@ -215,13 +216,20 @@ class LedgerFiles:
 
     def receipt_key(self, study: str) -> bytes:
         """Key of this study's receipts: two studies cannot recognise one ledger by them. Raises LedgerDamaged."""
+        return hmac.digest(self._secret(), RECEIPT_LABEL + study.encode(), hashlib.sha256)
+
+    def withdrawal_key(self) -> bytes:
+        """Key of the codes of patients who have withdrawn: for the life of the ledger. Raises LedgerDamaged."""
+        return hmac.digest(self._secret(), WITHDRAWAL_LABEL, hashlib.sha256)
+
+    def _secret(self) -> bytes:
         try:
             key = self.key.read_bytes()
         except OSError as error:
             raise LedgerDamaged(f"cannot read the receipt key {self.key} ({error.strerror}): restore it.") from error
         if len(key) != KEY_BYTES:
             raise LedgerDamaged(f"the receipt key {self.key} has {len(key)} bytes instead of {KEY_BYTES}: restore it.")
-        return hmac.digest(key, RECEIPT_LABEL + study.encode(), hashlib.sha256)
+        return key
 
     def _advance_counter(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")  # serialises writers of the counter; the figures below are the newest

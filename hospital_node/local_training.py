@@ -91,6 +91,7 @@ class LocalTraining:
         self._threads = threads
         self._rand = rand
         self._patients: Future[Sequence[Any]] | None = None
+        self._without = 0  # how many had withdrawn when these were prepared
         self._job: _Job | None = None
         self._failed: tuple[bytes, Failed] | None = None  # the last training that came to nothing, and the model it began from
 
@@ -115,15 +116,16 @@ class LocalTraining:
             return None
         return self._failed[1]
 
-    def prepare(self) -> None:
-        """Start preparing the studies, once."""
-        if self._patients is None:
+    def prepare(self, withdrawn: int = 0) -> None:
+        """Start preparing the studies, once; anew where more or fewer patients have withdrawn than when it was done."""
+        if self._patients is None or withdrawn != self._without:
+            self._without = withdrawn
             self._patients = self._background.start(self._prepare)
 
     def begin(self, authorization: Authorization, base_digest: bytes, base: Vector, drift: Vector | None = None) -> None:
         """Start training; a round under way is given up. `drift`: of SCAFFOLD, part of what `base_digest` names."""
         self.give_up()
-        self.prepare()
+        self.prepare(authorization.withdrawn)
         job = _Job(authorization, base_digest, self._clock(), drift)
         self._job = job
         self._display.show("training", TRAINING, round_number=authorization.round)

@@ -33,6 +33,7 @@ from proto.plan import Frozen, Preparation, written
 
 FORMAT = "prepared v2"  # raise it when the same plan and files give other voxels
 SECRET_BYTES = 32
+ENDINGS = ("json", "image.npy", "label.npy")  # the index entry goes first: without it the arrays are nothing
 SECRET_NAME = "patient-key.secret"  # noqa: S105 - the name of the file
 
 
@@ -105,7 +106,7 @@ class PreparedCache:
 
         Raises what `make` raises, UnreadableStudy where a source file is missing, and CacheError.
         """
-        key = self._keyed("case", f"{case.patient}\0{case.image.absolute()}")
+        key = self._key_of(case)
         entry = self._entry(key)
         sources, spheres = _sources(case, entry.sources if entry else ()), _spheres_digest(case)
         if entry and (entry.spheres_sha256, _digests(entry.sources)) == (spheres, _digests(sources)):
@@ -119,6 +120,17 @@ class PreparedCache:
             entry = Entry(sources=sources, spheres_sha256=spheres, image_sha256=image_sha256, label_sha256=label_sha256)
             _write(self._path(key, "json"), [entry.model_dump_json().encode()])
         return self._mapped(key)
+
+    def drop(self, case: Case) -> int:
+        """Delete the files of `case`; how many there were."""
+        paths = [self._path(self._key_of(case), ending) for ending in ENDINGS]
+        there = [path for path in paths if path.exists()]
+        for path in there:
+            path.unlink()
+        return len(there)
+
+    def _key_of(self, case: Case) -> str:
+        return self._keyed("case", f"{case.patient}\0{case.image.absolute()}")
 
     def _keyed(self, purpose: str, text: str) -> str:
         return hmac.new(self.secret, f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()[:32]
@@ -150,6 +162,19 @@ class PreparedCache:
     def _mapped(self, key: str) -> PreparedCase:
         image = np.load(self._path(key, "image.npy"), mmap_mode="r", allow_pickle=False)
         return PreparedCase(image, np.load(self._path(key, "label.npy"), mmap_mode="r", allow_pickle=False))
+
+
+def forget(cache: Path, secret: Path | None, cases: Iterable[Case]) -> int:
+    """Delete what is prepared of `cases`, by whatever plan; how many files went. Raises CacheError.
+
+    `secret` as for `PreparedCache.open`; without either nothing can be told apart, and so nothing is there to be used either.
+    """
+    source = secret or cache / SECRET_NAME
+    if not source.exists():
+        return 0
+    with _sentences(cache):
+        opened = [PreparedCache(folder, _secret(source)) for folder in cache.iterdir() if folder.is_dir()]
+        return sum(one.drop(case) for case in cases for one in opened)
 
 
 def _sources(case: Case, known: tuple[SourceFile, ...]) -> tuple[SourceFile, ...]:

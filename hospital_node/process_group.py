@@ -40,6 +40,7 @@ from hospital_node.dp_optimizer import PatientOptimizer
 from hospital_node.logs import logger
 from hospital_node.network import NetworkError
 from hospital_node.noise import KEY_BYTES, Rand, StepCoins
+from hospital_node.studies import withdrawals_at
 from hospital_node.train import TrainedUpdate, TrainingError, train_round
 from hospital_node.work import WorkFailed
 from hospital_node.workshop import configured_device, prepare_studies
@@ -252,12 +253,14 @@ def live(config: NodeConfig, stop: threading.Event) -> None:
     """One process of a hospital that torchrun started: the node itself in the first, training alone in the others."""
     group = ProcessGroup(device=configured_device(config))
     if group.index != FIRST:
-        prepared: dict[bytes, Sequence[Any]] = {}
+        prepared: dict[tuple[bytes, int], Sequence[Any]] = {}
 
         def patients_of(plan: Plan) -> Sequence[Any]:
-            if plan.digest() not in prepared:
-                prepared[plan.digest()] = prepare_studies(config, plan, lambda _done, _total: None).patients
-            return prepared[plan.digest()]
+            kind = plan.digest(), len(withdrawals_at(config).entries)
+            if kind not in prepared:
+                prepared.clear()
+                prepared[kind] = prepare_studies(config, plan, lambda _done, _total: None).patients
+            return prepared[kind]
 
         try:
             group.follow(patients_of, config.threads)

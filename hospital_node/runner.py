@@ -259,7 +259,7 @@ class Hospital:
         self._at_work, self._put_off = AtWork(study, desk, training, variates), None
         self._display.rounds(plan.rounds)
         if self._is_approved(plan):
-            training.prepare()
+            training.prepare(len(self._ledger().withdrawals().entries))
 
     def _variates(self, plan: Plan, layout: Layout) -> Variates | None:
         return Variates(self._folder.variate, self._folder.proposed_variate, plan, layout) if scaffold.is_used(plan) else None
@@ -323,7 +323,7 @@ class Hospital:
     def _begin(self, link: Link, at_work: AtWork, order: pb.Train) -> None:
         authorization = self._leave_to_train(at_work, order)
         self._evidence.before_training(link, order)
-        at_work.training.prepare()
+        at_work.training.prepare(authorization.withdrawn)
         length = scaffold.published_length(at_work.study.plan, at_work.study.layout)
         try:
             published = link.fetch_model(order.base_digest, order.base_bytes, length, "train")

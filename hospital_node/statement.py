@@ -99,10 +99,16 @@ def paragraph(hospital: str, view: BudgetView, charged: Sequence[Charge], kept: 
 
 
 def _guarantee(view: BudgetView, kept: Cap | None) -> str:
-    """The pair that holds: what was read, or the cap that was kept where the reading itself is no guarantee."""
+    """The pair that holds, in words."""
+    epsilon, delta = guaranteed(view, kept)
+    return f"(ε = {rounded_up(epsilon)}, δ = {plain(delta)})"
+
+
+def guaranteed(view: BudgetView, kept: Cap | None) -> tuple[float, float]:
+    """(epsilon, delta) that hold: what was read, or the cap that was kept where the reading itself is no guarantee."""
     if view.read_by != "renyi" or kept is None:
-        return f"(ε = {rounded_up(view.spent)}, δ = {plain(view.delta)})"
-    return f"(ε = {rounded_up(kept.epsilon)}, δ = {plain(kept.delta)})"
+        return view.spent, view.delta
+    return kept.epsilon, kept.delta
 
 
 def _reading(view: BudgetView) -> str:

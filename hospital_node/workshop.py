@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from hospital_node.cases import CohortError, discover
+from hospital_node.cases import CohortError
 from hospital_node.config import ConfigError, NodeConfig
 from hospital_node.device import PROCESSOR, DeviceMissingError, chosen
 from hospital_node.inference import dice, predict
+from hospital_node.ledger import LedgerError
 from hospital_node.network import NetworkError, build, layout_of, load_vector, vector_of
 from hospital_node.prepare import PreparedCase, PreparedCohort, TooManySkipped, prepare
 from hospital_node.prepared_cache import CacheError
 from hospital_node.state import StateFolder
+from hospital_node.studies import usable_studies
 from hospital_node.terminal import counted
 from hospital_node.train import TrainingError, train_round
 from hospital_node.work import Count, Score, Scored, Trained, Trainer, WorkFailed, Workshop, drifting
@@ -57,14 +59,16 @@ def configured_device(config: NodeConfig) -> torch.device:
 
 
 def prepare_studies(config: NodeConfig, plan: Plan, count: Count) -> PreparedCohort:
-    """All studies of the data folder on the plan's grid, from the cache where it has them. Raises WorkFailed."""
+    """All usable studies (studies.py) on the plan's grid, from the cache where it has them. Raises WorkFailed."""
     labels, folder = len(plan.network.labels), StateFolder(config.state)
     try:
-        cohort = discover(config.data, site=config.site, fold=config.fold)
+        cohort = usable_studies(config)
         secret = folder.patient_secret
         return prepare(cohort, plan.preparation, labels, folder.cache, count, threads=config.threads, secret=secret)
     except (CohortError, CacheError) as error:
         raise WorkFailed("data-unusable", str(error)) from error
+    except LedgerError as error:
+        raise WorkFailed(error.code, str(error)) from error
     except TooManySkipped as error:
         raise WorkFailed(error.code, str(error)) from error
 

@@ -43,11 +43,6 @@ def _lines(before: PrivacyReport, now: Body) -> Iterator[str]:
     for one in now.assumptions:
         if states.get(one.text, one.state) != one.state:
             yield f"An assumption is now '{one.state}': {one.text}"
-    if before.composition.withdrawn_patients != now.composition.withdrawn_patients:
-        yield (
-            f"{now.composition.withdrawn_patients} patients have withdrawn, and were {before.composition.withdrawn_patients}: "
-            "they are in no later training and no later evaluation."
-        )
     if before.signer.key_sha256 != now.signer.key_sha256:
         yield "The node signs with another key than it did."
     if before.software.version != now.software.version:

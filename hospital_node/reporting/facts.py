@@ -18,13 +18,24 @@ from hospital_node.accounting import accountant_version, best_guess, renyi_epsil
 from hospital_node.budget import BudgetView, budget_view, history
 from hospital_node.cap import plain, rounded_up
 from hospital_node.ledger_chain import Event
-from hospital_node.ledger_schema import Approved, CapLowered, CapRaised, Charge, ClockConfirmed, Hold, Note, Resume, Withdrawn
+from hospital_node.ledger_schema import (
+    Approved,
+    CapLowered,
+    CapRaised,
+    Charge,
+    ClockConfirmed,
+    Hold,
+    Note,
+    PatientWithdrawn,
+    Resume,
+    Withdrawn,
+)
 from hospital_node.progress import Leaves
 from hospital_node.releases import counted
 from hospital_node.reporting import model as parts
 from hospital_node.reporting.changes import changes_since
 from hospital_node.reports import what_leaves
-from hospital_node.statement import Statement, statement
+from hospital_node.statement import Statement, guaranteed, statement
 from proto.plan import Plan, role_of, short_name
 
 NEWEST_RELEASES: Final = 25  # listed one by one; each needs a reading of its own, and the ledger's export holds all
@@ -134,13 +145,12 @@ def _subject(events: Sequence[Event], plan: Plan | None, study: str) -> parts.Su
 
 def _guarantee(events: Sequence[Event], view: BudgetView, said: Statement, prv: float | None) -> parts.Guarantee:
     mechanisms = counted(rules.releases(events))
-    kept = rules.guaranteed_cap(events)
-    by_filter = view.read_by == "renyi" and kept is not None
+    holds, delta = guaranteed(view, rules.guaranteed_cap(events))
     return parts.Guarantee(
         no_guarantee=math.isinf(view.spent),
         epsilon=finite(view.spent),
-        stated_epsilon=rounded_up(kept.epsilon if by_filter and kept is not None else view.spent),
-        delta=view.delta,
+        stated_epsilon=rounded_up(holds),
+        delta=delta,
         unit_in_words=UNIT,
         accountant=parts.Accountant(name=view.read_by, library=accountant_version()),
         non_adaptive_epsilon=finite(view.non_adaptive),
@@ -303,7 +313,11 @@ def _decisions(events: Sequence[Event]) -> tuple[parts.DecisionRow, ...]:
     for event in events:
         entry = event.entry
         by = getattr(entry, "by", "")
-        if by:
+        if isinstance(entry, PatientWithdrawn):
+            rows.append(
+                parts.DecisionRow(entry=event.seq, at=event.at, who=by, what="recorded that a patient withdrew", why="")
+            )
+        elif by:
             second = getattr(entry, "confirmed_by", "")
             why = getattr(entry, "reason", "") or getattr(entry, "text", "")
             who = f"{by} and {second}" if second else by

@@ -43,6 +43,12 @@ def render(report: PrivacyReport, data: bytes) -> str:
     )
 
 
+def page(template: str, data: bytes, **facts: object) -> str:
+    """Another page of the same look, of the signed bytes `data`. Raises ReportError where Jinja2 is missing."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    return _environment().get_template(template).render(**facts, sha256=sha256, short=sha256[:SHORT_HASH])
+
+
 def figures(report: PrivacyReport) -> tuple[tuple[str, str, str], ...]:
     """The four figures of the first page: name, value, and what stands beneath it."""
     guarantee, budget = report.guarantee, report.budget

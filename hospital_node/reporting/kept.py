@@ -13,13 +13,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from certs.party import CertificateError
 from certs.signed_file import check_chain, check_signature
 from hospital_node.durable import sync_folder, write_whole
-from hospital_node.reporting.model import PrivacyReport, ReportError, ReportTampered, read_report
+from hospital_node.reporting.model import PrivacyReport, ReportError, ReportTampered, Signer, read_report
 
 REPORTS_FOLDER: Final = "reports"  # in the node's state folder
 JSON_FILE: Final = "privacy-report.json"
@@ -119,16 +120,25 @@ def read_file(path: Path) -> bytes:
 
 
 def check_signed(folder: Path, data: bytes, report: PrivacyReport) -> str:
-    """Signature, certificate and signer of a report, in this order; SHA-256 of the root beside it. Raises ReportTampered."""
-    chain, signature = read_file(folder / CHAIN_FILE), read_file(folder / SIGNATURE_FILE)
+    """`check_signed_by` of a report."""
+    return check_signed_by(folder, (JSON_FILE, SIGNATURE_FILE, CHAIN_FILE), data, report.signer, report.issued_at)
+
+
+def check_signed_by(folder: Path, names: tuple[str, str, str], data: bytes, signer: Signer, at: datetime) -> str:
+    """Certificate, signer and signature of a signed file, in this order; SHA-256 of the root beside it. Raises ReportTampered.
+
+    `names`: of the file, of its signature, of the certificates.
+    """
+    _, signature_file, chain_file = names
+    chain, signature = read_file(folder / chain_file), read_file(folder / signature_file)
     try:
-        by = check_chain(chain, report.issued_at, CHAIN_FILE)
+        by = check_chain(chain, at, chain_file)
     except CertificateError as error:
         raise ReportTampered("certificate", str(error)) from error
-    if (by.party.uri, by.party.fingerprint.hex()) != (report.signer.uri, report.signer.key_sha256):
-        raise ReportTampered("certificate", f"it is of {by.party.uri}, the report names {report.signer.uri} and another key")
+    if (by.party.uri, by.party.fingerprint.hex()) != (signer.uri, signer.key_sha256):
+        raise ReportTampered("certificate", f"it is of {by.party.uri}, the file names {signer.uri} and another key")
     try:
-        check_signature(data, signature, chain, SIGNATURE_FILE)
+        check_signature(data, signature, chain, signature_file)
     except CertificateError as error:
         raise ReportTampered("signature", str(error)) from error
     return by.root_sha256

@@ -164,7 +164,6 @@ class Composition(Frozen):
     overlap_checked: Literal["no: stated in the plan, nobody compared patient lists"]
     tuning: Literal["charged where this node did it; work outside this node is not seen by it"]
     retries: Literal["a round is charged once and never released twice; what was charged is never refunded"]
-    withdrawn_patients: int = 0
 
 
 class Actor(Frozen):
