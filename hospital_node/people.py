@@ -17,13 +17,27 @@ from certs.identity import load_identity
 from certs.party import CertificateError
 from hospital_node.cap import Cap
 from hospital_node.config import CapSetting, ConfigError, NodeConfig
+from hospital_node.crosscheck import prv_epsilon
 from hospital_node.ledger import Ledger, LedgerError
+from hospital_node.reporting.model import ReportError
+from hospital_node.reporting.write import write_report
 from hospital_node.state import StateError, StateFolder
-from proto.control import Answer, Approve, ControlError, Decision, Decline, NodeRequest, Pause, Resume, node_request
+from proto.control import (
+    Answer,
+    Approve,
+    ControlError,
+    Decision,
+    Decline,
+    NodeRequest,
+    Pause,
+    Resume,
+    WriteReport,
+    node_request,
+)
 from proto.plan import Plan, PlanError
 
 Via: TypeAlias = Literal["command line", "app"]
-REFUSALS = (AuditError, CertificateError, ConfigError, ControlError, LedgerError, PlanError, StateError)
+REFUSALS = (AuditError, CertificateError, ConfigError, ControlError, LedgerError, PlanError, ReportError, StateError)
 
 
 def ledger_of(node: NodeConfig, at: datetime) -> Ledger:
@@ -78,8 +92,17 @@ def _decide(
         case Resume():
             ledger.resume(request.by, request.reason, at)
             return f"Resumed by {request.by}."
+        case WriteReport():
+            return _report(node, at)
         case _:
             assert_never(request)
+
+
+def _report(node: NodeConfig, at: datetime) -> str:
+    written = write_report(node, at, prv_epsilon)
+    report = written.kept.report
+    left_out = "".join(f" {name} is left out: {why}." for name, why in written.left_out.items())
+    return f"Report {report.report_id} is written and signed: epsilon {report.guarantee.stated_epsilon}.{left_out}"
 
 
 def _approve(node: NodeConfig, ledger: Ledger, plan: Plan, request: Approve, at: datetime) -> str:

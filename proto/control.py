@@ -72,6 +72,12 @@ class Resume(Decision):
     action: Literal["resume"] = "resume"
 
 
+class WriteReport(Decision):
+    """At a node: write the next privacy report, sign it and keep it. It decides nothing, and is recorded as a decision is."""
+
+    action: Literal["write-report"] = "write-report"
+
+
 class Abort(Decision):
     """At a coordinator: end this round without a sum."""
 
@@ -79,7 +85,7 @@ class Abort(Decision):
     round: int = Field(ge=1)
 
 
-NodeRequest: TypeAlias = Approve | Decline | Pause | Resume
+NodeRequest: TypeAlias = Approve | Decline | Pause | Resume | WriteReport
 CoordinatorRequest: TypeAlias = Pause | Resume | Abort
 Request: TypeAlias = NodeRequest | CoordinatorRequest
 

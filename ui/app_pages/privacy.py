@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 
 import streamlit as st
 
 from hospital_node.evidence_shown import evidence_lines
 from hospital_node.ledger import BudgetView
-from ui import budget, charts, screen, sources
+from proto.control import Answer, ControlError, WriteReport, decision
+from proto.control_socket import ask, runs
+from ui import budget, charts, reports, screen, sources
+from ui.figures import Headline
 from ui.sources import Hospital
 from ui.words import epsilon, plain
+
+SAID = "said of the report"
 
 
 def page() -> None:
@@ -37,6 +43,7 @@ def page() -> None:
     leaves(found)
     ledger(found)
     decisions(found)
+    report(found)
 
 
 def local_card(found: Hospital) -> None:
@@ -110,6 +117,64 @@ def decisions(found: Hospital) -> None:
         screen.reading(rows, "Decisions")
     else:
         screen.text("Nobody has decided anything yet.")
+
+
+def report(found: Hospital) -> None:
+    """The newest signed report to take away, and a new one from the node, which holds the key."""
+    screen.text("#### Report")
+    told: Answer | None = st.session_state.pop(SAID, None)
+    if told is not None:
+        screen.banner(Headline("good" if told.done else "stop", "Done" if told.done else "Not done", told.sentence))
+    one = reports.offered(found, screen.zone())
+    if one is None:
+        screen.text("No report was written yet.")
+    elif one.problem:
+        screen.banner(Headline("stop", "The newest report does not verify, so it is not offered", one.problem))
+    else:
+        screen.note(reports.said(one))
+        with st.container(horizontal=True):
+            for name in one.files:
+                download(one, name)
+            st.download_button(
+                screen.say("All as zip"),
+                data=partial(reports.zipped, one),
+                file_name=f"{one.report_id}.zip",
+                mime="application/zip",
+                on_click="ignore",
+                key="zip",
+            )
+    new_report(found)
+
+
+def download(one: reports.Offered, name: str) -> None:
+    """One file, read when it is asked for."""
+    st.download_button(
+        screen.say(reports.LABELS[name]),
+        data=partial(reports.content, one, name),
+        file_name=name,
+        mime=reports.kind(name),
+        on_click="ignore",
+        key=f"download-{name}",
+    )
+
+
+def new_report(found: Hospital) -> None:
+    """Ask the node for the next one."""
+    if not screen.is_loopback():
+        return
+    running = runs(found.folder)
+    if not running:
+        screen.note("Reports are written and signed by the hospital's node: start it, or use `secagg-node report write`.")
+    with st.form("report"):
+        left, right = st.columns((1, 2))
+        who = left.text_input(screen.say("Your name"), key="report-by")
+        why = right.text_input(screen.say("Reason"), key="report-reason")
+        if st.form_submit_button(screen.say("Write a new report"), disabled=not running):
+            try:
+                st.session_state[SAID] = ask(found.folder, decision(WriteReport, by=who, reason=why), "this hospital's node")
+            except ControlError as error:
+                st.session_state[SAID] = Answer(done=False, sentence=str(error))
+            st.rerun()
 
 
 page()
