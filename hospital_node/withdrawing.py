@@ -61,7 +61,7 @@ class Spent(Frozen):
     epsilon: float | None
     stated_epsilon: str
     delta: float
-    read_by: Literal["pld", "renyi"]
+    read_by: Literal["pld", "renyi", "orders"]
 
 
 class Certificate(Frozen):

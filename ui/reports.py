@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from hospital_node.reporting import kept
+from hospital_node.reporting.model import ReportError
 from ui.sources import Hospital
 from ui.words import moment
 
@@ -49,7 +50,7 @@ def offered(found: Hospital, zone: tzinfo) -> Offered | None:
         return None
     try:
         newest = kept.kept(found.folder, numbers[-1])
-    except kept.ReportError as error:
+    except ReportError as error:
         return Offered(problem=str(error))
     report = newest.report
     return Offered(

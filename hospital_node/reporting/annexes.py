@@ -117,7 +117,7 @@ def glossary() -> Annex:
         ("Noise multiplier", "The deviation of the noise over the clipping norm."),
         (
             "Masking",
-            "Hospitals hide their updates from the coordinator, which opens only the sum; the figures here do not rest on it.",
+            "Hospitals hide their updates from the coordinator, which opens only their sum; Trust says if figures rest on it.",
         ),
         ("Cap", "The most that this hospital has agreed to spend, for the life of its ledger; the node stops itself there."),
         (
@@ -191,7 +191,7 @@ def mechanisms(report: PrivacyReport) -> str:
         if one.name == "dp_sgd":
             parts.append(
                 f"DP-SGD: {one.steps} steps, Poisson sampling at rate {one.sampling_rate:.4g}, noise multiplier "
-                f"{one.noise_multiplier:g}, flat clip of a patient's whole gradient to {clips}"
+                f"{one.noise_multiplier:g} (noise of {one.noise_of}), flat clip of a patient's whole gradient to {clips}"
             )
         else:
             parts.append(f"{one.steps} noised sums of scores, noise multiplier {one.noise_multiplier:g} of sensitivity {clips}")
@@ -208,7 +208,8 @@ def _figure(report: PrivacyReport) -> str:
         return "No finite epsilon holds."
     second = guarantee.cross_check.epsilon
     beside = "" if second is None else f" A second library (PRV) reads {rounded_up(second)}."
-    return f"ε = {guarantee.stated_epsilon} at δ = {plain(guarantee.delta)}, over the ledger's whole life.{beside}"
+    rests = "" if guarantee.reliance is None else f" {guarantee.reliance.sentence}"
+    return f"ε = {guarantee.stated_epsilon} at δ = {plain(guarantee.delta)}, over the ledger's whole life.{beside}{rests}"
 
 
 def _uncovered(report: PrivacyReport) -> str:

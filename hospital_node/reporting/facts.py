@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Final
 
 from hospital_node import ledger_rules as rules
-from hospital_node.accounting import accountant_version, best_guess, renyi_epsilon
+from hospital_node.accounting import accountant_version, best_guess, is_shared, renyi_epsilon
 from hospital_node.budget import BudgetView, budget_view, history
 from hospital_node.cap import plain, rounded_up
 from hospital_node.ledger_chain import Event
@@ -89,7 +89,7 @@ def report_of(facts: Facts) -> parts.PrivacyReport:
         budget=_budget(events, view),
         composition=_composition(events, view),
         course=parts.Course(spent=_points(view.by_round), forecast=_points(view.forecast)),
-        trust=_trust(plan),
+        trust=_trust(plan, _reliance(events, view)),
         leaves=leaving,
         leaves_measured_in_round=facts.leaves.round if facts.leaves is not None and facts.leaves.last_round else None,
         unprotected_quantities=tuple(row.item for row in leaving if row.covered == "no"),
@@ -159,15 +159,26 @@ def _guarantee(events: Sequence[Event], view: BudgetView, said: Statement, prv: 
         profile=tuple(parts.Profile(delta=delta, epsilon=finite(reached)) for delta, reached in said.profile),
         attacker=tuple(parts.Recognised(false_alarms=share, recognised=found) for share, found in said.recognised),
         best_guess=best_guess(mechanisms),
+        reliance=_reliance(events, view),
         releases_covered=COVERED,
     )
 
 
+def _reliance(events: Sequence[Event], view: BudgetView) -> parts.Reliance | None:
+    """Only of what has left, as the statement says it: a plan that shares noise changes nothing before its first round."""
+    if view.relies is None or not is_shared(one.mechanism for one in rules.charges(events)):
+        return None
+    relies = view.relies
+    return parts.Reliance(
+        outsider_epsilon=finite(relies.outsider), colluders=relies.colluders, honest=relies.honest, sentence=relies.sentence
+    )
+
+
 def _mechanisms(events: Sequence[Event]) -> tuple[parts.Mechanism, ...]:
-    """Training by (noise multiplier, rate), then evaluations by noise multiplier."""
+    """Training by (noise multiplier, rate, whose noise), then evaluations by noise multiplier."""
     charged = rules.charges(events)
-    kinds = sorted({(charge.noise_multiplier, charge.sampling_rate) for charge in charged})
-    training = [_training(sigma, rate, charged) for sigma, rate in kinds]
+    kinds = sorted({_kind(charge) for charge in charged})
+    training = [_training(kind, [charge for charge in charged if _kind(charge) == kind]) for kind in kinds]
     evaluated = [charge.evaluation for charge in charged if charge.evaluation is not None]
     sums = [
         parts.Mechanism(
@@ -178,6 +189,7 @@ def _mechanisms(events: Sequence[Event]) -> tuple[parts.Mechanism, ...]:
             steps=sum(one.noise_multiplier == sigma for one in evaluated),
             clip_norms=tuple(sorted({one.sensitivity for one in evaluated if one.noise_multiplier == sigma})),
             clip_mode=None,
+            noise_of="this hospital alone",
             empty_draw=None,
         )
         for sigma in sorted({one.noise_multiplier for one in evaluated})
@@ -185,8 +197,12 @@ def _mechanisms(events: Sequence[Event]) -> tuple[parts.Mechanism, ...]:
     return (*training, *sums)
 
 
-def _training(sigma: float, rate: float, charged: Sequence[Charge]) -> parts.Mechanism:
-    own = [charge for charge in charged if (charge.noise_multiplier, charge.sampling_rate) == (sigma, rate)]
+def _kind(charge: Charge) -> tuple[float, float, bool]:
+    return charge.noise_multiplier, charge.sampling_rate, charge.shared is not None
+
+
+def _training(kind: tuple[float, float, bool], own: Sequence[Charge]) -> parts.Mechanism:
+    sigma, rate, shared = kind
     return parts.Mechanism(
         name="dp_sgd",
         noise_multiplier=sigma,
@@ -195,6 +211,7 @@ def _training(sigma: float, rate: float, charged: Sequence[Charge]) -> parts.Mec
         steps=sum(charge.steps for charge in own),
         clip_norms=tuple(sorted({charge.clip_norm for charge in own})),
         clip_mode="flat",
+        noise_of="the hospitals together" if shared else "this hospital alone",
         empty_draw="a step of noise alone",
     )
 
@@ -245,11 +262,14 @@ def _points(points: Sequence[tuple[int, float]]) -> tuple[parts.Point, ...]:
     return tuple(parts.Point(round=number, epsilon=reached) for number, reached in points if math.isfinite(reached))
 
 
-def _trust(plan: Plan | None) -> parts.Trust:
+def _trust(plan: Plan | None, relies: parts.Reliance | None) -> parts.Trust:
     threshold = plan.masking.max_colluders if plan is not None else None
+    apart = "not for the figure above" if relies is None else f"and for the figure above, with {relies.honest} of them honest"
     together = "single updates show, each with this hospital's full noise on it: the figure above holds all the same"
+    if relies is not None:
+        together = f"with more than {relies.colluders} hospitals beside the coordinator the figure above does not hold"
     return parts.Trust(
-        relies_on_masking=False,
+        relies_on_masking=relies is not None,
         collusion_threshold=threshold,
         actors=(
             parts.Actor(
@@ -260,7 +280,7 @@ def _trust(plan: Plan | None) -> parts.Trust:
             ),
             parts.Actor(
                 who="the other hospitals",
-                trusted_for=f"masks against up to {threshold or 0} that work with the coordinator; not for the figure above",
+                trusted_for=f"masks against up to {threshold or 0} that work with the coordinator; {apart}",
                 if_it_fails=together,
             ),
             parts.Actor(

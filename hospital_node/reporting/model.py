@@ -65,7 +65,7 @@ class State(Frozen):
 class Accountant(Frozen):
     """The library behind a figure."""
 
-    name: Literal["pld", "renyi", "prv"]
+    name: Literal["pld", "renyi", "orders"]  # orders: Rényi divergences at whole orders, where noise was shared
     library: str
 
 
@@ -81,6 +81,15 @@ class Recognised(Frozen):
 
     false_alarms: float
     recognised: float
+
+
+class Reliance(Frozen):
+    """Where noise is shared: on whom epsilon rests, and what it is against whoever knows no hospital's share."""
+
+    outsider_epsilon: float | None
+    colluders: int  # the fewest that any of these rounds withstands, together with the coordinator
+    honest: int  # hospitals that must follow the protocol
+    sentence: str
 
 
 class Profile(Frozen):
@@ -108,6 +117,7 @@ class Guarantee(Frozen):
     profile: tuple[Profile, ...]
     attacker: tuple[Recognised, ...]
     best_guess: float  # from a coin flip
+    reliance: Reliance | None  # None: every release holds this hospital's full noise, and epsilon rests on nobody else
     releases_covered: Literal["every masked update, every intermediate model, the final model"]
 
 
@@ -122,6 +132,7 @@ class Mechanism(Frozen):
     clip_norms: tuple[float, ...]
     clip_mode: Literal["flat"] | None
     noise_source: Literal["operating_system"] = "operating_system"
+    noise_of: Literal["this hospital alone", "the hospitals together"]
     empty_draw: Literal["a step of noise alone"] | None
 
 
@@ -147,7 +158,7 @@ class Budget(Frozen):
     left_share: float
     rounds_left: int
     stops_after_round: int | None
-    decided_by: Literal["pld", "renyi"]
+    decided_by: Literal["pld", "renyi", "orders"]
     on_exhaustion: Literal["the node stops itself"] = "the node stops itself"
     refresh: Literal["never"] = "never"
 

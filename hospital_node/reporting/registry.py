@@ -114,7 +114,7 @@ def _model(report: PrivacyReport) -> dict[str, Any]:
     many = f"{report.composition.releases} charged releases so far, {report.composition.rounds_planned} rounds planned."
     return {
         "model_name": "Federated",
-        "model_name_details": "Each hospital adds the full noise itself; only the sum of the masked updates is opened.",
+        "model_name_details": _whose_noise(report),
         "trust_assumptions": annexes.actors(report),
         "actors": "; ".join(one.who for one in report.trust.actors),
         "release_type": "Many releases",
@@ -123,6 +123,13 @@ def _model(report: PrivacyReport) -> dict[str, Any]:
         "data_source_type_details": "The hospital may add patients; new data inherit everything that was spent.",
         "access_type": "Non-interactive",
     }
+
+
+def _whose_noise(report: PrivacyReport) -> str:
+    opened = "only the sum of the masked updates is opened"
+    if report.guarantee.reliance is None:
+        return f"Each hospital adds the full noise itself; {opened}."
+    return f"Hospitals add shares of the noise; {opened}. {report.guarantee.reliance.sentence}"
 
 
 def _implementation(report: PrivacyReport, sha256: str) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from hospital_node.accounting import accountant_version
 from hospital_node.ledger import Cap, Ledger
 from hospital_node.ledger_chain import EPOCH, MICROSECOND, Event
 from hospital_node.ledger_decisions import approve_entry
-from hospital_node.ledger_schema import Charge, Created, Entry, Evaluated, Verified
+from hospital_node.ledger_rules import shares_of_plan
+from hospital_node.ledger_schema import Charge, Created, Entry, Evaluated, NoiseShared, Verified
 from hospital_node.progress import ItemBytes, Leaves
 from hospital_node.reporting import model as parts
 from hospital_node.reporting.facts import Facts
@@ -83,7 +84,24 @@ def charge_of(plan: Plan, number: int, hospital: str = "h0") -> Charge:
         steps=plan.local_steps(own),
         clip_norm=plan.privacy.clip_norm,
         evaluation=evaluated,
+        shared=shared_by(plan),
     )
+
+
+def shared_by(plan: Plan) -> NoiseShared | None:
+    shares = shares_of_plan(plan)
+    if shares is None:
+        return None
+    fields = {name: getattr(shares, name) for name in ("norm_steps", "members", "may_drop", "may_collude")}
+    return NoiseShared(**fields)
+
+
+def with_shared_noise(plan: Plan) -> Plan:
+    """One step a round, its noise in shares of all hospitals."""
+    content = plan.model_dump(mode="json")
+    content["training"] = {"local_steps": 1, "optimizer": "sgd", "learning_rate": 1.0}
+    content["privacy"] |= {"noise_mode": "shared", "norm_steps": 500, "may_drop": 1, "may_collude": 1}
+    return Plan.model_validate(content)
 
 
 def events_of(made: Sequence[Entry], at: datetime = NOW) -> tuple[Event, ...]:

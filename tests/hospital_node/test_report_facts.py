@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from node_world import make_plan
-from report_world import AT, CAP, changed_plan, charge_of, entries_of, events_of, facts_of, with_evaluation
+from report_world import AT, CAP, changed_plan, charge_of, entries_of, events_of, facts_of, with_evaluation, with_shared_noise
 
 from hospital_node.budget import budget_view
 from hospital_node.cap import plain, rounded_up
@@ -186,6 +186,11 @@ CHANGES: dict[str, tuple[Callable[[Facts], Facts], str, str]] = {
         "mechanisms",
         "2 noised sums of scores",
     ),
+    "shared noise": (
+        lambda _: facts_of(entries_of(with_shared_noise(make_plan()), 2), with_shared_noise(make_plan())),
+        "trust",
+        "it relies on masking and on 2 honest hospitals",
+    ),
     "no noise": (
         lambda _: facts_of(entries_of(make_plan(sigma=0), 1), make_plan(sigma=0)),
         "guarantee",
@@ -213,6 +218,21 @@ def test_what_is_not_the_statements_business_leaves_it_alone() -> None:
     before, now = usual_report(), report_of(usual(number=2, prv=3.0))
     assert before.digests["statement"] == now.digests["statement"]
     assert now.guarantee.cross_check.epsilon == 3.0
+
+
+def test_where_noise_is_shared_the_report_says_on_whom_it_rests_in_every_part() -> None:
+    plan = with_shared_noise(make_plan())
+    before, now = (report_of(facts_of(entries_of(plan, charged), plan)) for charged in (0, 2))
+    assert (before.trust.relies_on_masking, before.guarantee.reliance) == (False, None)
+    assert now.trust.relies_on_masking
+    assert now.guarantee.accountant.name == "orders"
+    assert now.mechanisms[0].noise_of == "the hospitals together"
+    relies = now.guarantee.reliance
+    assert relies is not None
+    assert (relies.colluders, relies.honest) == (1, 2)
+    assert relies.sentence in now.statement.paragraph
+    assert relies.sentence in dict(annexes(now)[2].rows)["Epsilon"]
+    assert "holds all the same" not in dict(annexes(now)[2].rows)["Trust model"]
 
 
 # ---- changes since the last report ----

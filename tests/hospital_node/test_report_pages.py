@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from node_world import make_plan
-from report_world import changed_plan, entries_of, events_of, facts_of, with_evaluation
+from report_world import changed_plan, entries_of, events_of, facts_of, with_evaluation, with_shared_noise
 
 from hospital_node.ledger_schema import Hold
 from hospital_node.reporting import charts, html, pdf, registry
@@ -40,6 +40,7 @@ def made(which: str = "usual") -> tuple[PrivacyReport, bytes]:
         "usual": make_plan(),
         "no noise": make_plan(sigma=0),
         "evaluation": with_evaluation(make_plan()),
+        "shared noise": with_shared_noise(make_plan()),
         "three hospitals": changed_plan(make_plan(), privacy__hospitals_per_patient=3),
     }
     plan = plans[which]
@@ -47,7 +48,7 @@ def made(which: str = "usual") -> tuple[PrivacyReport, bytes]:
     return report, bytes_of(report)
 
 
-WHICH = ("usual", "no noise", "evaluation", "three hospitals")
+WHICH = ("usual", "no noise", "evaluation", "shared noise", "three hospitals")
 
 
 class Page(HTMLParser):
