@@ -38,7 +38,7 @@ ARROWS: dict[str, frozenset[str]] = {
             *(f"study.bench.{side}" for side in ("cells", "groups", "naming")),
             *(f"hospital_node.{side}" for side in ("ledger", "accounting", "offer", "reports", "scans", "progress")),
             "hospital_node.evidence_shown",
-            *("hospital_node.reporting.kept", "hospital_node.reporting.model"),  # signed reports as they lie there; it makes none
+            *("hospital_node.reporting.kept", "hospital_node.reporting.model"),  # signed reports, to read
         }
     ),
     "study": frozenset({"secagg", "proto", "certs", "coordinator", "hospital_node"}),
