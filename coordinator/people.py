@@ -7,6 +7,7 @@ Whether rounds are held back is read from that log at the start, so that a resta
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Protocol, assert_never
@@ -71,7 +72,7 @@ def decided(state: State, request: CoordinatorRequest) -> tuple[ev.Event, Action
     """The event, its record and what is said of it. Raises NotPossible."""
     if state.phase is Phase.FINISHED:
         raise NotPossible(f"the run is over ({state.finished}): there is nothing to change any more")
-    fields = {"study": state.plan.study, "round": str(state.round)}
+    fields = {"study": state.plan.study, "round": str(state.round), **_proof(request)}
     match request:
         case Pause():
             if state.held:
@@ -89,6 +90,15 @@ def decided(state: State, request: CoordinatorRequest) -> tuple[ev.Event, Action
         case _:
             assert_never(request)
     return event, Action(request.by, kind, request.reason, fields), sentence
+
+
+def _proof(request: CoordinatorRequest) -> dict[str, str]:
+    """Who signed in, as the app says, and the user it came from, as the kernel says. Raises NotPossible."""
+    if request.proved is None:
+        return {}
+    if request.proved.role != "operator":
+        raise NotPossible("only an operator decides about rounds")
+    return {"user": str(os.getuid()), **request.proved.fields()}  # the socket answers nobody but this process's own user
 
 
 def _check_abort(state: State, number: int) -> None:

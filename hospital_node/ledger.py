@@ -56,6 +56,7 @@ from hospital_node.ledger_schema import (
 )
 from hospital_node.ledger_store import LedgerFiles
 from hospital_node.withdrawal import SALT_BYTES, Withdrawals, withdrawal_entry, withdrawals, withdrawn_in
+from proto.control import Proved
 from proto.plan import Plan, short_name
 
 __all__ = [
@@ -245,11 +246,13 @@ class Ledger:
         confirmed_by: str = "",
         accept_no_guarantee: bool = False,
         data_is_public: bool = False,
+        proved: Proved | None = None,
+        confirmation: decisions.Confirmation | None = None,
     ) -> None:
         """Record that `by` agrees to `plan` under `cap`. Raises DecisionRefused.
 
-        A cap above the present one needs `confirmed_by`, another person. A plan without noise needs both flags, and a ledger
-        on which no study was ever approved as private.
+        A cap above the present one needs `confirmed_by`, another person; where `proved`, in a sign-in of their own. A plan
+        without noise needs both flags, and a ledger on which no study was ever approved as private.
         """
         self._append(
             lambda events: decisions.approve_entry(
@@ -261,13 +264,15 @@ class Ledger:
                 reason=reason,
                 accept_no_guarantee=accept_no_guarantee,
                 data_is_public=data_is_public,
+                proved=proved,
+                confirmation=confirmation,
             ),
             at,
         )
 
-    def withdraw(self, plan: Plan, by: str, reason: str, at: datetime) -> None:
+    def withdraw(self, plan: Plan, by: str, reason: str, at: datetime, *, proved: Proved | None = None) -> None:
         """Take an approval back, at once; what was charged stays charged."""
-        entry = Withdrawn(plan=plan.digest().hex(), by=decisions.person(by), reason=decisions.said(reason))
+        entry = Withdrawn(plan=plan.digest().hex(), by=decisions.person(by), reason=decisions.said(reason), proved=proved)
         self._append(lambda _: entry, at)
 
     def lower_cap(self, cap: Cap, by: str, reason: str, at: datetime) -> None:
@@ -278,14 +283,14 @@ class Ledger:
         """Set any cap; two different people, each with a reason. Raises DecisionRefused."""
         self._append(lambda events: decisions.raised(events, cap, by, confirmed_by, reason, confirmed_reason), at)
 
-    def pause(self, by: str, reason: str, at: datetime) -> None:
+    def pause(self, by: str, reason: str, at: datetime, *, proved: Proved | None = None) -> None:
         """Hold the node until `resume`."""
-        entry = Hold(by=decisions.person(by), reason=decisions.said(reason))
+        entry = Hold(by=decisions.person(by), reason=decisions.said(reason), proved=proved)
         self._append(lambda _: entry, at)
 
-    def resume(self, by: str, reason: str, at: datetime) -> None:
+    def resume(self, by: str, reason: str, at: datetime, *, proved: Proved | None = None) -> None:
         """Let the node go on, after a hold or after releases without a result."""
-        entry = Resume(by=decisions.person(by), reason=decisions.said(reason))
+        entry = Resume(by=decisions.person(by), reason=decisions.said(reason), proved=proved)
         self._append(lambda _: entry, at)
 
     def confirm_clock(self, by: str, reason: str, at: datetime) -> None:

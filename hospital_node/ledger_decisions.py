@@ -7,7 +7,7 @@ a cap names two.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from hospital_node import ledger_rules as rules
 from hospital_node.cap import ORDERS, Cap, best_order, plain
@@ -15,8 +15,17 @@ from hospital_node.ledger_chain import Event
 from hospital_node.ledger_errors import DecisionRefused
 from hospital_node.ledger_schema import Approved, CapLowered, CapRaised, EvaluationAgreed, NoiseShared
 from hospital_node.releases import Program
+from proto.control import Proved
 from proto.evaluation import sensitivity
 from proto.plan import Plan, role_of, short_name
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """The second person's yes, given in a sign-in of their own."""
+
+    proved: Proved
+    reason: str
 
 
 def approve_entry(
@@ -29,6 +38,8 @@ def approve_entry(
     reason: str,
     accept_no_guarantee: bool,
     data_is_public: bool,
+    proved: Proved | None = None,
+    confirmation: Confirmation | None = None,
 ) -> Approved:
     """The approval to record. Raises DecisionRefused."""
     name = rules.hospital_of(events)
@@ -38,7 +49,7 @@ def approve_entry(
         check_delta(cap, declared)
         present = rules.current_cap(events)
         if present is not None and not cap.at_most(present):
-            check_two_people(by, confirmed_by, f"raising the cap from {present} to {cap}")
+            check_two_people(by, confirmed_by, f"raising the cap from {present} to {cap}", proved, confirmation)
     program = rules.program_of(plan, name)
     one_round = program.training
     return Approved(
@@ -60,6 +71,9 @@ def approve_entry(
         data_is_public=data_is_public,
         evaluation=_evaluation_of(plan),
         shared=None if one_round.shares is None else NoiseShared(**asdict(one_round.shares)),
+        proved=proved,
+        confirmed_proved=None if confirmation is None else confirmation.proved,
+        confirmed_reason=None if confirmation is None else said(confirmation.reason),
     )
 
 
@@ -135,8 +149,14 @@ def check_delta(cap: Cap, declared_patients: int) -> None:
         )
 
 
-def check_two_people(by: str, confirmed_by: str, what: str) -> None:
-    """Raise DecisionRefused unless two different people are named."""
+def check_two_people(
+    by: str, confirmed_by: str, what: str, proved: Proved | None = None, confirmation: Confirmation | None = None
+) -> None:
+    """Raise DecisionRefused unless two different people are named; who signed in is told from another by the account alone."""
+    if proved is not None:
+        if confirmation is None or proved.same_person(confirmation.proved):
+            raise DecisionRefused(f"{what[:1].upper()}{what[1:]} needs two different people, each in a sign-in of their own.")
+        return
     first, second = person(by), confirmed_by.strip()
     if not second or first.casefold() == second.casefold():
         raise DecisionRefused(

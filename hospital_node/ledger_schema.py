@@ -24,6 +24,7 @@ from hospital_node.accounting import Mechanism
 from hospital_node.cap import MAX_RENYI_ORDER, Cap
 from hospital_node.releases import Evaluations, Program
 from hospital_node.shared_accounting import Shares
+from proto.control import Proved
 from proto.plan import Frozen
 
 ENTRY_LABEL: Final = b"hospital-secagg ledger entry v1\n"
@@ -104,6 +105,9 @@ class Approved(Frozen):
     data_is_public: bool = False
     evaluation: EvaluationAgreed | None = None  # sums over validation patients, beside the training
     shared: NoiseShared | None = None  # None: the hospital adds the whole noise itself
+    proved: Proved | None = None  # whose sign-in the name `by` comes from; None: it was typed
+    confirmed_proved: Proved | None = None
+    confirmed_reason: str | None = None
 
     @property
     def mechanism(self) -> Mechanism:
@@ -137,6 +141,7 @@ class Withdrawn(Frozen):
     plan: str = Field(pattern=HEX_32_BYTES)
     by: str = Field(min_length=1)
     reason: str = Field(min_length=1)
+    proved: Proved | None = None
 
 
 class PatientWithdrawn(Frozen):
@@ -209,6 +214,7 @@ class Hold(Frozen):
 
     by: str = Field(min_length=1)
     reason: str = Field(min_length=1)
+    proved: Proved | None = None
 
 
 class Resume(Frozen):
@@ -216,6 +222,7 @@ class Resume(Frozen):
 
     by: str = Field(min_length=1)
     reason: str = Field(min_length=1)
+    proved: Proved | None = None
 
 
 class ClockConfirmed(Frozen):

@@ -7,24 +7,29 @@ keeps what was refused. Nothing is asked of the node itself: it reads its ledger
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Literal, TypeAlias, assert_never
 
-from certs.audit import Action, AuditError
+from certs.audit import Action, AuditError, Record
 from certs.audit_file import AuditLog
 from certs.identity import load_identity
 from certs.party import CertificateError
+from hospital_node import proposals
 from hospital_node.cap import Cap
 from hospital_node.config import CapSetting, ConfigError, NodeConfig
 from hospital_node.crosscheck import prv_epsilon
 from hospital_node.ledger import Ledger, LedgerError
+from hospital_node.ledger_decisions import Confirmation
+from hospital_node.offer import if_approved
 from hospital_node.reporting.model import ReportError
 from hospital_node.reporting.write import write_report
 from hospital_node.state import StateError, StateFolder
 from proto.control import (
     Answer,
     Approve,
+    Confirm,
     ControlError,
     Decision,
     Decline,
@@ -52,21 +57,37 @@ def answer(node: NodeConfig, data: bytes, at: datetime) -> Answer:
     """One request over the control socket: carried out, or refused in the sentence that says why."""
     try:
         request = node_request(data)
-        plan = _plan_meant(node, request.plan) if isinstance(request, Approve | Decline) else None
+        plan = _plan_asked(node, request, at)
         return Answer(done=True, sentence=carry_out(node, request, plan, at, "app"))
     except REFUSALS as error:
         return Answer(done=False, sentence=str(error))
 
 
+def _plan_asked(node: NodeConfig, request: NodeRequest, at: datetime) -> Plan | None:
+    """The plan that a request is about. Raises ControlError, PlanError, AuditError."""
+    match request:
+        case Approve() | Decline():
+            return _plan_meant(node, request.plan)
+        case Confirm():
+            return _plan_meant(node, proposals.meant(AuditLog.within(node.state).read(), request, at).plan)
+        case _:
+            return None
+
+
 def carry_out(node: NodeConfig, request: NodeRequest, plan: Plan | None, at: datetime, via: Via) -> str:
     """Decide, record, and say what was done. `plan` is that of an approval or a refusal. Raises what REFUSALS names."""
+    _check_role(request)
     ledger = ledger_of(node, at)
     log = AuditLog.within(node.state)
-    if not isinstance(request, Pause | Decline):
-        log.read()  # a damaged log refuses what lets the node do more, never what holds it
+    # a damaged log refuses what lets the node do more, never what holds it
+    records = () if isinstance(request, Pause | Decline) else log.read()
     fields: dict[str, str] = {"by way of": via}
+    if request.proved is not None:  # the app's word; the socket answers nobody but this process's own user
+        fields |= {"user": str(os.getuid()), **request.proved.fields()}
     try:
-        said = _decide(node, ledger, request, plan, at, fields)
+        if isinstance(request, Approve) and plan is not None and (cap := _waits(node, ledger, plan, request, at)) is not None:
+            return _propose(log, plan, request, cap, at, fields)
+        said = _decide(node, ledger, request, plan, at, fields, records)
     except LedgerError as error:
         log.append(Action(request.by, f"{request.action}-refused", request.reason, {**fields, "because": error.code}), at)
         raise
@@ -75,7 +96,13 @@ def carry_out(node: NodeConfig, request: NodeRequest, plan: Plan | None, at: dat
 
 
 def _decide(
-    node: NodeConfig, ledger: Ledger, request: NodeRequest, plan: Plan | None, at: datetime, fields: dict[str, str]
+    node: NodeConfig,
+    ledger: Ledger,
+    request: NodeRequest,
+    plan: Plan | None,
+    at: datetime,
+    fields: dict[str, str],
+    records: Sequence[Record],
 ) -> str:
     if plan is not None:
         fields |= {"study": plan.study, "plan": plan.digest().hex()}
@@ -83,14 +110,17 @@ def _decide(
         case Approve():
             assert plan is not None, "the caller has found the plan that an approval names"
             return _approve(node, ledger, plan, request, at)
+        case Confirm():
+            assert plan is not None, "the caller has found the plan that the proposal names"
+            return _confirm(ledger, plan, request, proposals.meant(records, request, at), at, fields)
         case Decline():
             assert plan is not None, "the caller has found the plan that a refusal names"
             return _decline(ledger, plan, request, at)
         case Pause():
-            ledger.pause(request.by, request.reason, at)
+            ledger.pause(request.by, request.reason, at, proved=request.proved)
             return f"Paused by {request.by}: the node declines from its next question to the ledger on."
         case Resume():
-            ledger.resume(request.by, request.reason, at)
+            ledger.resume(request.by, request.reason, at, proved=request.proved)
             return f"Resumed by {request.by}."
         case WriteReport():
             return _report(node, at)
@@ -116,16 +146,58 @@ def _approve(node: NodeConfig, ledger: Ledger, plan: Plan, request: Approve, at:
         confirmed_by=request.confirmed_by,
         accept_no_guarantee=request.accept_no_guarantee,
         data_is_public=request.data_is_public,
+        proved=request.proved,
     )
     what = "without any guarantee" if plan.privacy.no_guarantee else f"under the cap {cap}"
     return f"Approved by {request.by}: plan {plan.digest().hex()[:12]} of study '{plan.study}', {what}."
+
+
+def _waits(node: NodeConfig, ledger: Ledger, plan: Plan, request: Approve, at: datetime) -> Cap | None:
+    """The cap that a person who signed in cannot set alone; None where one person suffices. Raises DecisionRefused."""
+    if request.proved is None or plan.privacy.no_guarantee or ledger.cap is None:
+        return None
+    cap = cap_for(plan, node.cap, request.epsilon, request.delta)
+    if cap.at_most(ledger.cap):
+        return None
+    if_approved(ledger.events(), ledger.hospital, plan, cap, at)  # what two people could not do either is refused now
+    return cap
+
+
+def _propose(log: AuditLog, plan: Plan, request: Approve, cap: Cap, at: datetime, fields: Mapping[str, str]) -> str:
+    assert request.proved is not None, "only who has signed in proposes"
+    log.append(proposals.proposed(request, request.proved, cap, {**fields, "study": plan.study}), at)
+    return f"Proposed by {request.by}: the cap {cap} waits for a second person, who confirms it in a sign-in of their own."
+
+
+def _confirm(
+    ledger: Ledger, plan: Plan, request: Confirm, found: proposals.Proposal, at: datetime, fields: dict[str, str]
+) -> str:
+    assert request.proved is not None, "checked where the proposal was found"
+    fields |= {"proposed by": found.by, "proposal": found.digest, **found.proved.fields("proposed by: ")}
+    ledger.approve(
+        plan,
+        found.by,
+        found.reason,
+        found.cap,
+        at,
+        confirmed_by=request.by,
+        proved=found.proved,
+        confirmation=Confirmation(request.proved, request.reason),
+    )
+    return f"Approved by {found.by} and {request.by}: plan {plan.digest().hex()[:12]} of study '{plan.study}', cap {found.cap}."
+
+
+def _check_role(request: NodeRequest) -> None:
+    """Whoever signed in needs the role for it here, too: the app has checked the same. Raises ControlError."""
+    if request.proved is not None and request.proved.role != "officer" and not isinstance(request, Pause):
+        raise ControlError("only an officer decides this: an operator may pause the node")
 
 
 def _decline(ledger: Ledger, plan: Plan, request: Decision, at: datetime) -> str:
     """An approval is taken back in the ledger; a plan that was never approved leaves no entry there, only in the audit log."""
     if ledger.approval(plan) is None:
         return f"Declined by {request.by}: this hospital takes no part in study '{plan.study}'."
-    ledger.withdraw(plan, request.by, request.reason, at)
+    ledger.withdraw(plan, request.by, request.reason, at, proved=request.proved)
     return f"Taken back by {request.by}: this hospital takes no part in study '{plan.study}' any more; what was spent is spent."
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
-from pydantic import Field, StringConstraints, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError, field_validator, model_validator
 
 from proto.frozen import Frozen, explain, parsed
 
 HEX_32_BYTES = r"^[0-9a-f]{64}$"
 LONGEST_NAME = 200
 LONGEST_REASON = 2_000
+LONGEST_ISSUER = 500
+LONGEST_SUBJECT = 255  # OpenID Connect Core, section 2
 MAX_REQUEST_BYTES = 64 * 1024  # a thousand times a usual one
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, max_length=LONGEST_NAME)]
@@ -25,11 +27,39 @@ class ControlError(ValueError):
     """A request that could not be made or understood; one sentence."""
 
 
+class Proved(Frozen):
+    """Who a sign-in provider says that a person is: `subject` at `issuer`, here in the role `role`.
+
+    The app has checked it and claims it; the process that is asked records it as the app's word, beside the user it came from.
+    """
+
+    issuer: str = Field(min_length=1, max_length=LONGEST_ISSUER)
+    subject: str = Field(min_length=1, max_length=LONGEST_SUBJECT)
+    role: Literal["officer", "operator"]
+
+    @field_validator("issuer", "subject")
+    @classmethod
+    def _one_line(cls, text: str) -> str:
+        if not text.isprintable():
+            raise ValueError("has an unprintable letter")
+        return text
+
+    def same_person(self, other: Proved) -> bool:
+        """Whether both are one account at one provider."""
+        return (self.issuer, self.subject) == (other.issuer, other.subject)
+
+    def fields(self, prefix: str = "") -> dict[str, str]:
+        """As an audit record keeps it."""
+        shown = {"signed in at": self.issuer, "subject": self.subject, "role": self.role}
+        return {prefix + name: text for name, text in shown.items()}
+
+
 class Decision(Frozen):
-    """What every request says: who takes the decision, and why."""
+    """What every request says: who takes the decision, and why. With `proved` the name comes from a sign-in."""
 
     by: Name
     reason: Why
+    proved: Proved | None = None
 
     @field_validator("by", "reason")
     @classmethod
@@ -51,6 +81,19 @@ class Approve(Decision):
     confirmed_by: Name = ""  # the second person, where the cap rises
     accept_no_guarantee: bool = False
     data_is_public: bool = False
+
+    @model_validator(mode="after")
+    def _no_typed_second_name(self) -> Approve:
+        if self.proved is not None and self.confirmed_by:
+            raise ValueError("a second person confirms in a sign-in of their own: a typed name is not accepted")
+        return self
+
+
+class Confirm(Decision):
+    """The second person's yes to an approval that raises the cap, in a sign-in of their own."""
+
+    action: Literal["confirm"] = "confirm"
+    proposal: str = Field(pattern=HEX_32_BYTES)  # digest of the first person's record in the audit log
 
 
 class Decline(Decision):
@@ -85,7 +128,7 @@ class Abort(Decision):
     round: int = Field(ge=1)
 
 
-NodeRequest: TypeAlias = Approve | Decline | Pause | Resume | WriteReport
+NodeRequest: TypeAlias = Approve | Confirm | Decline | Pause | Resume | WriteReport
 CoordinatorRequest: TypeAlias = Pause | Resume | Abort
 Request: TypeAlias = NodeRequest | CoordinatorRequest
 

@@ -39,6 +39,7 @@ ARROWS: dict[str, frozenset[str]] = {
             *(f"hospital_node.{side}" for side in ("ledger", "accounting", "offer", "reports", "scans", "progress")),
             "hospital_node.evidence_shown",
             *("hospital_node.reporting.kept", "hospital_node.reporting.model"),  # signed reports, to read
+            "hospital_node.proposals",
         }
     ),
     "study": frozenset({"secagg", "proto", "certs", "coordinator", "hospital_node"}),

@@ -18,7 +18,7 @@ from coordinator.cli import app
 from coordinator.people import NotPossible, decided, pause_in_force
 from coordinator.state import Phase, Standing, member_view, waiting_for
 from coordinator.store import open_store
-from proto.control import Abort, Pause, Resume
+from proto.control import Abort, Pause, Proved, Resume
 from proto.control_socket import ask
 
 WHO = {"by": "Dr B. Okoro", "reason": "maintenance"}
@@ -112,6 +112,18 @@ def test_requests_that_do_not_fit_are_refused_in_words() -> None:
     for request in (PAUSE, RESUME, Abort(round=1, **WHO)):
         with pytest.raises(NotPossible, match="the run is over"):
             decided(world.state, request)
+
+
+def test_who_signed_in_is_recorded_and_has_to_be_an_operator() -> None:
+    world = World(make_plan(4, rounds=1))
+    until(world, Phase.TRAIN)
+    okoro = Proved(issuer="https://login.example", subject="okoro-3", role="operator")
+    _, action, _ = decided(world.state, Pause(proved=okoro, **WHO))
+    assert (action.fields["subject"], action.fields["signed in at"]) == ("okoro-3", "https://login.example")
+    assert action.fields["user"].isdigit()
+    assert "subject" not in decided(world.state, PAUSE)[1].fields
+    with pytest.raises(NotPossible, match="only an operator"):
+        decided(world.state, Pause(proved=okoro.model_copy(update={"role": "officer"}), **WHO))
 
 
 def test_the_pause_in_force_is_read_from_the_log(tmp_path: Path) -> None:
