@@ -33,6 +33,7 @@ ARROWS: dict[str, frozenset[str]] = {
             "proto.frozen",
             *("proto.control", "proto.control_socket"),  # what people decide goes to the running process
             *("certs.audit", "certs.audit_file"),
+            *("certs.files", "certs.party"),  # secrets that others may read are refused in one way
             "coordinator.store",
             "study.results",
             *(f"study.bench.{side}" for side in ("cells", "groups", "naming")),
@@ -55,7 +56,9 @@ OWNERS: dict[str, frozenset[str]] = {
             *("proto/federation_pb2_grpc.py", "study"),
         }
     ),
-    **dict.fromkeys(("streamlit", "altair"), frozenset({"ui"})),
+    **dict.fromkeys(("streamlit", "altair", "starlette"), frozenset({"ui"})),
+    "joserfc": frozenset({"ui/id_token.py", "ui/provider.py"}),
+    **dict.fromkeys(("authlib", "requests"), frozenset({"ui/provider.py"})),
     "sqlalchemy": frozenset(
         {"coordinator", "hospital_node", "study/results.py", "study/results_tables.py", "study/results_write.py"}
     ),

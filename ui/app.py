@@ -5,11 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 
 import streamlit as st
+from streamlit.navigation.page import StreamlitPage
 
-from ui import screen
+from ui import person, screen
+from ui.roles import Page
+from ui.settings import Settings
 
 HERE = Path(__file__).parent
 PAGES = HERE / "app_pages"
+
+
+def pages_of(settings: Settings) -> list[StreamlitPage]:
+    """Pages with a source. What a role does not open is not listed; its address leads to a page that says so."""
+    found = {Page.OVERVIEW: "Overview"}
+    if settings.hospitals:
+        found |= {Page.PRIVACY: "Privacy budget", Page.SCANS: "Scans"}
+    if settings.coordinator is not None:
+        found |= {Page.ACCURACY: "Accuracy", Page.BANDWIDTH: "Bandwidth", Page.ROUNDS: "Rounds"}
+    if settings.hospitals or settings.coordinator is not None:
+        found[Page.DECISIONS] = "Decisions"
+    if settings.studies:
+        found[Page.STUDY] = "Study"
+    return [
+        st.Page(
+            PAGES / f"{page}.py",
+            title=screen.say(title),
+            url_path=None if page is Page.OVERVIEW else page.value,
+            default=page is Page.OVERVIEW,
+            visibility="visible" if person.allowed(settings, page) else "hidden",
+        )
+        for page, title in found.items()
+    ]
 
 
 def main() -> None:
@@ -20,21 +46,13 @@ def main() -> None:
     st.html(HERE / "static" / "page.css")
     screen.remember()
     settings = screen.settings()
-    pages = [st.Page(PAGES / "overview.py", title=screen.say("Overview"), default=True)]
-    if settings.hospitals:
-        pages.append(st.Page(PAGES / "privacy.py", title=screen.say("Privacy budget"), url_path="privacy"))
-        pages.append(st.Page(PAGES / "scans.py", title=screen.say("Scans"), url_path="scans"))
-    if settings.coordinator is not None:
-        pages.append(st.Page(PAGES / "accuracy.py", title=screen.say("Accuracy"), url_path="accuracy"))
-        pages.append(st.Page(PAGES / "bandwidth.py", title=screen.say("Bandwidth"), url_path="bandwidth"))
-        pages.append(st.Page(PAGES / "rounds.py", title=screen.say("Rounds"), url_path="rounds"))
-    if settings.hospitals or settings.coordinator is not None:
-        pages.append(st.Page(PAGES / "decisions.py", title=screen.say("Decisions"), url_path="decisions"))
-    if settings.studies:
-        pages.append(st.Page(PAGES / "study.py", title=screen.say("Study"), url_path="study"))
-    chosen = st.navigation(pages)
+    if not person.is_here(settings):
+        screen.signed_out()
+        return
+    chosen = st.navigation(pages_of(settings))
     with st.sidebar:
         screen.watch()
+        screen.who()
     chosen.run()
 
 

@@ -7,15 +7,18 @@ Loopback unless told otherwise; no usage statistics; errors are not shown to bro
 from __future__ import annotations
 
 import errno
+import json
 import socket
 import sys
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
 from ui.palette import theme_options
+from ui.sessions import HEADER, USER_KEY
 from ui.settings import DEFAULT_PORT, LOOPBACK, Settings, SettingsError, checked, load
 
 APP = Path(__file__).parent / "app.py"
@@ -43,13 +46,14 @@ def server_options(settings: Settings) -> dict[str, str]:
         "logger.level": "warning",
         "logger.hideWelcomeMessage": "true",  # the address is printed once, by this program
         **theme_options(),
+        **({} if settings.signin is None else {"server.trustedUserHeaders": json.dumps({HEADER: USER_KEY})}),
     }
 
 
 def arguments(settings: Settings) -> list[str]:
     """What Streamlit's command is told, with the app's own arguments after `--`."""
     options = [f"--{name}={value}" for name, value in server_options(settings).items()]
-    options += [f"--server.allowedHosts={name}" for name in host_names(settings.address)]
+    options += [f"--server.allowedHosts={name}" for name in all_host_names(settings)]
     return ["run", str(SERVER), *options, "--", *settings.arguments()]
 
 
@@ -71,6 +75,13 @@ def host_names(address: str) -> tuple[str, ...]:
     except ValueError:
         local = address == "localhost"
     return (address, "localhost") if local else ()
+
+
+def all_host_names(settings: Settings) -> tuple[str, ...]:
+    """Those of the address and, with sign-in, the public name, which a proxy on this machine passes on."""
+    names = host_names(settings.address)
+    public = None if settings.signin is None else urlsplit(settings.signin.public_url).hostname
+    return names if public is None or not names else tuple(dict.fromkeys((*names, public)))
 
 
 def check_address(address: str, port: int) -> None:
@@ -95,11 +106,13 @@ def resolve(
     studies: list[Path],
     address: str | None,
     port: int | None,
+    *,
+    open_without_signin: bool = False,
 ) -> Settings:
     """Settings from the file, with command-line options in front. SettingsError in one sentence."""
     base = Settings() if config is None else load(config)
     folders = {"coordinator": coordinator, "hospitals": tuple(hospitals), "studies": tuple(studies)}
-    given = {**folders, "address": address, "port": port}
+    given = {**folders, "address": address, "port": port, "open_without_signin": open_without_signin}
     return checked(Settings.model_validate(base.model_dump() | {name: value for name, value in given.items() if value}))
 
 
@@ -111,16 +124,23 @@ def start(
     study: Annotated[list[Path] | None, typer.Option(help="Folder of `secagg-study run`; repeat for more.")] = None,
     address: Annotated[str | None, typer.Option(help=f"Address to listen on.  [default: {LOOPBACK}]")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help=f"Port to listen on.  [default: {DEFAULT_PORT}]")] = None,
+    *,
+    open_without_signin: Annotated[
+        bool, typer.Option("--open-without-signin", help="Listen beyond this machine although nobody has to sign in.")
+    ] = False,
 ) -> None:
     """Start the app and print its address. The folders may still be empty: the pages then wait for them."""
     try:
-        settings = resolve(config, coordinator, hospital or [], study or [], address, port)
+        settings = resolve(
+            config, coordinator, hospital or [], study or [], address, port, open_without_signin=open_without_signin
+        )
         check_address(settings.address, settings.port)
     except SettingsError as error:
         print(f"secagg-ui: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
     host = f"[{settings.address}]" if ":" in settings.address else settings.address
-    print(f"The app is at http://{host}:{settings.port}  (Ctrl-C stops it)", flush=True)
+    behind = "" if settings.signin is None else f"; people open it at {settings.signin.public_url}"
+    print(f"The app is at http://{host}:{settings.port}{behind}  (Ctrl-C stops it)", flush=True)
     serve(arguments(settings))
 
 

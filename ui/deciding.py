@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import tzinfo
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 from certs.audit import AuditError, Record
 from certs.audit_file import AuditLog
 from hospital_node.ledger import BudgetView, LedgerError
 from hospital_node.offer import approval
+from hospital_node.proposals import Proposal
+from hospital_node.proposals import standing as standing_proposal
 from proto.plan import Plan
 from ui import sources
 from ui.figures import Figure, Headline
@@ -27,6 +29,9 @@ NEWEST_ACTIONS = 30
 GROUP = 8  # hexadecimal digits that people compare at a glance
 KINDS = {
     "approve": "approved the plan",
+    "approve-proposed": "proposed a higher cap, which a second person has to confirm",
+    "confirm": "confirmed a higher cap",
+    "confirm-refused": "tried to confirm a higher cap; refused",
     "approve-refused": "tried to approve the plan; refused",
     "decline": "declined the plan",
     "decline-refused": "tried to decline the plan; refused",
@@ -162,12 +167,22 @@ def actions(folder: Path) -> tuple[Record, ...]:
     return AuditLog.within(folder).read()
 
 
+def waiting_for_a_second(found: Hospital, at: datetime) -> Proposal | None:
+    """The higher cap that somebody proposed for the plan on offer; None where there is none, or the log cannot be trusted."""
+    try:
+        proposal = standing_proposal(actions(found.folder), at)
+    except AuditError:
+        return None
+    offered = None if found.plan is None else found.plan.digest().hex()
+    return proposal if proposal is not None and proposal.plan == offered else None
+
+
 def action_rows(records: Sequence[Record], zone: tzinfo) -> list[dict[str, str]]:
     """The newest first, in words."""
     return [
         {
             "when": moment(record.at, zone),
-            "who": record.action.by,
+            "who": record.action.by + _account(record),
             "what": KINDS.get(record.action.kind, record.action.kind.replace("-", " ")) + _about(record),
             "why": record.action.reason or "–",
             "kept as": _kept_as(record),
@@ -179,6 +194,12 @@ def action_rows(records: Sequence[Record], zone: tzinfo) -> list[dict[str, str]]
 def _about(record: Record) -> str:
     fields = record.action.fields
     return f" (round {fields['round']})" if record.action.kind == "abort-round" and "round" in fields else ""
+
+
+def _account(record: Record) -> str:
+    """The account that was signed in; nothing where the name was typed."""
+    subject = record.action.fields.get("subject")
+    return f" ({subject})" if subject else ""
 
 
 def _kept_as(record: Record) -> str:

@@ -6,10 +6,12 @@ where something visible changed. A paused page stays as it is.
 
 from __future__ import annotations
 
+import html
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
-from functools import partial
+from functools import partial, wraps
 from ipaddress import ip_address
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -18,12 +20,14 @@ import streamlit as st
 
 from coordinator.store import EventRow, StoreError
 from hospital_node.progress import LocalProgress
-from ui import overview, sources
+from ui import overview, person, sources
 from ui.figures import Figure, Headline
 from ui.language import LANGUAGES, Language, preferred, translate, translated
 from ui.layers import Chart
 from ui.palette import Ink, ink
+from ui.roles import Right, Role
 from ui.settings import Settings, from_arguments
+from ui.signin_links import sign_out_link, start_link
 from ui.store_reading import Federation, RoundBytes, Totals
 from ui.words import clock
 
@@ -40,6 +44,69 @@ TableRows = Sequence[Mapping[str, object]]
 def settings() -> Settings:
     """Settings that `secagg-ui` handed over."""
     return from_arguments(sys.argv[1:])
+
+
+def admit(right: Right) -> None:
+    """Begin of every page: whoever may not see it gets a sentence, and the page ends."""
+    signin = settings().signin
+    if signin is None or person.allowed(settings(), right):
+        return
+    found = person.session()
+    if found is None:
+        signed_out()
+    elif not found.person.roles:
+        refused(f"you are signed in as {found.person.name}, and have no role here: ask {signin.contact}")
+    else:
+        refused(f"this page is not for your role ({', '.join(_roles(found.person.roles))}): ask {signin.contact}")
+    st.stop()
+
+
+def may(right: Right) -> bool:
+    """Whether a part of a page is for whoever looks at it."""
+    return person.allowed(settings(), right)
+
+
+def only_signed_in(draw: Callable[[], None]) -> Callable[[], None]:
+    """A part of a page that is drawn anew by itself: no longer than the session lasts."""
+
+    @wraps(draw)
+    def drawn() -> None:
+        if person.is_here(settings()):
+            draw()
+        else:
+            st.rerun(scope="app")
+
+    return drawn
+
+
+def signed_out() -> None:
+    """What is left of a page when its session is over: nothing of the study."""
+    st.info(say("**You are not signed in**  \nYour session is over, or you signed out."))
+    link("Sign in", start_link("/"))
+
+
+def link(label: str, place: str) -> None:
+    """A link within this window to a place of this app that is no page of it."""
+    st.html(f'<a href="{html.escape(place, quote=True)}" target="_self">{html.escape(say(label))}</a>')
+
+
+def who() -> None:
+    """In the side bar: who is signed in, until when, and the way out."""
+    found = person.session()
+    if found is not None:
+        roles = ", ".join(_roles(found.person.roles)) or "no role"
+        st.markdown(f"**{as_is(found.person.name)}** · {say(roles)}")
+        note(f"Signed in until {clock(datetime.fromtimestamp(found.ends_s, UTC), zone())}")
+        link("Sign out", sign_out_link(found.key))
+
+
+def _roles(held: Collection[Role]) -> list[str]:
+    return sorted(role.value for role in held)
+
+
+def as_is(name: str) -> str:
+    """A name as it is, whatever it would mean in Markdown."""
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~$:])", r"\\\1", name)
 
 
 def federation(age_s: float = 0.0) -> Federation | None:
@@ -100,7 +167,10 @@ def paused() -> bool:
 
 
 def is_loopback() -> bool:
-    """Whether this server can be reached from this machine only."""
+    """Whether this server's pages are seen on this machine only."""
+    signin = settings().signin
+    if signin is not None and not signin.is_local:
+        return False  # a proxy takes them elsewhere
     address = str(st.get_option("server.address") or "")
     return address == "localhost" or (bool(address) and _loopback(address))
 
@@ -237,7 +307,10 @@ def watch() -> None:
     start = LANGUAGES.index(language())
     st.selectbox("Language · 语言", LANGUAGES, index=start, key=LANGUAGE, bind="query-params")
 
-    @st.fragment(run_every=run_every())
+    @st.fragment(
+        run_every=run_every() if settings().signin is None else POLL_S
+    )  # a session's end is seen on a paused page, too
+    @only_signed_in
     def watcher() -> None:
         if not paused() and sources.signature(settings(), FRESH_S) != st.session_state.get(SEEN):
             st.rerun(scope="app")

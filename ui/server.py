@@ -65,7 +65,10 @@ def policy(page: str, sockets: tuple[str, ...]) -> str:
 
 
 def own_sockets() -> tuple[str, ...]:
-    """The live connection's origins where the address is known: not behind a proxy, which adds its own."""
+    """The live connection's origins where the address is known: not behind a proxy, unless sign-in names the public one."""
+    signin = from_arguments(sys.argv[1:]).signin
+    if signin is not None:
+        return (signin.public_url.replace("http", "ws", 1),)
     address, port = st.get_option("server.address"), st.get_option("server.port")
     names = dict.fromkeys((str(address), "localhost")) if address else {}
     return tuple(f"ws://{f'[{name}]' if ':' in name else name}:{port}" for name in names)
@@ -104,4 +107,16 @@ async def prepared(_: object) -> AsyncIterator[None]:
     yield
 
 
-app = st.App(Path(__file__).parent / "app.py", middleware=[Middleware(Headers)], lifespan=prepared)
+def gates() -> list[Middleware]:
+    """The gate, where people have to sign in. What it needs is an extra, so that it is imported only then."""
+    settings = from_arguments(sys.argv[1:]).signin
+    if settings is None:
+        return []
+    from ui.gate import Gate
+    from ui.provider import Provider
+    from ui.sessions import OPEN
+
+    return [Middleware(Gate, settings=settings, sessions=OPEN, provider=Provider(settings))]
+
+
+app = st.App(Path(__file__).parent / "app.py", middleware=[Middleware(Headers), *gates()], lifespan=prepared)

@@ -114,7 +114,7 @@ def test_a_busy_port_is_one_sentence(executed, tmp_path):
 
 
 def test_an_address_of_another_machine_is_one_sentence(executed, tmp_path):
-    done = CliRunner().invoke(cli.command, ["--coordinator", str(tmp_path), "--address", "192.0.2.1"])
+    done = CliRunner().invoke(cli.command, ["--coordinator", str(tmp_path), "--address", "192.0.2.1", "--open-without-signin"])
     assert done.exit_code == 2
     assert "not an address of this machine" in done.output
 

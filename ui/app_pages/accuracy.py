@@ -6,6 +6,7 @@ from study.bench.groups import grouped
 from ui import accuracy, charts, findings, own_patients, screen, sources
 from ui.accuracy import Point
 from ui.own_patients import OwnMean
+from ui.roles import Page
 from ui.store_reading import Federation
 
 TITLE = "On the hospitals' own patients, noised"
@@ -13,6 +14,7 @@ TITLE = "On the hospitals' own patients, noised"
 
 def page() -> None:
     """Arrange the page."""
+    screen.admit(Page.ACCURACY)
     screen.title("Accuracy")
     seen = screen.federation()
     points = accuracy.curve(accuracy.shown(seen.scores)) if seen else ()

@@ -6,6 +6,7 @@ import streamlit as st
 
 from ui import bandwidth, charts, overview, screen
 from ui.bandwidth import Direction
+from ui.roles import Page
 from ui.store_reading import Federation, RoundBytes, Totals
 from ui.words import party
 
@@ -15,6 +16,7 @@ DIRECTIONS: dict[str, Direction] = {"sent by a hospital": "up", "received by a h
 
 def page() -> None:
     """Arrange the page."""
+    screen.admit(Page.BANDWIDTH)
     screen.title("Bandwidth")
     seen = screen.federation()
     uploads = () if seen is None else overview.uploads(seen)

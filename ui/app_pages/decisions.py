@@ -5,15 +5,19 @@ Nothing is decided here: a button asks the running node or coordinator over its 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import streamlit as st
 
-from proto.control import Abort, Answer, Approve, ControlError, Decline, Pause, Request, Resume, decision
+from proto.control import Abort, Answer, Approve, Confirm, ControlError, Decline, Pause, Request, Resume, decision
 from proto.control_socket import ask, runs
 from proto.plan import Plan
-from ui import deciding, screen, sources
+from ui import deciding, person, screen, sources
 from ui.figures import Headline
+from ui.roles import Act, Page, Part
+from ui.signin_links import start_link
 from ui.sources import Hospital
 from ui.words import counted
 
@@ -24,12 +28,16 @@ NODE, COORDINATOR = "this hospital's node", "the coordinator"
 
 def page() -> None:
     """Arrange the page."""
+    screen.admit(Page.DECISIONS)
     screen.title("Decisions")
     settings = screen.settings()
-    if not screen.is_loopback():
+    if settings.signin is None and not screen.is_loopback():
         screen.refused("decisions are taken only where the app listens on this machine's own address (loopback)")
         return
     told()
+    if not person.is_fresh(settings):
+        screen.banner(Headline("watch", "To decide something, prove anew who you are", "It was too long ago."))
+        screen.link("Sign in again", start_link("/decisions", fresh=True))
     if settings.hospitals:
         hospitals = {found.name: found for found in sources.hospitals(settings)}
         at_hospital(hospitals[screen.choose("Hospital", list(hospitals), "hospital")])
@@ -46,13 +54,16 @@ def told() -> None:
 
 def at_hospital(found: Hospital) -> None:
     """One hospital: its plan, its pause, its log."""
-    screen.banner(deciding.standing(found))
-    running = runs(found.folder)
-    if not running:
+    if screen.may(Part.OFFER):
+        screen.banner(deciding.standing(found))
+    listening = runs(found.folder)
+    running = listening and person.is_fresh(screen.settings())
+    if not listening:
         screen.refused(
             f"the node of {found.name} does not run, so nothing can be decided here: start it, or use the command `secagg-node`"
         )
-    if found.plan is not None and not found.problem:
+    if found.plan is not None and not found.problem and screen.may(Part.OFFER):
+        second(found, running=running)
         offer(found, found.plan, running=running)
     paused = found.budget is not None and found.budget.state == "paused"
     screen.text("#### Taking part")
@@ -61,11 +72,12 @@ def at_hospital(found: Hospital) -> None:
         if paused
         else "A pause holds at once what has not left yet; what has left cannot be called back."
     )
-    kind, label = (Resume, "Let it go on") if paused else (Pause, "Pause this hospital")
-    with st.form(f"pause-{found.name}"):
-        who = people(f"pause-{found.name}")
-        if st.form_submit_button(screen.say(label), disabled=not running):
-            send(found.folder, NODE, kind, **who)
+    act, kind, label = (Act.RESUME, Resume, "Let it go on") if paused else (Act.PAUSE, Pause, "Pause this hospital")
+    if screen.may(act):
+        with st.form(f"pause-{found.name}"):
+            who = people(f"pause-{found.name}")
+            if st.form_submit_button(screen.say(label), disabled=not running):
+                send(found.folder, NODE, act, kind, who)
     log(found.folder, "No record yet. Decisions that the ledger keeps stand on the page Privacy budget.")
 
 
@@ -92,8 +104,10 @@ def offer(found: Hospital, plan: Plan, *, running: bool) -> None:
     if after.figures:
         screen.figures(after.figures)
     with st.form(f"approve-{found.name}"):
-        fields: dict[str, object] = dict(people(f"approve-{found.name}"))
-        if after.second_person:
+        who, fields = people(f"approve-{found.name}"), dict[str, object]()
+        if after.second_person and screen.settings().signin is not None:
+            screen.note("This raises the cap: it waits until a second person confirms it in a sign-in of their own.")
+        elif after.second_person:
             screen.note("This raises the cap: two different people have to agree.")
             fields["confirmed_by"] = st.text_input(screen.say("Second person"), key=f"second-{found.name}")
         if plan.privacy.no_guarantee:
@@ -105,9 +119,29 @@ def offer(found: Hospital, plan: Plan, *, running: bool) -> None:
         if agree.form_submit_button(
             screen.say("Approve this plan"), disabled=not (running and after.possible), type="primary", width="stretch"
         ):
-            send(found.folder, NODE, Approve, plan=digest, **fields)
+            send(found.folder, NODE, Act.APPROVE, Approve, who, plan=digest, **fields)
         if refuse.form_submit_button(screen.say("Decline this plan"), disabled=not running, width="stretch"):
-            send(found.folder, NODE, Decline, plan=digest, by=fields["by"], reason=fields["reason"])
+            send(found.folder, NODE, Act.DECLINE, Decline, who, plan=digest)
+
+
+def second(found: Hospital, *, running: bool) -> None:
+    """A higher cap that a first person proposed: for another one to confirm, in a sign-in of their own."""
+    proposal = deciding.waiting_for_a_second(found, datetime.now(UTC))
+    here = person.session()
+    if proposal is None or here is None:
+        return
+    screen.text("#### A higher cap waits for a second person")
+    figures = {"cap": str(proposal.cap), "proposed by": f"{proposal.by} ({proposal.proved.subject})", "why": proposal.reason}
+    screen.reading(
+        [{"what": name, "proposed": text} for name, text in figures.items()], "A higher cap waits for a second person"
+    )
+    if (here.person.issuer, here.person.subject) == (proposal.proved.issuer, proposal.proved.subject):
+        screen.note("You proposed it: somebody else has to confirm it.")
+        return
+    with st.form(f"confirm-{found.name}"):
+        who = people(f"confirm-{found.name}")
+        if st.form_submit_button(screen.say("Confirm the higher cap"), disabled=not running, type="primary"):
+            send(found.folder, NODE, Act.CONFIRM, Confirm, who, proposal=proposal.digest)
 
 
 def at_coordinator(folder: Path) -> None:
@@ -119,39 +153,48 @@ def at_coordinator(folder: Path) -> None:
     if seen is None or seen.finished:
         log(folder)
         return
-    running = runs(folder)
-    if not running:
+    listening = runs(folder)
+    running = listening and person.is_fresh(screen.settings())
+    if not listening:
         screen.refused("the coordinator does not run, so nothing can be decided here: start it")
     held = state.tone == "watch"
-    kind, label = (Resume, "Open rounds again") if held else (Pause, "Open no further round")
-    with st.form("rounds"):
-        who = people("rounds")
-        if st.form_submit_button(screen.say(label), disabled=not running):
-            send(folder, COORDINATOR, kind, **who)
+    act, kind, label = (
+        (Act.LET_ROUNDS_ON, Resume, "Open rounds again") if held else (Act.HOLD_ROUNDS, Pause, "Open no further round")
+    )
+    if screen.may(act):
+        with st.form("rounds"):
+            who = people("rounds")
+            if st.form_submit_button(screen.say(label), disabled=not running):
+                send(folder, COORDINATOR, act, kind, who)
     number = deciding.under_way(seen)
-    if number is not None:
+    if number is not None and screen.may(Act.END_ROUND):
         screen.text(f"Round {number} is under way. Ending it keeps the model; what hospitals have released is spent.")
         with st.form("abort"):
             who = people("abort")
             if st.form_submit_button(screen.say(f"End round {number}"), disabled=not running):
-                send(folder, COORDINATOR, Abort, round=number, **who)
+                send(folder, COORDINATOR, Act.END_ROUND, Abort, who, round=number)
     log(folder)
 
 
 def people(key: str) -> dict[str, str]:
-    """Who decides, and why; both are recorded."""
-    left, right = st.columns((1, 2))
+    """Who decides, and why; both are recorded. A name is typed only where nobody signs in."""
     sheet = st.session_state.get(SHEET, 0)  # a decision that was taken leaves an empty form behind
+    here = person.session()
+    if here is not None:
+        screen.note(f"Recorded as decided by {screen.as_is(here.person.name)}")
+        return {"by": "", "reason": st.text_input(screen.say("Reason"), key=f"reason-{key}{sheet}")}
+    left, right = st.columns((1, 2))
     return {
         "by": left.text_input(screen.say("Your name"), key=f"by-{key}{sheet}"),
         "reason": right.text_input(screen.say("Reason"), key=f"reason-{key}{sheet}"),
     }
 
 
-def send(folder: Path, whom: str, kind: type[Request], **fields: object) -> None:
-    """Ask, and show the answer on a page that is read again."""
+def send(folder: Path, whom: str, act: Act, kind: type[Request], who: Mapping[str, str], **fields: object) -> None:
+    """Ask in the name of whoever is signed in at this moment, and show the answer on a page that is read again."""
     try:
-        answer = ask(folder, decision(kind, **fields), whom)
+        name, proved = person.in_whose_name(screen.settings(), act, who["by"])
+        answer = ask(folder, decision(kind, by=name, reason=who["reason"], proved=proved, **fields), whom)
     except ControlError as error:
         answer = Answer(done=False, sentence=str(error))
     st.session_state[SAID] = answer

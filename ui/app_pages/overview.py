@@ -8,6 +8,7 @@ import streamlit as st
 
 from ui import budget, charts, overview, screen, sources
 from ui.palette import styles
+from ui.roles import Page, Part
 from ui.sources import Hospital
 from ui.store_reading import Federation
 from ui.study_state import study_state
@@ -16,16 +17,18 @@ from ui.words import moment, party, percent
 
 def page() -> None:
     """Arrange the page."""
+    screen.admit(Page.OVERVIEW)
     seen = screen.federation()
-    hospitals = sources.hospitals(screen.settings())
+    hospitals = sources.hospitals(screen.settings()) if screen.may(Part.BUDGETS) else ()
     screen.title("Overview" if seen is None else f"Study {seen.plan.study}")
     if screen.settings().coordinator is not None:
         now_card()
         screen.figures(overview.figures(seen, hospitals))
-    if hospitals:
-        if seen is None and len(hospitals) == 1:
-            own_state(hospitals[0])
+    if seen is None and len(hospitals) == 1:
+        own_state(hospitals[0])
+    if screen.settings().hospitals and screen.may(Part.PROGRESS):
         local_card()
+    if hospitals:
         budgets(seen, hospitals)
     if seen is not None:
         parties()
@@ -36,7 +39,7 @@ def page() -> None:
 def studies() -> None:
     """Where each study of this deployment stands."""
     begun = [found for found in map(sources.study, screen.settings().studies) if found is not None]
-    if not screen.settings().studies:
+    if not screen.settings().studies or not screen.may(Page.STUDY):
         return
     screen.text("#### Studies")
     if not begun:
@@ -50,6 +53,7 @@ def now_card() -> None:
     """State and whom the round waits for; redrawn by itself."""
 
     @st.fragment(run_every=screen.run_every())
+    @screen.only_signed_in
     def draw() -> None:
         screen.banner(overview.headline(screen.federation(screen.FRESH_S), datetime.now(UTC)))
 
@@ -70,6 +74,7 @@ def local_card() -> None:
     """What each node of this deployment does at this moment."""
 
     @st.fragment(run_every=screen.run_every())
+    @screen.only_signed_in
     def draw() -> None:
         running = [(folder, sources.progress(folder)) for folder in screen.settings().hospitals]
         known = [(folder, found) for folder, found in running if found is not None]
@@ -116,6 +121,7 @@ def parties() -> None:
     screen.text("#### Who is here")
 
     @st.fragment(run_every=screen.run_every())
+    @screen.only_signed_in
     def draw() -> None:
         seen = screen.federation(screen.FRESH_S)
         if seen is not None:

@@ -11,8 +11,9 @@ from hospital_node.evidence_shown import evidence_lines
 from hospital_node.ledger import BudgetView
 from proto.control import Answer, ControlError, WriteReport, decision
 from proto.control_socket import ask, runs
-from ui import budget, charts, reports, screen, sources
+from ui import budget, charts, person, reports, screen, sources
 from ui.figures import Headline
+from ui.roles import Act, Page
 from ui.sources import Hospital
 from ui.words import epsilon, plain
 
@@ -21,6 +22,7 @@ SAID = "said of the report"
 
 def page() -> None:
     """Arrange the page."""
+    screen.admit(Page.PRIVACY)
     screen.title("Privacy budget")
     hospitals = {found.name: found for found in sources.hospitals(screen.settings())}
     name = screen.choose("Hospital", list(hospitals), "hospital")
@@ -50,6 +52,7 @@ def local_card(found: Hospital) -> None:
     """What this node does at this moment."""
 
     @st.fragment(run_every=screen.run_every())
+    @screen.only_signed_in
     def draw() -> None:
         now = sources.progress(found.folder)
         if now is not None:
@@ -159,22 +162,30 @@ def download(one: reports.Offered, name: str) -> None:
 
 
 def new_report(found: Hospital) -> None:
-    """Ask the node for the next one."""
-    if not screen.is_loopback():
+    """Ask the node for the next one, in the name of whoever is signed in."""
+    settings = screen.settings()
+    if (settings.signin is None and not screen.is_loopback()) or not screen.may(Act.WRITE_REPORT):
         return
     running = runs(found.folder)
     if not running:
         screen.note("Reports are written and signed by the hospital's node: start it, or use `secagg-node report write`.")
     with st.form("report"):
         left, right = st.columns((1, 2))
-        who = left.text_input(screen.say("Your name"), key="report-by")
+        here = person.session()
+        who = left.text_input(screen.say("Your name"), key="report-by") if here is None else ""
         why = right.text_input(screen.say("Reason"), key="report-reason")
-        if st.form_submit_button(screen.say("Write a new report"), disabled=not running):
-            try:
-                st.session_state[SAID] = ask(found.folder, decision(WriteReport, by=who, reason=why), "this hospital's node")
-            except ControlError as error:
-                st.session_state[SAID] = Answer(done=False, sentence=str(error))
+        if st.form_submit_button(screen.say("Write a new report"), disabled=not (running and person.is_fresh(settings))):
+            st.session_state[SAID] = asked_for(found, who, why)
             st.rerun()
+
+
+def asked_for(found: Hospital, who: str, why: str) -> Answer:
+    """What the node says to it, or why it was not asked."""
+    try:
+        name, proved = person.in_whose_name(screen.settings(), Act.WRITE_REPORT, who)
+        return ask(found.folder, decision(WriteReport, by=name, reason=why, proved=proved), "this hospital's node")
+    except ControlError as error:
+        return Answer(done=False, sentence=str(error))
 
 
 page()

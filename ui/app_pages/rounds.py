@@ -6,6 +6,7 @@ import streamlit as st
 
 from coordinator.store import RoundRow
 from ui import charts, rounds, screen
+from ui.roles import Page
 from ui.words import clock
 
 SAT_OUT_PX = 235  # of a column that says why
@@ -13,6 +14,7 @@ SAT_OUT_PX = 235  # of a column that says why
 
 def page() -> None:
     """Arrange the page."""
+    screen.admit(Page.ROUNDS)
     screen.title("Rounds")
     seen = screen.federation()
     if seen is None or not seen.rounds:

@@ -8,6 +8,7 @@ import streamlit as st
 
 from hospital_node.scans import ScanIndex, ScansError, read_index
 from ui import scans, scans_chart, screen, sources
+from ui.roles import Page
 from ui.scans import PLANES, Plane
 from ui.words import moment
 
@@ -22,6 +23,7 @@ HOW = "Make them once a model is there: `secagg-node data draw --config node.tom
 
 def page() -> None:
     """Arrange the page."""
+    screen.admit(Page.SCANS)
     screen.title("Scans")
     if not screen.is_loopback():
         screen.refused("Scans are shown on this machine's own address only. Start the app with --address 127.0.0.1.")
@@ -58,6 +60,7 @@ def viewer(folder: Path, index: ScanIndex, number: int) -> None:
     """Three planes and the strip; moving through slices redraws this part only."""
 
     @st.fragment
+    @screen.only_signed_in
     def look() -> None:
         try:
             scan = sources.scan(folder, index.folder, number)

@@ -7,6 +7,7 @@ import streamlit as st
 from study.bench.groups import Group, grouped
 from study.results import CellRow, ResultsError
 from ui import findings, screen, sources, study_charts
+from ui.roles import Page
 from ui.sources import StudyReading
 from ui.study_state import study_state
 
@@ -15,6 +16,7 @@ EVERY_SETTING = "Every setting: means over seeds and what they cost"
 
 def page() -> None:
     """Arrange the page."""
+    screen.admit(Page.STUDY)
     screen.title("Study")
     found = chosen()
     if found is None:

@@ -1,0 +1,148 @@
+"""The table of sessions and the checks of a token, without a network: counted once, bound to a browser, ended at a moment."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ui.roles import Role
+from ui.sessions import BEGUN_FOR_S, CLOSING_S, MOST_BEGUN, Person, Sessions, SignInRefused, key_of, local_path
+from ui.signin_settings import SignIn
+
+id_token = pytest.importorskip("ui.id_token", reason="joserfc is absent: install the extra 'test'")
+
+NOW_S = 1_800_000_000.0
+KELLER = Person("https://login.example", "keller-1", "Dr K. Weber", frozenset({Role.OFFICER}))
+SETTINGS = SignIn(
+    issuer="https://login.example",
+    client_id="secagg-ui",
+    public_url="https://secagg.example",
+    roles_claim="realm_access.roles",
+    roles={Role.OFFICER: ("officers", "deputies"), Role.OPERATOR: ("operators",)},
+)
+
+
+def test_a_session_ends_at_its_moment_and_its_number_opens_nothing_by_name() -> None:
+    table = Sessions()
+    shown = table.open(KELLER, NOW_S, NOW_S + 100, NOW_S)
+    key = key_of(shown)
+    assert table.find(key, NOW_S + 99.9) is not None
+    assert table.find(key, NOW_S + 100) is None
+    assert table.find(shown, NOW_S) is None
+    assert table.find(key_of(key), NOW_S) is None
+    assert table.is_connected(key, NOW_S + 100 + CLOSING_S / 2)
+    assert not table.is_connected(key, NOW_S + 100 + CLOSING_S)
+
+
+def test_signing_out_ends_it_now_and_never_makes_it_longer() -> None:
+    table = Sessions()
+    key = key_of(table.open(KELLER, NOW_S, NOW_S + 100, NOW_S))
+    table.end(key, NOW_S + 1)
+    assert table.find(key, NOW_S + 1) is None
+    table.end(key, NOW_S + 50)
+    assert not table.is_connected(key, NOW_S + 1 + CLOSING_S)
+
+
+def test_what_comes_back_counts_once_in_time_and_for_its_browser() -> None:
+    table = Sessions()
+    begun = table.begin("/rounds", NOW_S)
+    for browser in ("", "another", begun.state):
+        with pytest.raises(SignInRefused, match="another browser"):
+            table.take(begun.state, browser, NOW_S)
+    assert table.take(begun.state, begun.browser, NOW_S + BEGUN_FOR_S) == begun
+    with pytest.raises(SignInRefused, match="used already"):
+        table.take(begun.state, begun.browser, NOW_S)
+    late = table.begin("/", NOW_S)
+    with pytest.raises(SignInRefused, match="took too long"):
+        table.take(late.state, late.browser, NOW_S + BEGUN_FOR_S + 1)
+
+
+def test_beginning_without_end_costs_nobody_a_session() -> None:
+    table = Sessions()
+    key = key_of(table.open(KELLER, NOW_S, NOW_S + 100, NOW_S))
+    first = table.begin("/", NOW_S)
+    for _ in range(MOST_BEGUN):
+        table.begin("/", NOW_S)
+    assert len(table._begun) == MOST_BEGUN
+    with pytest.raises(SignInRefused):
+        table.take(first.state, first.browser, NOW_S)
+    assert table.find(key, NOW_S) is not None
+
+
+@given(st.text(max_size=40) | st.from_regex(r"[/\\\\:a-z?.]{0,12}", fullmatch=True))
+def test_no_wanted_page_leads_out_of_the_app(wanted: str) -> None:
+    found = local_path(wanted)
+    assert found.startswith("/")
+    assert not found.startswith("//")
+    assert "\\" not in found
+    assert found.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("claims", "roles"),
+    [
+        ({"realm_access": {"roles": ["officers", "other"]}}, {Role.OFFICER}),
+        ({"realm_access": {"roles": ["deputies", "operators"]}}, {Role.OFFICER, Role.OPERATOR}),
+        ({"realm_access.roles": "operators"}, {Role.OPERATOR}),
+        ({"realm_access": {"roles": []}}, set()),
+        ({"realm_access": {"roles": {"officers": True}}}, set()),
+        ({"realm_access": {"roles": [["officers"], 7, None]}}, set()),
+        ({"realm_access": "officers"}, set()),
+        ({"roles": ["officers"]}, set()),
+        ({"realm_access": {"roles": ["Officers", "officers "]}}, set()),
+        ({}, set()),
+    ],
+)
+def test_roles_come_from_the_named_claim_alone(claims: dict[str, object], roles: set[Role]) -> None:
+    assert id_token.person_of({"sub": "a", **claims}, SETTINGS).roles == roles
+
+
+@pytest.mark.parametrize(
+    ("claims", "name"),
+    [
+        ({"name": " Dr K. Weber "}, "Dr K. Weber"),
+        ({"name": "two\nlines", "preferred_username": "weber"}, "weber"),
+        ({"email": "a@hospital.example", "email_verified": True}, "a@hospital.example"),
+        ({"email": "chief@hospital.example", "email_verified": False}, "keller-1"),
+        ({"email": "chief@hospital.example", "email_verified": "true"}, "keller-1"),
+        ({"email": "chief@hospital.example"}, "keller-1"),
+        ({"name": ["a"]}, "keller-1"),
+        ({"name": "x" * 500}, "x" * 200),
+    ],
+)
+def test_a_name_is_one_line_and_an_address_only_a_verified_one(claims: dict[str, object], name: str) -> None:
+    assert id_token.person_of({"sub": "keller-1", **claims}, SETTINGS).name == name
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["iss", "aud", "azp", "iat", "exp", "nbf", "nonce", "sub"]),
+        st.none() | st.text() | st.integers() | st.lists(st.text(), max_size=2),
+    )
+)
+def test_claims_of_any_shape_are_refused_in_a_sentence(claims: dict[str, object]) -> None:
+    from joserfc import jwt
+    from joserfc.jwk import ECKey, KeySet
+
+    token = jwt.encode({"alg": "ES256", "kid": KEY.kid}, claims, KEY, algorithms=["ES256"])
+    assert isinstance(KEY, ECKey)
+    with pytest.raises(SignInRefused):
+        id_token.verified(token, KeySet([KEY]), SETTINGS, id_token.Expected("the nonce", NOW_S))
+
+
+@given(st.text(max_size=60))
+def test_text_of_any_shape_is_no_token(token: str) -> None:
+    from joserfc.jwk import KeySet
+
+    with pytest.raises(SignInRefused):
+        id_token.verified(token, KeySet([KEY]), SETTINGS, id_token.Expected("the nonce", NOW_S))
+
+
+def _key():
+    from joserfc.jwk import ECKey
+
+    return ECKey.generate_key("P-256", {"kid": "k", "use": "sig", "alg": "ES256"})
+
+
+KEY = _key()
