@@ -73,7 +73,7 @@ def start_provider(arguments: dict[str, object]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
-def write_settings(folder: Path, issuer: str, port: int, folders: dict[str, object], **further: object) -> Path:
+def write_settings(folder: Path, issuer: str, port: int, folders: dict[str, object], /, **further: object) -> Path:
     """ui.toml and the client's secret beside it."""
     secret = folder / "client-secret"
     secret.touch(mode=0o600)
@@ -86,7 +86,7 @@ def write_settings(folder: Path, issuer: str, port: int, folders: dict[str, obje
 
 
 @contextmanager
-def deployment(folder: Path, folders: dict[str, object], **further: object) -> Iterator[Deployment]:
+def deployment(folder: Path, folders: dict[str, object], /, **further: object) -> Iterator[Deployment]:
     """A provider and the app, each started as a user starts it, until the block ends."""
     port, issuer_port = free_port(), free_port()
     app = f"http://127.0.0.1:{port}"
