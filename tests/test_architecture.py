@@ -56,7 +56,7 @@ OWNERS: dict[str, frozenset[str]] = {
             *("proto/federation_pb2_grpc.py", "study"),
         }
     ),
-    **dict.fromkeys(("streamlit", "altair", "starlette"), frozenset({"ui"})),
+    **dict.fromkeys(("streamlit", "altair", "starlette", "anyio"), frozenset({"ui"})),
     "joserfc": frozenset({"ui/id_token.py", "ui/provider.py"}),
     **dict.fromkeys(("authlib", "requests"), frozenset({"ui/provider.py"})),
     "sqlalchemy": frozenset(

@@ -11,11 +11,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -36,6 +35,9 @@ HEALTH: Final = "/_stcore/health"
 CLOSED: Final = ("/auth", "/oauth2callback", "/_stcore/agent", "/_stcore/metrics", "/_stcore/upload_file")  # the app uses none
 POLICY_VIOLATION: Final = 1008  # RFC 6455, section 7.4.1
 LOOK_EVERY_S: Final = 1.0
+PROVIDER_THREADS: Final = 4
+
+Answered = TypeVar("Answered")
 
 
 class Gate:
@@ -47,6 +49,7 @@ class Gate:
         self._sessions = sessions
         self._provider = provider
         self._clock: Callable[[], float] = time.time
+        self._threads: CapacityLimiter | None = None
         prefix = "__Host-" if settings.is_encrypted else ""  # then no other host and no plain HTTP can set it
         self._cookie, self._begun_cookie = f"{prefix}secagg", f"{prefix}secagg-begun"
 
@@ -98,7 +101,7 @@ class Gate:
         fresh = request.query_params.get("fresh") == "1"
         begun = self._sessions.begin(request.query_params.get("to", "/"), self._clock(), fresh=fresh)
         try:
-            url = await to_thread.run_sync(self._provider.authorization_url, begun)
+            url = await self._asked(partial(self._provider.authorization_url, begun))
         except ProviderDown as error:
             return self._down(error, wants)
         answer = RedirectResponse(url, status_code=303)
@@ -110,7 +113,7 @@ class Gate:
         brought = dict(request.query_params)
         try:
             begun = self._sessions.take(brought.get("state", ""), request.cookies.get(self._begun_cookie, ""), self._clock())
-            claims = await to_thread.run_sync(partial(self._provider.claims, begun, brought))
+            claims = await self._asked(partial(self._provider.claims, begun, brought))
             person = person_of(claims, self._settings)
         except SignInRefused as error:
             LOG.warning("sign-in refused: %s", error.code)
@@ -138,10 +141,15 @@ class Gate:
             return signin_pages.refused("That link to sign out is not of your session: use the one in the app.", wants)
         if session is not None:
             self._sessions.end(session.key, self._clock())
-        url = await to_thread.run_sync(self._provider.sign_out_url)
+        url = await self._asked(self._provider.sign_out_url)
         answer = RedirectResponse(url or ENTRANCE, status_code=303)
         answer.delete_cookie(self._cookie, path="/", secure=self._settings.is_encrypted, httponly=True)
         return answer
+
+    async def _asked(self, question: Callable[[], Answered]) -> Answered:
+        """What the provider is asked waits in threads of its own: strangers who ask much do not hold up who is signed in."""
+        self._threads = self._threads or CapacityLimiter(PROVIDER_THREADS)
+        return await to_thread.run_sync(question, limiter=self._threads)
 
     def _down(self, error: ProviderDown, wants: str) -> Response:
         LOG.error("%s", error)
@@ -166,7 +174,11 @@ class Gate:
         if session is None or not own or headers.get("origin") != self._settings.public_url:
             await WebSocketClose(POLICY_VIOLATION)(scope, receive, send)
             return
-        await self._app(_marked(scope, session), _until(receive, partial(self._lasts, session.key)), send)
+        ear = _Ear(receive, partial(self._lasts, session.key))
+        try:
+            await self._app(_marked(scope, session), ear, send)
+        finally:
+            ear.close()
 
     def _lasts(self, key: str) -> bool:
         return self._sessions.is_connected(key, self._clock())
@@ -180,24 +192,28 @@ def _marked(scope: Scope, session: Session | None) -> Scope:
     return {**scope, "headers": headers}
 
 
-def _until(receive: Receive, lasts: Callable[[], bool]) -> Receive:
-    """`receive` that hears the connection end when the session does."""
-    waiting: asyncio.Task[Message] | None = None
+class _Ear:
+    """Hears what a connection says, and its end when the session ends."""
 
-    async def next_message() -> Message:
-        nonlocal waiting
-        waiting = waiting or asyncio.ensure_future(_received(receive))
-        while lasts():
-            done, _ = await asyncio.wait({waiting}, timeout=LOOK_EVERY_S)
+    def __init__(self, receive: Receive, lasts: Callable[[], bool]) -> None:
+        self._receive = receive
+        self._lasts = lasts
+        self._waiting: asyncio.Task[Message] | None = None
+
+    async def __call__(self) -> Message:
+        """The next message."""
+        while self._lasts():
+            self._waiting = self._waiting or asyncio.ensure_future(_received(self._receive))
+            done, _ = await asyncio.wait({self._waiting}, timeout=LOOK_EVERY_S)
             if done:
-                message, waiting = waiting.result(), None
+                message, self._waiting = self._waiting.result(), None
                 return message
-        waiting.cancel()
-        with suppress(asyncio.CancelledError):
-            await waiting
         return {"type": "websocket.disconnect", "code": POLICY_VIOLATION, "reason": "the session is over"}
 
-    return next_message
+    def close(self) -> None:
+        """Nobody listens any more."""
+        if self._waiting is not None:
+            self._waiting.cancel()
 
 
 async def _received(receive: Receive) -> Message:

@@ -98,10 +98,8 @@ def _moment(claims: Claims, name: str) -> float | None:
 
 
 def proved_at_s(claims: Claims) -> float:
-    """When the person last proved who they are: where the provider does not say, when it issued the token."""
-    issued = _moment(claims, "iat") or 0.0
-    said = _moment(claims, "auth_time")
-    return issued if said is None else min(said, issued)
+    """When the person last proved who they are; long ago where the provider does not say, since it may have remembered them."""
+    return _moment(claims, "auth_time") or 0.0
 
 
 def person_of(claims: Claims, settings: SignIn) -> Person:

@@ -27,6 +27,7 @@ METADATA: Final = "/.well-known/openid-configuration"
 SCOPE: Final = "openid profile email"
 WAIT_S: Final = 10.0
 KEPT_FOR_S: Final = 3600.0  # where the provider lives and its keys
+REST_S: Final = 3.0  # after it did not answer: many who ask at once wait for one answer, not one after another
 LONGEST_ANSWER_BYTES: Final = 1024 * 1024
 
 
@@ -58,6 +59,7 @@ class Provider:
         self._settings = settings
         self._lock = threading.Lock()
         self._known: Known | None = None
+        self._failed: tuple[float, ProviderDown] | None = None
 
     @property
     def host(self) -> str:
@@ -121,8 +123,15 @@ class Provider:
         """What the provider published up to `at_most_s` ago. Raises ProviderDown."""
         with self._lock:
             now_s = time.monotonic()
-            if self._known is None or now_s - self._known.at_s > at_most_s:
-                self._known = self._read(now_s)
+            if self._known is not None and now_s - self._known.at_s <= at_most_s:
+                return self._known
+            if self._failed is not None and now_s - self._failed[0] <= REST_S:
+                raise ProviderDown(str(self._failed[1]))
+            try:
+                self._known, self._failed = self._read(now_s), None
+            except ProviderDown as error:
+                self._failed = (time.monotonic(), error)
+                raise
             return self._known
 
     def _read(self, now_s: float) -> Known:

@@ -47,7 +47,7 @@ def load(path: Path) -> Settings:
     """Settings from TOML; relative folders are relative to the file. Raises SettingsError in one sentence."""
     settings = from_toml(Settings, path, "the settings", SettingsError)
     base = path.absolute().parent
-    return checked(
+    return _complete(
         settings.model_copy(
             update={
                 "coordinator": None if settings.coordinator is None else base / settings.coordinator,
@@ -60,19 +60,21 @@ def load(path: Path) -> Settings:
 
 
 def checked(settings: Settings) -> Settings:
-    """`settings`, or SettingsError where there is nothing to show."""
+    """`settings`, or SettingsError where there is nothing to show, sign-in is not whole, or anybody could look by oversight."""
+    if settings.signin is None and not (is_this_machine(settings.address) or settings.open_without_signin):
+        raise SettingsError(
+            f"on {settings.address} anybody in the network could open this app: configure [signin], listen on {LOOPBACK}, "
+            "or say that it is meant with --open-without-signin"
+        )
+    return _complete(settings)
+
+
+def _complete(settings: Settings) -> Settings:
     if settings.coordinator is None and not settings.hospitals and not settings.studies:
         raise SettingsError(
             "nothing to show: name the coordinator's state folder, a hospital's state folder, a study, or several"
         )
-    if settings.signin is None:
-        if not (is_this_machine(settings.address) or settings.open_without_signin):
-            raise SettingsError(
-                f"on {settings.address} anybody in the network could open this app: configure [signin], listen on {LOOPBACK}, "
-                "or say that it is meant with --open-without-signin"
-            )
-        return settings
-    return _checked_signin(settings, settings.signin)
+    return settings if settings.signin is None else _checked_signin(settings, settings.signin)
 
 
 def _checked_signin(settings: Settings, signin: SignIn) -> Settings:

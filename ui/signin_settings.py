@@ -20,6 +20,7 @@ from proto.frozen import Frozen
 from ui.roles import Role
 
 LONGEST_SECRET_BYTES: Final = 4096
+DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 Text = Annotated[str, Field(min_length=1, max_length=500)]
 
 
@@ -55,7 +56,9 @@ class SignIn(Frozen):
         parts = urlsplit(url)
         if parts.path not in {"", "/"} or parts.query or parts.fragment or parts.username:
             raise ValueError("is the app's address without a path, such as https://secagg.hospital.example")
-        return f"{parts.scheme}://{parts.netloc.lower()}"
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        usual = parts.port in {None, DEFAULT_PORTS[parts.scheme]}  # browsers leave it out
+        return f"{parts.scheme}://{host}" + ("" if usual else f":{parts.port}")
 
     @model_validator(mode="after")
     def _somebody(self) -> SignIn:

@@ -146,3 +146,8 @@ def _key():
 
 
 KEY = _key()
+
+
+def test_a_provider_that_does_not_say_when_proves_nothing_recent() -> None:
+    assert id_token.proved_at_s({"iat": NOW_S}) == 0.0
+    assert id_token.proved_at_s({"iat": NOW_S, "auth_time": NOW_S - 5}) == NOW_S - 5

@@ -113,6 +113,31 @@ def test_nobody_listens_in_a_network_without_sign_in_by_oversight(tmp_path: Path
         assert checked(Settings(coordinator=tmp_path, address=local)).address == local
 
 
+def test_an_address_of_the_file_may_be_said_to_be_meant_on_the_command_line(tmp_path: Path, executed: list[list[str]]) -> None:
+    path = tmp_path / "open.toml"
+    path.write_text(f'coordinator = "state"\naddress = "0.0.0.0"\nport = {free_port()}\n')
+    refused = CliRunner().invoke(cli.command, ["--config", str(path)])
+    assert (refused.exit_code, executed) == (2, [])
+    assert CliRunner().invoke(cli.command, ["--config", str(path), "--open-without-signin"]).exit_code == 0
+    assert CliRunner().invoke(cli.command, ["--config", str(path), "--address", "127.0.0.1"]).exit_code == 0
+    assert len(executed) == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://secagg.example:443", "secagg.example"),
+        ("https://secagg.example:8443/", "secagg.example:8443"),
+        ("http://[::1]:80", "[::1]"),
+        ("http://localhost:8501", "localhost:8501"),
+    ],
+)
+def test_the_public_name_is_what_browsers_send(tmp_path: Path, url: str, host: str) -> None:
+    settings = load(written(tmp_path, public_url=url))
+    assert settings.signin is not None
+    assert settings.signin.host == host
+
+
 def test_with_sign_in_any_address_will_do(tmp_path: Path) -> None:
     settings = load(written(tmp_path, public_url="https://secagg.hospital.example"))
     assert checked(settings.model_copy(update={"address": "0.0.0.0"})).signin is not None
