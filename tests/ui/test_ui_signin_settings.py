@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def executed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     calls: list[list[str]] = []
-    monkeypatch.setattr(cli.os, "execv", lambda program, arguments: calls.append([program, *arguments]))
+    monkeypatch.setattr(cli, "serve", calls.append)
     return calls
 
 
