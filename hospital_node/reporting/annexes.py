@@ -142,7 +142,7 @@ def risk(report: PrivacyReport) -> str:
         f"at {100 * one.false_alarms:g} % false alarms at most {percent_up(one.recognised)} of the patients are recognised"
         for one in report.guarantee.attacker
     ]
-    guess = percent_up(report.guarantee.best_guess)
+    guess = f"{100 * report.guarantee.best_guess:.1f} %"  # as the statement writes it
     return f"{'; '.join(shares).capitalize()}. From a coin flip, a guess is right at most {guess} of the time."
 
 
