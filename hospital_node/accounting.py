@@ -44,7 +44,7 @@ MAX_EPSILON: Final = 1e4  # beyond this the exact figure means nothing and would
 SIGMA_STEP: Final = 1e-3  # resolution of `noise_multiplier_for`
 MAX_SIGMA: Final = 1e4
 FFT_PLACES: Final = 16  # of scipy's pocketfft
-KEPT_READINGS: Final = 512  # epsilons remembered: some curves of a page; a node asks for one more in every round, for years
+KEPT_READINGS: Final = 128  # epsilons remembered: two curves of a page; a node asks for one more in every round, for years
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +254,11 @@ def _forget_transforms() -> None:
 
     for length in range(2, 2 + FFT_PLACES):
         fft.ifft(fft.fft(np.zeros(length)))
+
+
+def forget_compositions() -> None:
+    """Give back what the next reading of a longer list does not need; epsilons stay remembered."""
+    _composed.cache_clear()
 
 
 @lru_cache(maxsize=32)

@@ -35,6 +35,7 @@ from hospital_node.ledger_errors import (
     LedgerRolledBack,
 )
 from hospital_node.ledger_schema import ChainError, Row
+from hospital_node.ledger_stamp import Unwritten
 from proto.plan import Frozen
 
 Mode: TypeAlias = Literal["ro", "rw"]
@@ -71,6 +72,9 @@ ON events (json_extract(body, '$.plan'), json_extract(body, '$.round')) WHERE ki
     """CREATE UNIQUE INDEX one_release_per_update
 ON events (json_extract(body, '$.update_id')) WHERE kind = 'charge'""",
 )
+
+_checked: Final = Unwritten[None]()  # files whose pages and schema were checked
+_chains: Final = Unwritten[Chain]()  # files whose entries were verified, with what they say
 
 
 class Counter(Frozen):
@@ -174,7 +178,13 @@ class LedgerFiles:
         return len(rows) - len(present)
 
     def check(self) -> None:
-        """Once on opening: SQLite's own check of the pages, and the exact schema with its triggers. Raises LedgerDamaged."""
+        """On opening: SQLite's own check of the pages, and the exact schema with its triggers. Raises LedgerDamaged.
+
+        Left out where nobody wrote to the file since it was checked.
+        """
+        _checked.of(self.database, self._check)
+
+    def _check(self) -> None:
         with self._connected(self.mode) as connection:
             found = {row[0] for row in connection.execute("SELECT sql FROM sqlite_master")}
             pages = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
@@ -184,7 +194,10 @@ class LedgerFiles:
             raise LedgerDamaged(f"{self.database} is damaged ({pages}): {RESTORE}")
 
     def read(self) -> Chain:
-        """All entries, verified against the chain and the counter. Raises LedgerDamaged, LedgerRolledBack."""
+        """All entries, verified against the chain and the counter. Raises LedgerDamaged, LedgerRolledBack.
+
+        The chain is not hashed again where nobody wrote to the file since; the counters always are compared.
+        """
         counters = self._read_counters()  # first: entries may be added meanwhile, and a ledger ahead of its counters is fine
         with self._connected(self.mode) as connection:
             return self._verified(connection, counters)
@@ -235,7 +248,9 @@ class LedgerFiles:
         connection.execute("BEGIN IMMEDIATE")  # serialises writers of the counter; the figures below are the newest
         try:
             entries, head = connection.execute("SELECT seq, digest FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-            self._write_counters(Counter(entries=entries, head=bytes(head).hex()))
+            newest = Counter(entries=entries, head=bytes(head).hex())
+            if any(not counter.exists() or _read_counter(counter) != newest for counter in self.counters):
+                self._write_counters(newest)
         finally:
             connection.execute("ROLLBACK")
 
@@ -248,7 +263,7 @@ class LedgerFiles:
 
     def _verified(self, connection: sqlite3.Connection, counters: Sequence[Counter]) -> Chain:
         try:
-            events = read_chain(_rows(connection))
+            events = _chains.of(self.database, lambda: read_chain(_rows(connection)))
         except ChainError as error:
             raise LedgerDamaged(f"{self.database} does not verify: {error}; {RESTORE}") from error
         for counter in counters:

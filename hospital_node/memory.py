@@ -10,6 +10,8 @@ import ctypes
 import gc
 import sys
 
+from hospital_node import accounting
+
 
 class Memory:
     """Of this process. `give_back` costs about a millisecond once the first round is over."""
@@ -21,6 +23,7 @@ class Memory:
 
     def give_back(self) -> None:
         """Free what nothing refers to any more, and hand its pages back."""
+        accounting.forget_compositions()  # each round makes a longer one
         gc.collect()
         if not self._frozen:
             gc.freeze()  # libraries and what else is there after a round stays, so it is looked through once
