@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coordinator.masking import needed
-from coordinator.state import MASKING, OUT, Member, Phase, Standing, State, is_lost, smallest_cohort
+from coordinator.state import MASKING, OUT, Member, Phase, Standing, State, behind, is_lost, smallest_cohort
 
 STATE_WORDS = {Standing.ABSENT: "to join", Standing.IDLE: "to begin", Standing.READY: "to answer"}
 
@@ -34,10 +34,9 @@ def awaited(state: State, now_s: float) -> tuple[Awaited, ...]:
         return ()
     asked = [state.members[uri] for uri in sorted(state.asked)]
     coming = [member for member in asked if member.standing not in OUT and not is_lost(state, member, now_s)]
-    behind = [member for member in asked if member.standing is not Standing.READY and not member.definitive]
     return tuple(
         Awaited(member.uri, _word(state, member, now_s), len(coming) - (member in coming) >= smallest_cohort(state.plan))
-        for member in behind
+        for member in behind(state)
     )
 
 

@@ -22,6 +22,7 @@ class Report(StrEnum):
     READY = "ready"
     DECLINED = "declined"
     FAILED = "failed"
+    LEFT = "left"
 
 
 # ---- events: who did what ----

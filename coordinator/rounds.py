@@ -9,7 +9,8 @@ Rules it keeps (architecture.md, "One round, as a walk"; protocol.md):
 (5) before that a failed session costs nothing: the same round forms another, under another id;
 (6) a round belongs to the hospitals that the plan selects for it: nobody else is offered it, counts for it or replaces one of
     them. Where too few of those have budget left the round is passed over;
-(7) people can hold back the next round, never one under way; they can end one under way before its sum is being opened.
+(7) whoever left in order is waited for by nobody and asked for nothing until it joins again;
+(8) people can hold back the next round, never one under way; they can end one under way before its sum is being opened.
 
 An event that does not fit the state changes nothing and decides nothing.
 """
@@ -138,7 +139,13 @@ def _on_joined(turn: Turn, event: Joined) -> None:
     fresh = member.standing is Standing.ABSENT
     if fresh:
         turn.record("joined", f"{short_name(event.party)} joined", event.party)
-    again = fresh or member.standing in {Standing.DECLINED, Standing.REVOKED}  # people may have lifted the reason
+    if member.standing is Standing.LEFT:
+        turn.record("returned", f"{short_name(event.party)} is back", event.party)
+    again = fresh or member.standing in {
+        Standing.DECLINED,
+        Standing.REVOKED,
+        Standing.LEFT,
+    }  # people may have lifted the reason
     turn.change_member(event.party, public_key=event.public_key, standing=Standing.IDLE if again else member.standing)
     waits_for_nobody = turn.state.plan.buffer is not None and turn.state.phase not in {Phase.START, Phase.HELD}
     if again and (turn.state.phase is Phase.TRAIN or waits_for_nobody) and not buffered.is_taken(turn.state, event.party):
@@ -169,7 +176,7 @@ def _heard(turn: Turn, party: str) -> Member | None:
 def _notice_lost(turn: Turn) -> None:
     for member in turn.state.members.values():
         gone = is_lost(turn.state, member, turn.now_s)
-        if gone and not member.lost and not member.definitive:
+        if gone and not member.lost and not member.definitive and member.standing is not Standing.LEFT:
             turn.change_member(member.uri, lost=True)
             after = f"{turn.state.plan.timing.lost_after_s:g} s"
             turn.record("lost", f"{short_name(member.uri)} has not been heard of for {after}; nobody waits for it", member.uri)
@@ -178,7 +185,10 @@ def _notice_lost(turn: Turn) -> None:
 def _on_reported(turn: Turn, event: Reported) -> None:
     member = _heard(turn, event.party)
     state = turn.state
-    out = {Standing.EXCLUDED, Standing.REVOKED}
+    if member is not None and event.report is Report.LEFT:
+        _on_left(turn, member)
+        return
+    out = {Standing.EXCLUDED, Standing.REVOKED, Standing.LEFT}
     if member is None or member.standing in out or member.uri not in state.asked:
         return
     if not (event.round == state.round if state.plan.buffer is None else buffered.counts(state, member, event)):
@@ -193,6 +203,21 @@ def _on_reported(turn: Turn, event: Reported) -> None:
                 turn.change_member(event.party, standing=Standing.TRAINING, code="")
         case Report.DECLINED | Report.FAILED:
             _on_out(turn, event)
+
+
+def _on_left(turn: Turn, member: Member) -> None:
+    """A correct node leaves with nothing under way; one that leaves a session is dropped from it as a silent one is (7)."""
+    if member.standing in {Standing.ABSENT, Standing.REVOKED, Standing.LEFT}:
+        return
+    turn.record("left", f"{short_name(member.uri)} left in order; nobody waits for it until it joins again", member.uri)
+    turn.change_member(member.uri, standing=Standing.LEFT, code="")
+    _leave_session(turn, member.uri)
+
+
+def _leave_session(turn: Turn, uri: str) -> None:
+    if turn.state.session is not None and uri in turn.state.session.expected:
+        masking.drop(turn, uri)
+        masking.end_phase_if_over(turn)
 
 
 def _on_ready(turn: Turn, member: Member, event: Reported) -> None:
@@ -214,9 +239,7 @@ def _on_out(turn: Turn, event: Reported) -> None:
         why = DECLINE_CODES.get(event.code, "no reason known here")
         turn.record(standing.value, f"{short_name(event.party)} {standing}: {why}", event.party)
     turn.change_member(event.party, standing=standing, code=event.code)
-    if turn.state.session is not None and event.party in turn.state.session.expected:
-        masking.drop(turn, event.party)
-        masking.end_phase_if_over(turn)
+    _leave_session(turn, event.party)
 
 
 # ---- training phase and cohort ----
@@ -246,7 +269,7 @@ def _start(turn: Turn) -> None:
 def _begin_round(turn: Turn) -> None:
     """Offer the round to every hospital of it that joined and has not declined for good; the others are told to wait.
 
-    Where people hold rounds back it begins when they let it (7).
+    Where people hold rounds back it begins when they let it (8).
     """
     if holding.holds(turn):
         return
@@ -255,7 +278,8 @@ def _begin_round(turn: Turn) -> None:
     if turn.state.plan.buffer is not None:
         buffered.begin_round(turn)
         return
-    turn.record("round", f"offered to {', '.join(map(short_name, willing_now(turn.state)))}")
+    offered = [uri for uri in willing_now(turn.state) if turn.state.members[uri].standing is not Standing.LEFT]
+    turn.record("round", f"offered to {', '.join(map(short_name, offered))}")
     for member in tuple(turn.state.members.values()):
         if member.standing is not Standing.ABSENT and member.may_be_asked:
             turn.change_member(member.uri, standing=Standing.IDLE, code="", refusals=0)

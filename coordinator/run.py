@@ -32,7 +32,7 @@ from coordinator.record import STORED, store_effect, store_session
 from coordinator.resume import Restored, restore, result_again
 from coordinator.rounds import step
 from coordinator.spool import Spool, SpoolError
-from coordinator.state import State, begin, member_view, seats_of, smallest_cohort, waiting_for
+from coordinator.state import Standing, State, begin, member_view, seats_of, smallest_cohort, waiting_for
 from coordinator.status import HEARTBEAT_S
 from coordinator.store import StoreError
 from coordinator.store_interface import RunStore
@@ -402,7 +402,8 @@ class Run:
         lost_after_s = self.plan.timing.lost_after_s
         if self._took_over and self.now_s() - self._started_s < lost_after_s:  # they may still be on their way back
             return {*self.state.members, *self.evaluators} <= self.told
-        here = {m.uri for m in self.state.members.values() if self.now_s() - m.last_seen_s < lost_after_s and m.public_key}
+        there = [m for m in self.state.members.values() if m.public_key and m.standing is not Standing.LEFT]
+        here = {member.uri for member in there if self.now_s() - member.last_seen_s < lost_after_s}
         here |= {uri for uri, e in self.evaluators.items() if e.last_seen_at and time.time() - e.last_seen_at < lost_after_s}
         return here <= self.told
 

@@ -46,6 +46,7 @@ REPORTS = {
     pb.NodeReport.READY: ev.Report.READY,
     pb.NodeReport.DECLINED: ev.Report.DECLINED,
     pb.NodeReport.FAILED: ev.Report.FAILED,
+    pb.NodeReport.LEFT: ev.Report.LEFT,
 }
 STATUS = {
     "late": grpc.StatusCode.FAILED_PRECONDITION,

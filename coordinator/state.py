@@ -49,9 +49,10 @@ class Standing(StrEnum):
     FAILED = "failed"
     EXCLUDED = "excluded"  # named by another member, or refused twice
     REVOKED = "revoked"  # taken from the list of confirmed keys; it may come back if people put it back
+    LEFT = "left"  # it said so; it comes back by joining
 
 
-OUT = frozenset({Standing.DECLINED, Standing.FAILED, Standing.EXCLUDED, Standing.REVOKED})
+OUT = frozenset({Standing.DECLINED, Standing.FAILED, Standing.EXCLUDED, Standing.REVOKED, Standing.LEFT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Member:
     @property
     def may_be_asked(self) -> bool:
         """Whether another try, or another round, is offered to it."""
-        return self.standing is not Standing.REVOKED and not self.definitive
+        return self.standing not in {Standing.REVOKED, Standing.LEFT} and not self.definitive
 
     @property
     def definitive(self) -> bool:
@@ -226,11 +227,19 @@ def willing_now(state: State) -> list[str]:
     return [uri for uri in sorted(state.asked) if not state.members[uri].definitive]
 
 
+def behind(state: State) -> list[Member]:
+    """Hospitals of this round without an update that may still come; those that left only where too few are there without."""
+    asked = [state.members[uri] for uri in sorted(state.asked) if not state.members[uri].definitive]
+    here = [member for member in asked if member.standing is not Standing.LEFT]
+    wanted = here if len(here) >= smallest_cohort(state.plan) else asked
+    return [member for member in wanted if member.standing is not Standing.READY]
+
+
 def ready_cohort(state: State, now_s: float) -> tuple[str, ...]:
     """Everybody with an update, once nobody is waited for; () before. Of rounds that wait for their hospitals."""
     live = [m for m in state.members.values() if m.uri in state.asked and not is_lost(state, m, now_s)]
-    behind = [m for m in live if m.standing is not Standing.READY and m.standing not in OUT]
-    return () if behind and now_s < state.deadline_s else tuple(m.uri for m in live if m.standing is Standing.READY)
+    slower = [m for m in live if m.standing is not Standing.READY and m.standing not in OUT]
+    return () if slower and now_s < state.deadline_s else tuple(m.uri for m in live if m.standing is Standing.READY)
 
 
 def enough(state: State, session: Session) -> int:
@@ -299,10 +308,10 @@ def waiting_for(state: State, now_s: float) -> str:
     asked = [state.members[uri] for uri in sorted(state.asked)]
     bases = [m.base for m in asked if m.standing is Standing.READY]  # a cohort has one; without [buffer] there is no other
     ready = max(map(bases.count, bases), default=0)
-    behind = [_described(state, m, now_s) for m in asked if m.standing is not Standing.READY and not m.definitive]
-    if not behind:
+    missing = [_described(state, member, now_s) for member in behind(state)]
+    if not missing:
         return ""
-    return f"Round {state.round} · {ready} ready, {needed} needed · waiting for {', '.join(behind)}"
+    return f"Round {state.round} · {ready} ready, {needed} needed · waiting for {', '.join(missing)}"
 
 
 def _described(state: State, member: Member, now_s: float) -> str:

@@ -19,6 +19,11 @@ class AtWork:
     training: LocalTraining
     variates: Variates | None
 
+    @property
+    def idle(self) -> bool:
+        """Whether no round is under way here."""
+        return not self.training.busy and self.desk.is_empty
+
     def drop(self) -> None:
         """Forget the round under way and its update."""
         self.training.give_up()

@@ -87,7 +87,7 @@ class Conversation:
         self._redial = False
         while not self._stop.is_set():
             self._party.settle(link)
-            if self._redial:
+            if self._redial or self._stop.is_set():
                 return
             order = link.poll(self._done)
             if order is None:

@@ -26,7 +26,8 @@ from hospital_node.offer import terms
 from hospital_node.people import new_cap
 from hospital_node.state import StateFolder, ledger_to_read
 from hospital_node.statement import statement
-from proto.control import Approve, Decline, Pause, Resume, decision
+from proto.control import Approve, ControlError, Decline, Leave, Pause, Resume, decision
+from proto.control_socket import ask
 from proto.plan import Plan, PlanError, from_canonical, load_toml
 
 app = typer.Typer(add_completion=False)
@@ -128,6 +129,15 @@ def pause(config: ConfigFile, by: By, reason: Reason) -> None:
 def resume(config: ConfigFile, by: By, reason: Reason) -> None:
     """Let the node go on, after a pause or after releases that came to nothing."""
     _carry_out(config, decision(Resume, by=by, reason=reason))
+
+
+@app.command()
+def leave(config: ConfigFile, by: By, reason: Reason) -> None:
+    """Let the running node end the round that it is in, say goodbye and stop. It comes back when it is started again."""
+    said = ask(load_config(config).state, decision(Leave, by=by, reason=reason), "the node")
+    if not said.done:
+        raise ControlError(said.sentence)
+    typer.echo(said.sentence)
 
 
 @cap_app.command("lower")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Literal, TypeAlias, assert_never
 
@@ -33,7 +33,7 @@ from proto.control import (
     ControlError,
     Decision,
     Decline,
-    NodeRequest,
+    Leave,
     Pause,
     Resume,
     WriteReport,
@@ -42,6 +42,7 @@ from proto.control import (
 from proto.plan import Plan, PlanError
 
 Via: TypeAlias = Literal["command line", "app"]
+Recorded: TypeAlias = Approve | Confirm | Decline | Pause | Resume | WriteReport
 REFUSALS = (AuditError, CertificateError, ConfigError, ControlError, LedgerError, PlanError, ReportError, StateError)
 
 
@@ -53,17 +54,19 @@ def ledger_of(node: NodeConfig, at: datetime) -> Ledger:
     return folder.open_ledger(load_identity(node.identity).uri, at)
 
 
-def answer(node: NodeConfig, data: bytes, at: datetime) -> Answer:
-    """One request over the control socket: carried out, or refused in the sentence that says why."""
+def answer(node: NodeConfig, data: bytes, at: datetime, leave: Callable[[], None] = lambda: None) -> Answer:
+    """One request over the control socket: carried out, or refused in the sentence that says why; `leave` ends the node."""
     try:
         request = node_request(data)
+        if isinstance(request, Leave):
+            return _leaving(node, request, at, leave)
         plan = _plan_asked(node, request, at)
         return Answer(done=True, sentence=carry_out(node, request, plan, at, "app"))
     except REFUSALS as error:
         return Answer(done=False, sentence=str(error))
 
 
-def _plan_asked(node: NodeConfig, request: NodeRequest, at: datetime) -> Plan | None:
+def _plan_asked(node: NodeConfig, request: Recorded, at: datetime) -> Plan | None:
     """The plan that a request is about. Raises ControlError, PlanError, AuditError."""
     match request:
         case Approve() | Decline():
@@ -74,7 +77,15 @@ def _plan_asked(node: NodeConfig, request: NodeRequest, at: datetime) -> Plan | 
             return None
 
 
-def carry_out(node: NodeConfig, request: NodeRequest, plan: Plan | None, at: datetime, via: Via) -> str:
+def _leaving(node: NodeConfig, request: Leave, at: datetime, leave: Callable[[], None]) -> Answer:
+    """Recorded first; the ledger has no part in it. Only a running node can be asked. Raises AuditError."""
+    _check_role(request)
+    AuditLog.within(node.state).append(Action(request.by, request.action, request.reason), at)
+    leave()
+    return Answer(done=True, sentence=f"Asked by {request.by}: the node ends the round that it is in, says goodbye and stops.")
+
+
+def carry_out(node: NodeConfig, request: Recorded, plan: Plan | None, at: datetime, via: Via) -> str:
     """Decide, record, and say what was done. `plan` is that of an approval or a refusal. Raises what REFUSALS names."""
     _check_role(request)
     ledger = ledger_of(node, at)
@@ -98,7 +109,7 @@ def carry_out(node: NodeConfig, request: NodeRequest, plan: Plan | None, at: dat
 def _decide(
     node: NodeConfig,
     ledger: Ledger,
-    request: NodeRequest,
+    request: Recorded,
     plan: Plan | None,
     at: datetime,
     fields: dict[str, str],
@@ -187,7 +198,7 @@ def _confirm(
     return f"Approved by {found.by} and {request.by}: plan {plan.digest().hex()[:12]} of study '{plan.study}', cap {found.cap}."
 
 
-def _check_role(request: NodeRequest) -> None:
+def _check_role(request: Recorded | Leave) -> None:
     """Whoever signed in needs the role for it here, too: the app has checked the same. Raises ControlError."""
     if request.proved is not None and request.proved.role != "officer" and not isinstance(request, Pause):
         raise ControlError("only an officer decides this: an operator may pause the node")

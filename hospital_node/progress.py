@@ -31,6 +31,7 @@ NodePhase: TypeAlias = Literal[
     "paused",
     "failed",
     "finished",
+    "left",
 ]
 # Phases of the connection, as the coordinator's traffic table names them; "upload" is part of "mask".
 Item: TypeAlias = Literal[

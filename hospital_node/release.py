@@ -126,6 +126,11 @@ class ReleaseDesk:
         """Whether a masking session is open here: its leaf and signing key stay until it ends."""
         return self._session is not None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of a round is here: no unreleased update and no session."""
+        return self._held is None and self._session is None
+
     def use(self, member: Member) -> None:
         """Take part in later sessions as `member` (another key, other pins); an open one keeps what it began with."""
         self._member = member

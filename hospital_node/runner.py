@@ -122,6 +122,8 @@ class Hospital:
         self._background = Background()
         self._wake: Callable[[], None] = lambda: None
         self._redial: Callable[[], None] = lambda: None
+        self._stop = threading.Event()
+        self._leaves = threading.Event()  # people asked for it; once no round is under way
         self._write_node()
         self._met = False
         self._at_work: AtWork | None = None
@@ -134,13 +136,13 @@ class Hospital:
     def converse(self, dial: Dial, stop: threading.Event) -> None:
         """Talk to the coordinator until the study is finished or `stop` is set."""
         conversation = Conversation(lambda: dial(self._config, self._meter), self, stop, self._rand)
-        self._wake, self._redial = conversation.wake, conversation.redial
+        self._wake, self._redial, self._stop = conversation.wake, conversation.redial, stop
         self._display.show("connecting", f"connecting to {self._config.coordinator}")
         conversation.run()
 
     def asked(self, data: bytes) -> Answer:
         """A request of the people here, in a thread of its own; the conversation looks at the ledger again at once."""
-        said = people.answer(self._config, data, self._now())
+        said = people.answer(self._config, data, self._now(), self._leaves.set)
         self._log.info("a decision of the people here", done=said.done)
         self._wake()
         return said
@@ -171,7 +173,10 @@ class Hospital:
         self._read_log(link)
         if self._unsent is not None:
             self._send(link, self._unsent)
+        self._leave_if_asked(link)
         at_work, order = self._at_work, self._put_off
+        if self._leaves.is_set():
+            return
         if at_work is not None and order is not None and self._allowed_now(at_work, order):
             self._log.info("the reason for declining is lifted", round=order.round)
             self._on_train(link, at_work, order)
@@ -193,6 +198,16 @@ class Hospital:
         self._put_off = None
         self._unsent = pb.NodeReport(round=self._display.shown.round, state=pb.NodeReport.DECLINED, code=error.code)
         self._display.show("declined", str(error))
+
+    def _leave_if_asked(self, link: Link | None) -> None:
+        """Say goodbye between two rounds, and stop; without a connection there is nobody to say it to."""
+        if not self._leaves.is_set() or (self._at_work is not None and not self._at_work.idle):
+            return
+        if link is not None:
+            self._send(link, pb.NodeReport(state=pb.NodeReport.LEFT))
+        self._display.show("left", "this node left between two rounds: start it again to come back")
+        self._log.info("left")
+        self._stop.set()
 
     def _tend_keys(self, link: Link) -> None:
         """Renew in time; take up new keys and lists between sessions, over a new connection."""
@@ -233,6 +248,7 @@ class Hospital:
         self._log.warning("no connection", reason=reason, wait_s=round(wait_s, 1))
         if self._at_work is None or not self._at_work.training.busy:
             self._display.show("connecting", f"no connection: {reason}")
+        self._leave_if_asked(None)
 
     # ---- plan ----
 

@@ -121,6 +121,12 @@ class WriteReport(Decision):
     action: Literal["write-report"] = "write-report"
 
 
+class Leave(Decision):
+    """At a node: end the round under way, say goodbye and stop."""
+
+    action: Literal["leave"] = "leave"
+
+
 class Abort(Decision):
     """At a coordinator: end this round without a sum."""
 
@@ -128,7 +134,7 @@ class Abort(Decision):
     round: int = Field(ge=1)
 
 
-NodeRequest: TypeAlias = Approve | Confirm | Decline | Pause | Resume | WriteReport
+NodeRequest: TypeAlias = Approve | Confirm | Decline | Leave | Pause | Resume | WriteReport
 CoordinatorRequest: TypeAlias = Pause | Resume | Abort
 Request: TypeAlias = NodeRequest | CoordinatorRequest
 

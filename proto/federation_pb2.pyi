@@ -426,11 +426,13 @@ class NodeReport(_message.Message):
         READY: _ClassVar[NodeReport.State]
         DECLINED: _ClassVar[NodeReport.State]
         FAILED: _ClassVar[NodeReport.State]
+        LEFT: _ClassVar[NodeReport.State]
     STATE_UNSPECIFIED: NodeReport.State
     TRAINING: NodeReport.State
     READY: NodeReport.State
     DECLINED: NodeReport.State
     FAILED: NodeReport.State
+    LEFT: NodeReport.State
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]

@@ -50,7 +50,19 @@ ADDRESS_WITHIN_S = 60.0  # the coordinator imports no torch; this is patience on
 APP_PORT = 8501
 PORTS_TRIED = 20
 SHOWN_EVENTS = frozenset(
-    {"dropped", "lost", "returned", "declined", "failed", "excluded", "refused", "session-aborted", "round-aborted", "finished"}
+    {
+        "dropped",
+        "lost",
+        "returned",
+        "left",
+        "declined",
+        "failed",
+        "excluded",
+        "refused",
+        "session-aborted",
+        "round-aborted",
+        "finished",
+    }
 )
 
 

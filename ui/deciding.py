@@ -42,6 +42,7 @@ KINDS = {
     "patient-withdrawn": "recorded that a patient withdrew",
     "resume": "let the node go on",
     "resume-refused": "tried to let the node go on; refused",
+    "leave": "asked the node to leave",
     "pause-rounds": "held further rounds back",
     "resume-rounds": "let rounds go on",
     "abort-round": "ended a round",

@@ -29,6 +29,7 @@ MEMBER_STATES = {
     "declined": "declined",
     "failed": "failed",
     "excluded": "left out of this round",
+    "left": "left; comes back when it is started",
     "evaluating": "evaluates",
 }
 
@@ -167,7 +168,9 @@ def member_rows(seen: Federation, now: datetime) -> list[dict[str, str]]:
 
 def _member_state(member: MemberRow, seen: Federation, now: datetime) -> str:
     limit = timedelta(seconds=seen.plan.timing.lost_after_s)
-    if not seen.finished and member.last_seen_at is not None and now - member.last_seen_at > limit:
+    silent = member.last_seen_at is not None and now - member.last_seen_at > limit
+    if silent and not seen.finished and member.state != "left":
+        assert member.last_seen_at is not None
         return f"not heard of for {age(member.last_seen_at, now).removesuffix(' ago')}"
     if seen.finished and member.state in {"joined", "training", "ready", "masking", "evaluating"}:
         return "done: the study is over"  # what it did last is no news

@@ -22,7 +22,7 @@ NEWEST_EVENTS = 40
 RECENT_ROUNDS = 40  # whose bytes are kept row by row: what a chart of bytes can show
 UNSETTLED_ROUNDS = 5  # the newest: their bytes may still grow, an evaluator being the slowest to fetch a model
 DONE = ("opened", "aborted")
-OUT = ("declined", "failed", "excluded")  # kinds of events after which a hospital is not in the round
+OUT = ("declined", "failed", "excluded", "left")  # kinds of events after which a hospital is not in the round
 
 Totals = dict[tuple[str, str], int]  # (party, direction) -> bytes
 

@@ -32,6 +32,7 @@ OPERATIONS: dict[str, int] = {  # with their weights; the first three are no fau
     "kill coordinator in a step": 5,
     "kill node": 1,
     "restart node": 2,
+    "leave": 1,
     "lose request": 3,
     "lose response": 3,
     "delay": 3,
@@ -120,6 +121,11 @@ class Player:
             self.last[place] = answer
         return answer
 
+    def leave(self, place: int) -> None:
+        """Its goodbye arrives, at whatever moment, and it is gone."""
+        self.world.feed(ev.Reported(uri(place), 0, ev.Report.LEFT))
+        self.hospital(place).alive = False
+
     def perform(self, name: str, place: int, number: int) -> None:
         """One operation; `place` is a hospital's, `number` whatever the operation needs."""
         world = self.world
@@ -139,6 +145,8 @@ class Player:
                 world.doom = number // 2, ("before", "after")[number % 2]
             case "kill node":
                 self.hospital(place).alive = False
+            case "leave":
+                self.leave(place)
             case "restart node":
                 self.hospital(place).restart()
             case "lose request":
@@ -154,10 +162,8 @@ class Player:
             case "duplicate":
                 if place in self.last:
                     world.feed(self.last[place])
-            case "cut off":
-                self.hospital(place).reachable = False
-            case "heal":
-                self.hospital(place).reachable = True
+            case "cut off" | "heal":
+                self.hospital(place).reachable = name == "heal"
             case "decline":
                 code = CODES[number % len(CODES)]
                 world.feed(ev.Reported(uri(place), world.state.round, ev.Report.DECLINED, code=code))
