@@ -66,8 +66,9 @@ class Unwritten(Generic[Found]):
         stamp = stamp_of(database)
         with self._lock:
             kept = self._found.get(database)
-        if stamp is not None and kept is not None and kept[0] == stamp:
-            return kept[1]
+            if stamp is not None and kept is not None and kept[0] == stamp:
+                return kept[1]
+            self._found.pop(database, None)  # of a file that is no more: its memory is not kept beside what is found now
         found = find()
         if stamp is not None and stamp == stamp_of(database):
             self._keep(database, stamp, found)

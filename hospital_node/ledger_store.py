@@ -43,6 +43,7 @@ Mode: TypeAlias = Literal["ro", "rw"]
 APPLICATION_ID: Final = 0x48534C31  # "HSL1", so that `file` and a curious reader know what this is
 SCHEMA_VERSION: Final = 1
 BUSY_TIMEOUT_S: Final = 30.0  # longer than any transaction, which may compute one epsilon
+CACHE_KIB: Final = 128  # of pages; SQLite's 2 MB would fill with every reading, more with every round
 KEY_BYTES: Final = 32
 RESTORE: Final = "this node trains no more until the newest intact copy is restored."
 RECEIPT_LABEL: Final = b"hospital-secagg ledger receipt v1\n"
@@ -319,6 +320,7 @@ def check_counter(events: Sequence[Event], counter: Counter, database: Path) -> 
 def _connect(database: Path, mode: str) -> sqlite3.Connection:
     address = f"file:{quote(str(database.absolute()))}?mode={mode}"
     connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     for setting in ("journal_mode = DELETE", "synchronous = EXTRA", "fullfsync = ON"):
         if mode != "ro":
             connection.execute(f"PRAGMA {setting}")
