@@ -54,6 +54,7 @@ log = structlog.get_logger()
 Rand = Callable[[int], bytes]
 SESSION_BYTES = 16
 STORE_RETRY_S = 1.0
+HEARD_EVERY_S = 0.2  # a step of the engine for each MiB that passes would cost more than the MiB
 SEEN_RESOLUTION_S = HEARTBEAT_S  # how often the store learns when parties were last heard of
 
 
@@ -330,9 +331,9 @@ class Run:
     # ---- what is not the engine's: evaluators, bytes, notes ----
 
     def heard(self, uri: str, *, joined: bool = False) -> None:
-        """A party was heard of."""
+        """A party was heard of; of a hospital the engine hears a few times a second, not with every chunk."""
         if uri not in self.evaluators:
-            if not joined:
+            if not joined and not self._heard_just_now(uri):
                 self.feed(ev.Seen(uri))
             return
         evaluator = self.evaluators[uri]
@@ -340,6 +341,10 @@ class Run:
         if joined and evaluator.state == "absent":
             evaluator.state = "joined"
             self.note("joined", f"{short_name(uri)} joined", uri)
+
+    def _heard_just_now(self, uri: str) -> bool:
+        member = self.state.members.get(uri)
+        return member is not None and not member.lost and self.now_s() - member.last_seen_s < HEARD_EVERY_S
 
     def known(self, uri: str) -> bool:
         """Whether a party has joined since this start."""

@@ -34,7 +34,7 @@ HEX_32_BYTES: Final = r"^[0-9a-f]{64}$"
 Number = TypeVar("Number", int, float)
 
 
-@lru_cache(maxsize=1024, typed=True)
+@lru_cache(maxsize=64, typed=True)  # the entries of one round follow each other
 def _one_object(number: Number) -> Number:
     """The same number as one object, for values that repeat from entry to entry."""
     return number

@@ -207,6 +207,15 @@ def test_evaluations_queue_up_in_order():
     assert seen == [orders.Evaluate(0, START), orders.Evaluate(1, START), orders.Evaluate(2, START), orders.Finished("done")]
 
 
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 16_383, 16_384, 2**20 - 1, 2**20, 2**21])
+def test_the_size_of_a_chunk_is_that_of_its_bytes_on_the_connection(length):
+    words = bytes(length)
+    trailer = pb.UploadTrailer(digest=bytes(32), signature=bytes(64))
+    for message in (pb.Chunk(data=words), pb.UploadChunk(words=words), pb.UploadChunk(trailer=trailer), pb.UploadChunk()):
+        payload = len(message.SerializeToString()) + 5
+        assert framed_bytes(message) == payload + 31 * -(-payload // 16_384)
+
+
 def test_the_meter_counts_framed_bytes_and_can_take_them_back():
     meter, lane, message = Meter(), Lane(1, uri(0), "up", "mask"), pb.Chunk(data=bytes(100_000))
     assert meter.add(lane, message) == framed_bytes(message) > 100_000

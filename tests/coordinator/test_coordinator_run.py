@@ -144,6 +144,25 @@ def test_an_answer_is_taken_once_and_another_one_is_refused(run, identities):
         take(run.state, view, uri(1), answers[0])
 
 
+def test_the_engine_hears_of_a_busy_hospital_a_few_times_a_second(run, monkeypatch):
+    """And at once of one that counts as lost: nobody waits for it until it is heard of."""
+    fed, now = [], run.now_s()
+    feed = run.feed
+    monkeypatch.setattr(run, "feed", lambda event: (fed.append(event), feed(event)))
+    monkeypatch.setattr(run, "now_s", lambda: now)
+    feed(ev.Joined(uri(0), b"key"))
+    for _ in range(50):
+        now += 0.01
+        run.heard(uri(0))
+    assert 1 <= len(fed) <= 3
+    assert now - run.state.members[uri(0)].last_seen_s < 0.25
+    now += 60.0
+    feed(ev.Tick())
+    assert run.state.members[uri(0)].lost
+    run.heard(uri(0))
+    assert not run.state.members[uri(0)].lost
+
+
 def test_bytes_are_kept_until_they_can_be_stored(run):
     from coordinator.meter import Lane
 

@@ -173,3 +173,9 @@ def test_what_changes_while_it_is_looked_at_is_not_kept(path: Path) -> None:
 )
 def test_a_file_settles(written_ns: int, wait_ns: int, settled: bool) -> None:
     assert Stamp(1, 2, 3, written_ns, written_ns).settled(written_ns + wait_ns) is settled
+
+
+def test_a_connection_keeps_few_pages_of_a_ledger_that_grows_for_years(path: Path) -> None:
+    for mode in ("ro", "rw"):
+        with closing(ledger_store._connect(path, mode)) as connection:
+            assert connection.execute("PRAGMA cache_size").fetchone() == (-128,)  # KiB
