@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -54,6 +54,7 @@ log = structlog.get_logger()
 Rand = Callable[[int], bytes]
 SESSION_BYTES = 16
 STORE_RETRY_S = 1.0
+MANY_HOSPITALS = 100  # each of 1,000 that joins would write a list of the other 999
 HEARD_EVERY_S = 0.2  # a step of the engine for each MiB that passes would cost more than the MiB
 SEEN_RESOLUTION_S = HEARTBEAT_S  # how often the store learns when parties were last heard of
 
@@ -238,12 +239,17 @@ class Run:
                 store_session(changes, self.state, state, message)
                 for item in drawn:
                     changes.new_session(item.session, state.round, item.roster, at)
-                if stored or drawn:  # an answer alone is seen with the next heartbeat: at 1,000 hospitals these are long lists
+                if drawn or self._shows_at_once(state, stored):
                     self._store_views(changes, state)
         except StoreError:
             self.meter.give_back(counts)
             self._shown.clear()
             raise
+
+    def _shows_at_once(self, state: State, stored: Sequence[ev.Effect]) -> bool:
+        """Whether people see a step before the next heartbeat; not an answer alone, and among many no news of one hospital."""
+        few = len(state.members) <= MANY_HOSPITALS
+        return any(few or not isinstance(effect, ev.Record) for effect in stored)
 
     def _store_views(self, changes: Batch, state: State) -> None:
         """Members and status as they are now, where they changed."""

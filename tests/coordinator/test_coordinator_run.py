@@ -13,6 +13,7 @@ from coordinator_world import uri
 from certs.identity import load_identity
 from coordinator import events as ev
 from coordinator import orders, store_write
+from coordinator import run as run_module
 from coordinator.run import Run
 from coordinator.sessions import Refusal, forget, take
 from coordinator.state import Phase
@@ -161,6 +162,22 @@ def test_the_engine_hears_of_a_busy_hospital_a_few_times_a_second(run, monkeypat
     assert run.state.members[uri(0)].lost
     run.heard(uri(0))
     assert not run.state.members[uri(0)].lost
+
+
+@pytest.mark.parametrize(("many", "at_once"), [(2, False), (100, True)])
+def test_among_many_hospitals_news_of_one_are_shown_with_the_next_heartbeat(run, monkeypatch, many, at_once):
+    monkeypatch.setattr(run_module, "MANY_HOSPITALS", many)
+    run.feed(ev.Tick())
+    run.feed(ev.Joined(uri(0), b"key"))
+
+    def shown():
+        with open_store(run.config.database) as store:
+            assert "joined" in {row.kind for row in store.events()}, "what happened is stored at once"
+            return {row.uri: row.state for row in store.members()}[uri(0)] == "joined"
+
+    assert shown() is at_once
+    run.flush()
+    assert shown()
 
 
 def test_bytes_are_kept_until_they_can_be_stored(run):
