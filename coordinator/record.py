@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from coordinator import events as ev
 from coordinator import journal
 from coordinator.state import State
 from coordinator.store_write import Batch
 
 STORED = (ev.CommitPoint, ev.AbortSession, ev.Publish, ev.SaveRound, ev.SaveValidation, ev.SavePhase, ev.Record, ev.Finish)
+MANY_HOSPITALS = 100  # each of 1,000 that joins would write a list of the other 999
+
+
+def shows_at_once(state: State, stored: Sequence[ev.Effect]) -> bool:
+    """Whether people see a step before the next heartbeat; not an answer alone, and among many no news of one hospital."""
+    few = len(state.members) <= MANY_HOSPITALS
+    return any(few or not isinstance(effect, ev.Record) for effect in stored)
 
 
 def store_effect(changes: Batch, effect: ev.Effect, length: int, at: float) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from coordinator import buffered, holding, masking
+from coordinator import buffered, holding, masking, presence
 from coordinator.events import (
     AbortSession,
     Advertised,
@@ -58,7 +58,6 @@ from coordinator.state import (
     Standing,
     State,
     fits,
-    is_lost,
     ready_cohort,
     smallest_cohort,
     willing,
@@ -85,9 +84,9 @@ def _dispatch(turn: Turn, event: Event) -> None:
         case Joined():
             _on_joined(turn, event)
         case Revoked():
-            _on_revoked(turn, event)
+            presence.revoke(turn, event)
         case Seen():
-            _heard(turn, event.party)
+            presence.heard(turn, event.party)
         case Reported():
             _on_reported(turn, event)
         case SessionNamed():
@@ -96,10 +95,10 @@ def _dispatch(turn: Turn, event: Event) -> None:
         case SessionImpossible():
             _on_impossible(turn, event)
         case Advertised() | Shared() | UploadAccepted() | Confirmed() | Revealed():
-            _heard(turn, event.party)
+            presence.heard(turn, event.party)
             masking.on_answer(turn, event)
         case Refused():
-            _heard(turn, event.party)
+            presence.heard(turn, event.party)
             masking.on_refusal(turn, event)
         case Opened():
             _on_opened(turn, event)
@@ -133,7 +132,7 @@ def _settle(turn: Turn) -> None:
 
 
 def _on_joined(turn: Turn, event: Joined) -> None:
-    member = _heard(turn, event.party)
+    member = presence.heard(turn, event.party)
     if member is None:
         return
     fresh = member.standing is Standing.ABSENT
@@ -141,52 +140,19 @@ def _on_joined(turn: Turn, event: Joined) -> None:
         turn.record("joined", f"{short_name(event.party)} joined", event.party)
     if member.standing is Standing.LEFT:
         turn.record("returned", f"{short_name(event.party)} is back", event.party)
-    again = fresh or member.standing in {
-        Standing.DECLINED,
-        Standing.REVOKED,
-        Standing.LEFT,
-    }  # people may have lifted the reason
+    gone = {Standing.DECLINED, Standing.REVOKED, Standing.LEFT}  # people may have lifted the reason
+    again = fresh or member.standing in gone
     turn.change_member(event.party, public_key=event.public_key, standing=Standing.IDLE if again else member.standing)
     waits_for_nobody = turn.state.plan.buffer is not None and turn.state.phase not in {Phase.START, Phase.HELD}
     if again and (turn.state.phase is Phase.TRAIN or waits_for_nobody) and not buffered.is_taken(turn.state, event.party):
         _offer(turn, event.party)
 
 
-def _on_revoked(turn: Turn, event: Revoked) -> None:
-    """Out of the round, and out of a session in so far as its sum is not committed to it (masking.revoke)."""
-    member = turn.state.members.get(event.party)
-    if member is None or member.standing is Standing.REVOKED:
-        return
-    if member.standing is not Standing.ABSENT:
-        turn.record("revoked", f"{short_name(event.party)} was taken from the list of confirmed keys", event.party)
-    turn.change_member(event.party, standing=Standing.REVOKED, code="revoked", public_key=b"")
-    if turn.state.session is not None and event.party in turn.state.session.uris:
-        masking.revoke(turn, event.party)
-
-
-def _heard(turn: Turn, party: str) -> Member | None:
-    member = turn.state.members.get(party)
-    if member is None:
-        return None
-    if member.lost:
-        turn.record("returned", f"{short_name(party)} is back", party)
-    return turn.change_member(party, last_seen_s=turn.now_s, lost=False)
-
-
-def _notice_lost(turn: Turn) -> None:
-    for member in turn.state.members.values():
-        gone = is_lost(turn.state, member, turn.now_s)
-        if gone and not member.lost and not member.definitive and member.standing is not Standing.LEFT:
-            turn.change_member(member.uri, lost=True)
-            after = f"{turn.state.plan.timing.lost_after_s:g} s"
-            turn.record("lost", f"{short_name(member.uri)} has not been heard of for {after}; nobody waits for it", member.uri)
-
-
 def _on_reported(turn: Turn, event: Reported) -> None:
-    member = _heard(turn, event.party)
+    member = presence.heard(turn, event.party)
     state = turn.state
     if member is not None and event.report is Report.LEFT:
-        _on_left(turn, member)
+        presence.leave(turn, member)
         return
     out = {Standing.EXCLUDED, Standing.REVOKED, Standing.LEFT}
     if member is None or member.standing in out or member.uri not in state.asked:
@@ -203,21 +169,6 @@ def _on_reported(turn: Turn, event: Reported) -> None:
                 turn.change_member(event.party, standing=Standing.TRAINING, code="")
         case Report.DECLINED | Report.FAILED:
             _on_out(turn, event)
-
-
-def _on_left(turn: Turn, member: Member) -> None:
-    """A correct node leaves with nothing under way; one that leaves a session is dropped from it as a silent one is (7)."""
-    if member.standing in {Standing.ABSENT, Standing.REVOKED, Standing.LEFT}:
-        return
-    turn.record("left", f"{short_name(member.uri)} left in order; nobody waits for it until it joins again", member.uri)
-    turn.change_member(member.uri, standing=Standing.LEFT, code="")
-    _leave_session(turn, member.uri)
-
-
-def _leave_session(turn: Turn, uri: str) -> None:
-    if turn.state.session is not None and uri in turn.state.session.expected:
-        masking.drop(turn, uri)
-        masking.end_phase_if_over(turn)
 
 
 def _on_ready(turn: Turn, member: Member, event: Reported) -> None:
@@ -239,7 +190,7 @@ def _on_out(turn: Turn, event: Reported) -> None:
         why = DECLINE_CODES.get(event.code, "no reason known here")
         turn.record(standing.value, f"{short_name(event.party)} {standing}: {why}", event.party)
     turn.change_member(event.party, standing=standing, code=event.code)
-    _leave_session(turn, event.party)
+    presence.leave_session(turn, event.party)
 
 
 # ---- training phase and cohort ----
@@ -248,7 +199,7 @@ def _on_out(turn: Turn, event: Reported) -> None:
 def _on_tick(turn: Turn) -> None:
     if turn.state.phase is Phase.START:
         _start(turn)
-    _notice_lost(turn)
+    presence.notice_lost(turn)
     if turn.state.phase is Phase.TRAIN and turn.now_s >= turn.state.deadline_s:
         _another_try(turn)
     elif turn.state.session is not None and turn.state.phase is not Phase.OPENING:

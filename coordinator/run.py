@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,7 +28,7 @@ from coordinator.mailbox import Mailbox, first_id
 from coordinator.meter import Meter
 from coordinator.models import ModelError, ModelFolder, read_start
 from coordinator.optimizer import next_model
-from coordinator.record import STORED, store_effect, store_session
+from coordinator.record import STORED, shows_at_once, store_effect, store_session
 from coordinator.resume import Restored, restore, result_again
 from coordinator.rounds import step
 from coordinator.spool import Spool, SpoolError
@@ -54,7 +54,6 @@ log = structlog.get_logger()
 Rand = Callable[[int], bytes]
 SESSION_BYTES = 16
 STORE_RETRY_S = 1.0
-MANY_HOSPITALS = 100  # each of 1,000 that joins would write a list of the other 999
 HEARD_EVERY_S = 0.2  # a step of the engine for each MiB that passes would cost more than the MiB
 SEEN_RESOLUTION_S = HEARTBEAT_S  # how often the store learns when parties were last heard of
 
@@ -239,17 +238,12 @@ class Run:
                 store_session(changes, self.state, state, message)
                 for item in drawn:
                     changes.new_session(item.session, state.round, item.roster, at)
-                if drawn or self._shows_at_once(state, stored):
+                if drawn or shows_at_once(state, stored):
                     self._store_views(changes, state)
         except StoreError:
             self.meter.give_back(counts)
             self._shown.clear()
             raise
-
-    def _shows_at_once(self, state: State, stored: Sequence[ev.Effect]) -> bool:
-        """Whether people see a step before the next heartbeat; not an answer alone, and among many no news of one hospital."""
-        few = len(state.members) <= MANY_HOSPITALS
-        return any(few or not isinstance(effect, ev.Record) for effect in stored)
 
     def _store_views(self, changes: Batch, state: State) -> None:
         """Members and status as they are now, where they changed."""
@@ -339,7 +333,9 @@ class Run:
     def heard(self, uri: str, *, joined: bool = False) -> None:
         """A party was heard of; of a hospital the engine hears a few times a second, not with every chunk."""
         if uri not in self.evaluators:
-            if not joined and not self._heard_just_now(uri):
+            member, now_s = self.state.members.get(uri), self.now_s()
+            just_now = member is not None and not member.lost and now_s - member.last_seen_s < HEARD_EVERY_S
+            if not joined and not just_now:
                 self.feed(ev.Seen(uri))
             return
         evaluator = self.evaluators[uri]
@@ -347,10 +343,6 @@ class Run:
         if joined and evaluator.state == "absent":
             evaluator.state = "joined"
             self.note("joined", f"{short_name(uri)} joined", uri)
-
-    def _heard_just_now(self, uri: str) -> bool:
-        member = self.state.members.get(uri)
-        return member is not None and not member.lost and self.now_s() - member.last_seen_s < HEARD_EVERY_S
 
     def known(self, uri: str) -> bool:
         """Whether a party has joined since this start."""
@@ -414,7 +406,7 @@ class Run:
         if self._took_over and self.now_s() - self._started_s < lost_after_s:  # they may still be on their way back
             return {*self.state.members, *self.evaluators} <= self.told
         there = [m for m in self.state.members.values() if m.public_key and m.standing is not Standing.LEFT]
-        here = {member.uri for member in there if self.now_s() - member.last_seen_s < lost_after_s}
+        here = {m.uri for m in there if self.now_s() - m.last_seen_s < lost_after_s}
         here |= {uri for uri, e in self.evaluators.items() if e.last_seen_at and time.time() - e.last_seen_at < lost_after_s}
         return here <= self.told
 

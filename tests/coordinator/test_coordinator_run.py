@@ -12,8 +12,7 @@ from coordinator_world import uri
 
 from certs.identity import load_identity
 from coordinator import events as ev
-from coordinator import orders, store_write
-from coordinator import run as run_module
+from coordinator import orders, record, store_write
 from coordinator.run import Run
 from coordinator.sessions import Refusal, forget, take
 from coordinator.state import Phase
@@ -166,7 +165,7 @@ def test_the_engine_hears_of_a_busy_hospital_a_few_times_a_second(run, monkeypat
 
 @pytest.mark.parametrize(("many", "at_once"), [(2, False), (100, True)])
 def test_among_many_hospitals_news_of_one_are_shown_with_the_next_heartbeat(run, monkeypatch, many, at_once):
-    monkeypatch.setattr(run_module, "MANY_HOSPITALS", many)
+    monkeypatch.setattr(record, "MANY_HOSPITALS", many)
     run.feed(ev.Tick())
     run.feed(ev.Joined(uri(0), b"key"))
 
