@@ -240,6 +240,7 @@ class Hospital:
                 self._log.info("finished", reason=order.finished.reason)
             case _:  # `wait`, and orders of a later protocol version
                 pass
+        self._memory.trim()
 
     def lost(self, reason: str, wait_s: float) -> None:
         """Say so; before the first success, find out whether waiting can help at all."""

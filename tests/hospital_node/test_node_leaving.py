@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from certs.audit_file import AuditLog
 from hospital_node import loop
 from hospital_node.cli import app, main
+from hospital_node.memory import Memory
 from proto import federation_pb2 as pb
 from proto.control import Leave
 from proto.control_socket import ask, runs
@@ -72,6 +73,16 @@ def test_a_round_under_way_is_ended_first_and_its_update_is_in_the_sum(node: Nod
     assert (goodbye.state, node.phase, node.error) == (LEFT, "left", None)
     assert [event.kind for event in node.ledger.events()][-2:] == ["charge", "verified"]
     assert node.trainer.rounds == [1]
+
+
+def test_a_node_hands_pages_back_after_every_order(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[str] = []
+    monkeypatch.setattr(Memory, "trim", lambda _: trims.append(node.phase))
+    node.start()
+    node.link.put(wait=pb.Wait())
+    until(lambda: len(trims) == 1)
+    node.link.put(train=train_order())
+    until(lambda: len(trims) == 2)
 
 
 def test_an_order_that_comes_with_the_goodbye_is_not_begun(node: Node) -> None:
