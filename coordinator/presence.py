@@ -8,6 +8,8 @@ from coordinator.state import Member, Standing, is_lost
 from coordinator.turn import Turn
 from proto.plan import short_name
 
+HEARD_EVERY_S = 0.2  # a step of the engine for each MiB that passes would cost more than the MiB
+
 
 def revoke(turn: Turn, event: Revoked) -> None:
     """Out of the round, and out of a session in so far as its sum is not committed to it (masking.revoke)."""
@@ -39,6 +41,13 @@ def notice_lost(turn: Turn) -> None:
             turn.change_member(member.uri, lost=True)
             after = f"{turn.state.plan.timing.lost_after_s:g} s"
             turn.record("lost", f"{short_name(member.uri)} has not been heard of for {after}; nobody waits for it", member.uri)
+
+
+def is_present(member: Member | None, now_s: float, within_s: float) -> bool:
+    """Whether a hospital joined, is neither lost nor gone in order, and was heard of so lately."""
+    if member is None or not member.public_key or member.lost or member.standing is Standing.LEFT:
+        return False
+    return now_s - member.last_seen_s < within_s
 
 
 def leave(turn: Turn, member: Member) -> None:

@@ -28,11 +28,12 @@ from coordinator.mailbox import Mailbox, first_id
 from coordinator.meter import Meter
 from coordinator.models import ModelError, ModelFolder, read_start
 from coordinator.optimizer import next_model
+from coordinator.presence import HEARD_EVERY_S, is_present
 from coordinator.record import STORED, shows_at_once, store_effect, store_session
 from coordinator.resume import Restored, restore, result_again
 from coordinator.rounds import step
 from coordinator.spool import Spool, SpoolError
-from coordinator.state import Standing, State, begin, member_view, seats_of, smallest_cohort, waiting_for
+from coordinator.state import State, begin, member_view, seats_of, smallest_cohort, waiting_for
 from coordinator.status import HEARTBEAT_S
 from coordinator.store import StoreError
 from coordinator.store_interface import RunStore
@@ -54,7 +55,6 @@ log = structlog.get_logger()
 Rand = Callable[[int], bytes]
 SESSION_BYTES = 16
 STORE_RETRY_S = 1.0
-HEARD_EVERY_S = 0.2  # a step of the engine for each MiB that passes would cost more than the MiB
 SEEN_RESOLUTION_S = HEARTBEAT_S  # how often the store learns when parties were last heard of
 
 
@@ -333,9 +333,7 @@ class Run:
     def heard(self, uri: str, *, joined: bool = False) -> None:
         """A party was heard of; of a hospital the engine hears a few times a second, not with every chunk."""
         if uri not in self.evaluators:
-            member, now_s = self.state.members.get(uri), self.now_s()
-            just_now = member is not None and not member.lost and now_s - member.last_seen_s < HEARD_EVERY_S
-            if not joined and not just_now:
+            if not joined and not is_present(self.state.members.get(uri), self.now_s(), HEARD_EVERY_S):
                 self.feed(ev.Seen(uri))
             return
         evaluator = self.evaluators[uri]
@@ -405,8 +403,7 @@ class Run:
         lost_after_s = self.plan.timing.lost_after_s
         if self._took_over and self.now_s() - self._started_s < lost_after_s:  # they may still be on their way back
             return {*self.state.members, *self.evaluators} <= self.told
-        there = [m for m in self.state.members.values() if m.public_key and m.standing is not Standing.LEFT]
-        here = {m.uri for m in there if self.now_s() - m.last_seen_s < lost_after_s}
+        here = {one.uri for one in self.state.members.values() if is_present(one, self.now_s(), lost_after_s)}
         here |= {uri for uri, e in self.evaluators.items() if e.last_seen_at and time.time() - e.last_seen_at < lost_after_s}
         return here <= self.told
 

@@ -79,6 +79,12 @@ class Keyring:
         else:
             self._log.info("certificate of a new key received")
 
+    def tend(self, link: Link, now: datetime) -> bool:
+        """Renew in time and read the list of peers again; whether another key or list counts from now on."""
+        self.renew(link, now)
+        self.read_peers_again()
+        return self.changed() and self.adopt()
+
     def changed(self) -> bool:
         """Whether another key or certificate than the one in use waits in the folder."""
         return (renewal.is_ready(self._folder) and not self._stuck) or stamp_of(self._folder) != self._stamp

@@ -42,7 +42,7 @@ from proto.control import (
 from proto.plan import Plan, PlanError
 
 Via: TypeAlias = Literal["command line", "app"]
-Recorded: TypeAlias = Approve | Confirm | Decline | Pause | Resume | WriteReport
+Recorded: TypeAlias = Approve | Confirm | Decline | Pause | Resume | WriteReport  # what is decided with the ledger
 REFUSALS = (AuditError, CertificateError, ConfigError, ControlError, LedgerError, PlanError, ReportError, StateError)
 
 
@@ -78,7 +78,7 @@ def _plan_asked(node: NodeConfig, request: Recorded, at: datetime) -> Plan | Non
 
 
 def _leaving(node: NodeConfig, request: Leave, at: datetime, leave: Callable[[], None]) -> Answer:
-    """Recorded first; the ledger has no part in it. Only a running node can be asked. Raises AuditError."""
+    """Recorded first; the ledger has no part in it. Only a running node can be asked. Raises AuditError, ControlError."""
     _check_role(request)
     AuditLog.within(node.state).append(Action(request.by, request.action, request.reason), at)
     leave()

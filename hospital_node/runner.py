@@ -211,11 +211,8 @@ class Hospital:
 
     def _tend_keys(self, link: Link) -> None:
         """Renew in time; take up new keys and lists between sessions, over a new connection."""
-        if self._at_work is not None and self._at_work.desk.in_session:
-            return
-        self._keyring.renew(link, self._now())
-        self._keyring.read_peers_again()
-        if self._keyring.changed() and self._keyring.adopt():
+        in_session = self._at_work is not None and self._at_work.desk.in_session
+        if not in_session and self._keyring.tend(link, self._now()):
             self._write_node()
             self._redial()
 
@@ -311,12 +308,9 @@ class Hospital:
             self._display.count(self._meter, self._display.shown.round)
             try:
                 self._begin(link, at_work, order)
-            except LedgerError as error:
+            except (LedgerError, WorkFailed) as error:
                 self._decline(link, order, error.code, str(error))
-                self._put_off = order
-                return
-            except WorkFailed as error:
-                self._decline(link, order, error.code, str(error))
+                self._put_off = order if isinstance(error, LedgerError) else None
                 return
             except OrderStale as error:
                 self._log.info("model not offered any more", round=order.round, reason=str(error))
@@ -440,13 +434,8 @@ class Hospital:
             self._log.warning("the result could not be recorded", round=order.round, code=error.code)
             outcome = Outcome.LOST
         sent_bytes = self._display.count(self._meter, order.round)
-        self._log.info(
-            "round over",
-            round=order.round,
-            survivors=len(order.survivors),
-            bytes=sent_bytes,
-            reason=order.reason or outcome.value,
-        )
+        reason = order.reason or outcome.value
+        self._log.info("round over", round=order.round, survivors=len(order.survivors), bytes=sent_bytes, reason=reason)
         try:
             self._evidence.result(link, order)
         except WorkFailed as error:

@@ -134,7 +134,7 @@ class Abort(Decision):
     round: int = Field(ge=1)
 
 
-NodeRequest: TypeAlias = Approve | Confirm | Decline | Leave | Pause | Resume | WriteReport
+NodeRequest: TypeAlias = Approve | Confirm | Decline | Pause | Resume | WriteReport | Leave
 CoordinatorRequest: TypeAlias = Pause | Resume | Abort
 Request: TypeAlias = NodeRequest | CoordinatorRequest
 
