@@ -2,8 +2,8 @@
 
 Rules:
 (1) a receipt is canonical JSON, one line of ASCII without white space, keys sorted; the signature is ECDSA P-256 with SHA-256
-    over exactly these bytes, by the node's own key, so that openssl alone verifies it; nothing else that this key signs begins
-    with a brace;
+    over exactly these bytes, by the node's own key, so that openssl alone verifies it; reports and certificates of withdrawal
+    begin with a brace too, and none of the three has the fields of another;
 (2) each has the next number and the SHA-256 of the one before it;
 (3) each round of a plan has one, from round 1 on, whether or not anything was charged: a missing number or round is a gap;
 (4) what cannot be known is named in `unknown`, never guessed;

@@ -25,6 +25,8 @@ from hospital_node.receipts import (
     sign,
     verify,
 )
+from hospital_node.reporting.model import PrivacyReport
+from hospital_node.withdrawing import Certificate
 
 ME = "secagg://lidc/hospital/h0"
 KEYS = [ec.derive_private_key(number, ec.SECP256R1()) for number in (11, 12, 13)]
@@ -179,3 +181,10 @@ def test_a_signature_of_the_right_key_under_another_name_is_refused():
         verify([other])
     with pytest.raises(ReceiptError, match="does not verify"):
         verify([dataclasses.replace(one, signature=other.signature)])
+
+
+def test_everything_that_a_node_signs_as_json_names_its_own_format():
+    """One key signs receipts, reports and certificates of withdrawal: none may be read as another."""
+    kinds = (Receipt, PrivacyReport, Certificate)
+    assert len({kind.model_fields["format"].default for kind in kinds}) == len(kinds)
+    assert all(kind.model_config["extra"] == "forbid" for kind in kinds)
