@@ -136,7 +136,7 @@ class Evidence:
         if book is None or last < first:
             return
         try:
-            entries = {} if kept is None else {entry.round: entry for entry in kept.read() if first <= entry.round <= last}
+            entries = {} if kept is None else kept.between(first, last)
             rounds = [
                 Known(
                     round=number,

@@ -101,12 +101,7 @@ class LogWatch:
 
     def entry(self, round_number: int) -> Entry | None:
         """How a round ended, where the log says so."""
-        kept = self.kept
-        if kept is None or kept.count < round_number:
-            return None
-        if kept.last is not None and kept.last.index == round_number:
-            return kept.last
-        return next((entry for entry in kept.read() if entry.index == round_number), None)
+        return None if self.kept is None else self.kept.between(round_number, round_number).get(round_number)
 
     def head(self) -> bytes | None:
         """Of the kept copy; None where the coordinator keeps no log."""

@@ -103,6 +103,14 @@ class KeptLog:
         """Every entry."""
         return tuple(read_kept(self.path))
 
+    def between(self, first: int, last: int) -> dict[int, Entry]:
+        """Entries of these rounds that are kept, by round. Reads the file only for older ones than the newest."""
+        if self.last is None or self.last.round < first:
+            return {}
+        if self.last.round == first:
+            return {first: self.last}
+        return {entry.round: entry for entry in self.read() if first <= entry.round <= last}
+
     def check(self, entry: Entry, last: Entry | None, own: Own) -> None:
         """Raise LogForked unless `entry` may follow `last`, the last kept one or one that was checked after it (1)."""
         if entry.index > self.plan.rounds:

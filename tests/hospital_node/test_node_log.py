@@ -97,6 +97,21 @@ def rechained(log: list[Entry], start: int) -> list[Entry]:
     return made
 
 
+@pytest.mark.parametrize(("first", "last"), [(1, 1), (2, 4), (4, 5), (5, 5), (5, 9), (6, 9), (1, 9)])
+def test_entries_of_some_rounds_are_those_of_the_file(five, first, last):
+    kept = KeptLog(five.folder, PLAN)
+    assert kept.between(first, last) == {entry.round: entry for entry in kept.read() if first <= entry.round <= last}
+
+
+def test_the_newest_round_is_known_without_reading_the_others_again(five):
+    kept = KeptLog(five.folder, PLAN)
+    kept.path.write_bytes(b"not read\n")
+    assert kept.between(5, 5) == {5: five.link.log[-1]}
+    assert kept.between(6, 6) == {}
+    with pytest.raises(LogDamaged):
+        kept.between(4, 5)
+
+
 def test_what_fits_is_kept_page_by_page_and_survives_a_restart(five):
     five.restart()
     five.link.log += [log_after(PLAN, five.link.log)]
