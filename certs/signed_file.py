@@ -7,6 +7,8 @@ brace. So no signature of one kind is ever one of another, and nothing else is s
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +37,11 @@ class SignedBy:
     party: Party
     root_sha256: str
     not_after: datetime
+
+
+def document(fields: Mapping[str, object]) -> bytes:
+    """A JSON object as the bytes of a file that is signed: sorted keys, UTF-8, one line break at the end."""
+    return json.dumps(fields, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1).encode() + b"\n"
 
 
 def sign_file(key: ec.EllipticCurvePrivateKey, data: bytes) -> bytes:

@@ -6,7 +6,6 @@ The ledger keeps a salted code and decides who may be used from then on; the aud
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import Final, Literal
 from pydantic import AwareDatetime, Field, ValidationError
 
 from certs.identity import load_identity
-from certs.signed_file import chain_of, sign_file
+from certs.signed_file import chain_of, document, sign_file
 from hospital_node import ledger_rules as rules
 from hospital_node import people
 from hospital_node.budget import budget_view
@@ -195,9 +194,8 @@ def sentences(rounds: Sequence[EligibleRound], cost: Spent, recorded: Event) -> 
 
 
 def bytes_of(certificate: Certificate) -> bytes:
-    """The file that is signed: sorted keys, UTF-8."""
-    fields = certificate.model_dump(mode="json")
-    return json.dumps(fields, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1).encode() + b"\n"
+    """The file that is signed."""
+    return document(certificate.model_dump(mode="json"))
 
 
 def read_certificate(data: bytes) -> Certificate:

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 from pydantic import AwareDatetime, Field, ValidationError
 
+from certs.signed_file import document
 from proto.frozen import Frozen, explain
 
 SCHEMA_VERSION: Final = "1.0"
@@ -391,9 +392,8 @@ def section_digests(fields: dict[str, Any]) -> dict[str, str]:
 
 
 def bytes_of(report: PrivacyReport) -> bytes:
-    """The file: sorted keys, UTF-8, one line break at the end. These bytes are hashed and signed."""
-    fields = report.model_dump(mode="json")
-    return json.dumps(fields, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1).encode() + b"\n"
+    """The file. These bytes are hashed and signed."""
+    return document(report.model_dump(mode="json"))
 
 
 def read_report(data: bytes) -> PrivacyReport:
