@@ -279,7 +279,7 @@ def test_nothing_that_a_hospital_knows_is_in_what_it_sends(captures: dict[str, C
     assert capture.told.scores, "some patients are measured"
     assert len(capture.told.vectors) == 2 * ROUNDS
     sent = {call.method for call in capture.calls}
-    assert sent == {"Join", "Poll", "FetchModel", "Report", "Answer", "Upload"}
+    assert sent == {"Join", "Poll", "FetchModel", "Report", "Answer", "Upload", "ReadLog"}
     assert found_in(capture.haystack, capture.told, capture.names) == set()
 
 
