@@ -61,7 +61,7 @@ def unknown_noise(shares: NoiseShares, lost: int, length: int, rand: Rand) -> In
     total: Integers = np.zeros(length, dtype=np.int64)
     for _ in range(shares.members - lost - shares.may_collude):
         for variance in stays:
-            total += np.concatenate(list(NoiseStream(rand(KEY_BYTES), variance).runs(length)))
+            total += NoiseStream(rand(KEY_BYTES), variance).values(length)
     return total
 
 

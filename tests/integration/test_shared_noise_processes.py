@@ -45,7 +45,7 @@ def noise_of(federation, name: str, kept: int) -> np.ndarray:
     total = np.zeros(length, dtype=np.int64)
     for number in range(kept):
         key = keys[KEY_BYTES * number : KEY_BYTES * (number + 1)]
-        total += np.concatenate(list(NoiseStream(key, variances[number], Door.CTR).runs(length)))
+        total += NoiseStream(key, variances[number], Door.CTR).values(length)
     return total
 
 

@@ -137,6 +137,7 @@ CHANGES = {
     "round": 1,
     "noise_mode": "central",
     "layout_digest": b"l" * 32,
+    "log_head": b"h" * 32,
     "protocol_version": 2,
     "max_colluders": 1,
     "minimum_cohort": 4,

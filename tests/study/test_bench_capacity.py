@@ -62,7 +62,7 @@ def test_with_participants_each_hospitals_own_steps_in_its_own_rounds_count() ->
 @pytest.mark.parametrize(("participants", "steps"), [(None, 12 * 8), (3, 5 * 1)])  # of 12 rounds 3 of 8 are asked in 5 at least
 def test_before_the_deal_a_target_is_tried_with_the_fewest_steps_that_it_can_mean(participants, steps, monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr(calibrate, "_noise_multiplier", lambda _cell, _privacy, tried, _beside: asked.append(tried))
+    monkeypatch.setattr(calibrate, "_noise_multiplier", lambda _cell, _privacy, tried, _beside, _shares: asked.append(tried))
     refuse_unreachable(make_cell(1.0, participants, partition={"local_steps": OWN, "hospitals": 8}))
     assert asked == [steps]
 

@@ -62,7 +62,7 @@ class Watched:
         (found,) = [one for one in self.shares if one[:2] == (number, sums)]
         total = np.zeros(LAYOUT.length, dtype=np.int64)
         for key, variance in list(zip(*found[2:], strict=True))[:kept]:
-            total += np.concatenate(list(NoiseStream(key, variance).runs(LAYOUT.length)))
+            total += NoiseStream(key, variance).values(LAYOUT.length)
         return total
 
 
