@@ -22,6 +22,7 @@ from certs.audit import Action, AuditError
 from certs.audit_file import AuditLog
 from hospital_node.durable import append_lines, sync_folder, write_whole
 from hospital_node.work import WorkFailed
+from proto import scaffold
 from proto.plan import Plan
 from proto.roundlog import Entry, RoundLogError, check_next, entry_of, first_difference, first_head, line_of, to_fields
 
@@ -70,7 +71,8 @@ class KeptLog:
     def __init__(self, state: Path, plan: Plan) -> None:
         self.path = log_file(state, plan.digest())
         self.plan, self._digest = plan, plan.digest()
-        self._start = None if plan.start_digest is None else bytes.fromhex(plan.start_digest)
+        named = None if scaffold.is_used(plan) else plan.start_digest  # of x alone, and a round publishes x and c as one vector
+        self._start = None if named is None else bytes.fromhex(named)
         self._heads = [first_head(self._digest)]
         self._models: list[bytes | None] = [self._start]
         self.last: Entry | None = None

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,9 +25,10 @@ from hospital_node.follow_log import LogWatch
 from hospital_node.roundlog import KeptLog, LogDamaged, LogForked, log_file, set_aside
 from hospital_node.state import StateFolder
 from proto import federation_pb2 as pb
+from proto import scaffold
 from proto.layout import model_digest
 from proto.plan import Plan
-from proto.roundlog import Entry, exported, head_of
+from proto.roundlog import Entry, exported, head_of, next_entry
 
 PLAN = make_plan(rounds=9)
 SESSION = b"\x07" * 16
@@ -305,6 +307,23 @@ def test_the_first_rounds_start_is_the_plans(tmp_path):
     world.link.log = [log_after(plan, [])]
     world.watch.joined(world.link.join())
     world.refuses("begins from another model")
+
+
+def test_control_variates_begin_behind_the_plans_start_and_are_no_fork(tmp_path):
+    """What such a plan publishes first is the start and as many zeros: another digest than the plan's."""
+    start = np.arange(8, dtype=np.float32)
+    fields = make_plan(rounds=9).model_dump(mode="json")
+    fields["training"] |= {"optimizer": "sgd"}
+    plan = Plan.model_validate(fields | {"aggregation": {"rule": "scaffold"}, "start_digest": model_digest(start).hex()})
+    world = World(tmp_path, plan)
+    begun = model_digest(scaffold.begun(plan, start))
+    world.link.log = []
+    world.join()
+    world.watch.before_training(world.link, pb.Train(round=1, base_digest=begun))
+    said = {"state": "aborted", "session": b"", "base": begun, "model": begun, "sum_digest": b"", "survivors": ()}
+    world.link.log = [next_entry(None, plan.digest(), round_number=1, **said)]
+    world.watch.follow(world.link)
+    assert world.kept() == world.link.log
 
 
 def test_a_plan_that_binds_the_log_admits_a_session_under_the_kept_head_alone(tmp_path):
