@@ -19,6 +19,7 @@ from typing import Final
 
 from certs.party import CertificateError
 from certs.signed_file import check_chain, check_signature
+from certs.words import words_of
 from hospital_node.durable import sync_folder, write_whole
 from hospital_node.reporting.model import PrivacyReport, ReportError, ReportTampered, Signer, read_report
 
@@ -137,6 +138,8 @@ def check_signed_by(folder: Path, names: tuple[str, str, str], data: bytes, sign
         raise ReportTampered("certificate", str(error)) from error
     if (by.party.uri, by.party.fingerprint.hex()) != (signer.uri, signer.key_sha256):
         raise ReportTampered("certificate", f"it is of {by.party.uri}, the file names {signer.uri} and another key")
+    if signer.key_words != words_of(by.party.fingerprint):
+        raise ReportTampered("certificate", "the words of the key are not those of this key")
     try:
         check_signature(data, signature, chain, signature_file)
     except CertificateError as error:

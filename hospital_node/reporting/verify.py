@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from certs.party import CertificateError
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certs.party import CertificateError, parse_certificates
 from certs.signed_file import check_chain
 from hospital_node.reporting import html, kept, pdf, registry
 from hospital_node.reporting.model import PrivacyReport, ReportError, ReportTampered, read_report
@@ -48,9 +50,9 @@ def verify(place: Path, root: Path | None = None) -> Checked:
 
 def _signed_by(root: Path, chain: bytes, at: datetime) -> bool:
     """True where the certificate in `root` signed the report's. Raises ReportTampered."""
-    leaf = chain.partition(b"-----END CERTIFICATE-----\n")
     try:
-        check_chain(leaf[0] + leaf[1] + kept.read_file(root), at, kept.CHAIN_FILE)
+        leaf = parse_certificates(chain, kept.CHAIN_FILE)[0].public_bytes(Encoding.PEM)  # written anew: without any other
+        check_chain(leaf + kept.read_file(root), at, kept.CHAIN_FILE)
     except CertificateError as error:
         raise ReportTampered("certificate", f"{root} did not sign the certificate beside the report: {error}") from error
     return True

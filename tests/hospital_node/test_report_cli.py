@@ -18,6 +18,7 @@ from report_world import AT, NOW, release, reporting_node
 
 from certs.authority import create_authority, issue
 from certs.signed_file import chain_of, sign_file
+from certs.words import words_of
 from hospital_node import cli
 from hospital_node.ledger_store import DDL
 from hospital_node.reporting import kept
@@ -143,6 +144,33 @@ def test_a_certificate_of_another_root_than_the_readers_is_refused(given: Path, 
     create_authority(tmp_path / "mine", "lidc")
     with pytest.raises(ReportTampered, match=r"certificate: .*did not sign"):
         verify(given, tmp_path / "mine" / "ca.crt")
+
+
+def whole_forgery(folder: Path, *, words: str | None = None) -> None:
+    """A stranger puts their own key into the file, and `words` of a key beside it, and signs it with their own CA."""
+    create_authority(folder / "own", "lidc")
+    other = issue(folder / "own", "secagg://lidc/hospital/h0", folder / "other")
+    named = {"uri": other.uri, "key_sha256": other.fingerprint.hex(), "key_words": words or words_of(other.fingerprint)}
+    edit(folder, lambda fields: fields["signer"].update(named), digests=True)
+    data = (folder / kept.JSON_FILE).read_bytes()
+    (folder / kept.SIGNATURE_FILE).write_bytes(sign_file(other.key, data))
+    (folder / kept.CHAIN_FILE).write_bytes(chain_of(other, folder / "other"))
+
+
+@pytest.mark.parametrize("line_break", [b"\n", b"\r\n", b"\r"])
+def test_a_strangers_root_is_refused_however_its_lines_end(world: Folders, given: Path, line_break: bytes) -> None:
+    whole_forgery(given)
+    chain = given / kept.CHAIN_FILE
+    chain.write_bytes(chain.read_bytes().replace(b"\n", line_break))
+    with pytest.raises(ReportTampered, match=r"^certificate: "):
+        verify(given, world.root / "h0" / "ca.crt")
+
+
+def test_words_of_another_key_than_signed_are_refused(given: Path) -> None:
+    genuine = json.loads((given / kept.JSON_FILE).read_bytes())["signer"]["key_words"]
+    whole_forgery(given, words=genuine)
+    with pytest.raises(ReportTampered, match="certificate: the words of the key are not those of this key"):
+        verify(given)
 
 
 def test_a_missing_file_is_named(given: Path) -> None:

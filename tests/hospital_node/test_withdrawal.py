@@ -34,6 +34,9 @@ from report_world import AT, NOW, changed_plan, entries_of, reporting_node
 from test_node_runner import Node, play
 
 from certs.audit_file import AuditLog
+from certs.identity import load_identity
+from certs.signed_file import sign_file
+from certs.words import words_of as key_words
 from hospital_node import cli, loop
 from hospital_node.cohort import Case, Cohort, Nodules
 from hospital_node.ledger import Charge, DecisionRefused, Ledger, LedgerDamaged
@@ -41,7 +44,7 @@ from hospital_node.ledger_schema import PatientWithdrawn
 from hospital_node.reporting.model import ReportTampered
 from hospital_node.withdraw_cli import verify
 from hospital_node.withdrawal import Withdrawals, code_of, withdrawal_entry
-from hospital_node.withdrawing import eligible_rounds, sentences, show, spent, withdraw
+from hospital_node.withdrawing import bytes_of, eligible_rounds, read_certificate, sentences, show, spent, withdraw
 from hospital_node.workshop import prepare_studies
 from proto.plan import Plan
 
@@ -266,6 +269,18 @@ def test_a_tampered_certificate_is_named(certificate: Path, file: str, old: byte
     with pytest.raises(ReportTampered) as refused:
         verify(certificate)
     assert refused.value.item == item
+
+
+def test_a_certificate_with_words_of_another_key_is_refused(certificate: Path, studied: tuple[Folders, Plan]) -> None:
+    """Even where the key that it does name signed it."""
+    folders, _ = studied
+    found = read_certificate((certificate / "withdrawal.json").read_bytes())
+    signer = found.signer.model_copy(update={"key_words": key_words(bytes(32))})
+    data = bytes_of(found.model_copy(update={"signer": signer}))
+    (certificate / "withdrawal.json").write_bytes(data)
+    (certificate / "withdrawal.json.sig").write_bytes(sign_file(load_identity(folders.config.identity).key, data))
+    with pytest.raises(ReportTampered, match="the words of the key are not those of this key"):
+        verify(certificate)
 
 
 def test_each_sentence_follows_from_the_facts() -> None:
