@@ -6,6 +6,7 @@ This file knows no format and imports nothing of this package.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 READ_BYTES = 1 << 16
@@ -42,18 +43,27 @@ def sync_folder(folder: Path) -> None:
 
 
 def append_lines(path: Path, lines: bytes) -> None:
-    """Add lines, each with its line break, synced. What a power cut left of an earlier one is overwritten."""
+    """Add lines, each with its line break, synced. What a power cut left of an earlier one is overwritten.
+
+    Raises OSError where the disk does not take all of them: then they are taken back, so that trying again doubles none.
+    """
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     try:
         end = _whole_bytes(descriptor)
         os.ftruncate(descriptor, end)
         os.lseek(descriptor, end, os.SEEK_SET)
-        with os.fdopen(os.dup(descriptor), "wb") as file:
-            file.write(lines)
-        os.fsync(descriptor)
+        try:
+            with os.fdopen(os.dup(descriptor), "wb") as file:
+                file.write(lines)
+            os.fsync(descriptor)
+            sync_folder(path.parent)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(descriptor, end)
+                os.fsync(descriptor)
+            raise
     finally:
         os.close(descriptor)
-    sync_folder(path.parent)
 
 
 def _whole_bytes(descriptor: int) -> int:
