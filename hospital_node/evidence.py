@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import Final
 
 from certs.identity import Identity
 from hospital_node.attendance import AttendanceBook
 from hospital_node.follow_log import LogWatch
 from hospital_node.ledger import Charge, Ledger, LedgerError
-from hospital_node.link import Link
+from hospital_node.link import Link, OrderStale
 from hospital_node.logs import logger
 from hospital_node.receipt_book import Known, ReceiptBook, Traffic
 from hospital_node.receipts import Outcome, ReceiptError
@@ -24,6 +25,8 @@ from hospital_node.traffic import ByteMeter
 from hospital_node.work import WorkFailed
 from proto import federation_pb2 as pb
 from proto.plan import DECLINE_CODES, Plan, PlanError
+
+MOST_AT_ONCE: Final = 50  # receipts made up in one go: orders wait meanwhile, and the others follow at the next one
 
 
 class Evidence:
@@ -79,15 +82,18 @@ class Evidence:
         """Read the log, and write receipts of rounds that ended meanwhile. Raises WorkFailed and what a link raises."""
         assert self._watch is not None
         self._watch.follow(link)
-        self._complete(max(self._rounds_done, self._watch.rounds))
+        self._complete(self._ended(max(self._rounds_done, self._watch.rounds)))
 
     def before_training(self, link: Link, order: pb.Train) -> None:
         """Raises WorkFailed where the log does not fit the round on offer."""
         assert self._watch is not None
         self._pending = None  # of an earlier round nothing more will be said
-        self._complete(order.round - 1)
-        self._watch.before_training(link, order)
-        self._complete(order.round - 1)
+        try:
+            self._watch.before_training(link, order)  # first: nobody told this node how the rounds ended that the log has
+        except WorkFailed:
+            self._complete(self._ended(order.round - 1))
+            raise
+        self._complete(self._ended(order.round - 1))
 
     def before_answer(self, link: Link, phase: str, order: pb.Open) -> None:
         """Raises SessionRefused where the log does not let this node take part; its code alone leaves."""
@@ -105,21 +111,31 @@ class Evidence:
         self._declined[round_number] = outcome, code
 
     def result(self, link: Link, order: pb.RoundResult) -> None:
-        """A round is over. Its receipt is written even where the log then refuses. Raises as `follow`."""
+        """A round is over. A receipt of one that this node entered is written even where the log then refuses. WorkFailed."""
         assert self._watch is not None
         self._pending = None
         self._results = {order.round: order}
         try:
             self._watch.result(link, order)
+        except OrderStale as error:
+            logger().info("log of rounds not read", reason=str(error))  # it stays due
         finally:
-            self._complete(order.round)
+            self._complete(self._ended(order.round))
 
     def finished(self) -> None:
         """The study is over: every round is."""
         self._pending = None
-        self._complete(max(self._rounds_done, 0 if self._watch is None else self._watch.rounds))
+        self._complete(self._ended(max(self._rounds_done, 0 if self._watch is None else self._watch.rounds)))
 
     # ---- receipts ----
+
+    def _ended(self, claimed: int) -> int:
+        """Rounds that may have a receipt: the coordinator's word is bounded by its log and by what this node took part in."""
+        plan, watch, latest = self._plan, self._watch, self.attended.latest
+        if plan is None or watch is None:
+            return 0
+        attended = latest.round if latest is not None and latest.plan == plan.digest().hex() else 0
+        return min(claimed, max(watch.ended(claimed), attended))
 
     def _complete(self, last: int) -> None:
         """Receipts of all rounds up to `last` that have none, but for one under way."""
@@ -135,6 +151,7 @@ class Evidence:
         first = 1 if book is None else book.last_round(plan.digest().hex()) + 1
         if book is None or last < first:
             return
+        last = min(last, first + MOST_AT_ONCE - 1)
         try:
             entries = {} if kept is None else kept.between(first, last)
             rounds = [
@@ -184,4 +201,6 @@ class Evidence:
         except (LogDamaged, LedgerError) as error:
             logger().warning("a receipt could not be written; it is made up later", reason=str(error))
             return
-        self._write(plan, max([kept.count, *charged]), kept, kept.head if kept.count else None)
+        last = max([kept.count, *charged])
+        for _ in range(0, last, MOST_AT_ONCE):
+            self._write(plan, last, kept, kept.head if kept.count else None)

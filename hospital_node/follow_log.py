@@ -50,6 +50,10 @@ class LogWatch:
         """Rounds of which it is kept how they ended."""
         return 0 if self.kept is None else self.kept.count
 
+    def ended(self, claimed: int) -> int:
+        """Rounds that ended, of `claimed` ones: those of the log wherever there is one. Without any, the coordinator's word."""
+        return min(claimed, self.rounds) if self._served or self.rounds else claimed
+
     def joined(self, reply: pb.JoinReply) -> None:
         """A connection stands: what it shows is to be looked at before anything else."""
         self._served, self.due = reply.HasField("log"), True
@@ -91,7 +95,8 @@ class LogWatch:
         self.refuse_if_stopped()
         if self._served and self.rounds < order.round - 1:
             self.follow(link)
-        if self._plan.masking.bind_log and (self.kept is None or order.log_head != self.kept.head_after(order.round - 1)):
+        bound = self._plan.masking.bind_log and bool(order.log_head)  # no head claims no history: it is malformed, not a fork
+        if bound and (self.kept is None or order.log_head != self.kept.head_after(order.round - 1)):
             self._fork(f"it opens a session of round {order.round} under another head than this node has kept")
 
     def result(self, link: Link, order: pb.RoundResult) -> None:

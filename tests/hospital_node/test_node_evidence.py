@@ -35,9 +35,10 @@ from hospital_node.attendance import AttendanceBook
 from hospital_node.cli import app
 from hospital_node.evidence import Evidence
 from hospital_node.ledger import Ledger
+from hospital_node.link import OrderStale
 from hospital_node.receipt_book import RECEIPTS_FILE, read_book
 from hospital_node.receipts import Receipt, ReceiptError, check_ledger, check_log, verify
-from hospital_node.roundlog import KeptLog
+from hospital_node.roundlog import KeptLog, LogForked
 from hospital_node.traffic import ByteMeter
 from proto import federation_pb2 as pb
 from proto.roundlog import Entry
@@ -145,7 +146,8 @@ def test_rounds_without_a_charge_leave_receipts_too(node):
     node.link.put(train=pb.Train(round=3, base_digest=b"\x09" * 32, base_bytes=76))  # a model that nobody published
     assert node.link.wait_for(1).code == "log-forked"
     node.link.log = log_of(PLAN, "oaa")
-    node.link.put(result=pb.RoundResult(round=3, session=b"\x67" * 16, model_digest=node.link.log[-1].model))
+    last = node.link.log[-1]
+    node.link.put(result=pb.RoundResult(round=3, session=last.session, model_digest=last.model, survivors=last.survivors))
     until(lambda: len(read_book(node.folders.state.path / RECEIPTS_FILE)) == 3)
     first, second, third = receipts(node)
     assert [(r.outcome, r.code, r.in_sum, r.charge) for r in (first, second)] == [
@@ -187,6 +189,74 @@ def test_bytes_of_a_receipt_are_what_crossed_since_the_one_before(tmp_path):
     assert (one.sent_bytes, one.received_bytes) == ({"mask": sizes[0]}, {"broadcast": sizes[1]})
     assert sizes[0] > 1000
     assert (two.sent_bytes, two.received_bytes) == ({"mask": 0}, {"broadcast": 0})
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> tuple[Evidence, FakeLink, Path]:
+    """The evidence of a node without its loop."""
+    folders = make_folders(tmp_path)
+    approved_ledger(folders, PLAN)
+    link = FakeLink(PLAN)
+    link.log = []
+    return evidence_of(folders), link, folders.state.path / RECEIPTS_FILE
+
+
+def test_rounds_that_the_log_does_not_have_get_no_receipt_whatever_is_claimed(alone):
+    evidence, link, path = alone
+    link.log = log_of(PLAN, "a")
+    reply = link.join()
+    reply.rounds_done = 10**6
+    evidence.joined(reply)
+    evidence.follow(link)
+    evidence.finished()
+    assert [one.round for one in verify(read_book(path))] == [1]
+    with pytest.raises(LogForked):
+        evidence.before_training(link, pb.Train(round=PLAN.rounds, base_digest=link.log[-1].model))
+    with pytest.raises(LogForked):
+        evidence.result(link, pb.RoundResult(round=PLAN.rounds, session=b"\x07" * 16))
+    assert [one.round for one in verify(read_book(path))] == [1]
+
+
+def test_a_round_that_nobody_told_of_gets_the_receipt_that_the_log_says(alone):
+    evidence, link, path = alone
+    evidence.joined(link.join())
+    evidence.follow(link)
+    link.log = log_of(PLAN, "a")
+    evidence.before_training(link, pb.Train(round=2, base_digest=link.log[-1].model))
+    (one,) = verify(read_book(path))
+    assert (one.round, one.outcome, one.model) == (1, "aborted", link.log[-1].model.hex())
+
+
+def test_a_log_that_is_not_read_at_a_result_is_read_later(alone, monkeypatch):
+    def stale(_after: int) -> pb.LogPage:
+        raise OrderStale("ended already")
+
+    evidence, link, path = alone
+    evidence.joined(link.join())
+    evidence.follow(link)
+    link.log = log_of(PLAN, "a")
+    last = link.log[-1]
+    with monkeypatch.context() as patch:
+        patch.setattr(link, "read_log", stale)
+        told = pb.RoundResult(round=1, session=last.session, model_digest=last.model, survivors=last.survivors)
+        evidence.result(link, told)
+    assert evidence.due
+    evidence.follow(link)
+    assert not evidence.due
+    assert [(one.round, one.outcome, one.made_up) for one in verify(read_book(path))] == [(1, "aborted", False)]
+
+
+def test_a_long_past_is_made_up_for_a_piece_at_a_time(alone):
+    evidence, link, path = alone
+    plan = make_plan(rounds=120)
+    evidence.take_plan(plan)
+    link.log = None
+    reply = link.join()
+    reply.rounds_done = 120
+    evidence.joined(reply)
+    for count in (50, 100, 120, 120):
+        evidence.follow(link)
+        assert [one.round for one in verify(read_book(path))] == list(range(1, count + 1))
 
 
 def evidence_of(folders: Folders, meter: ByteMeter | None = None) -> Evidence:

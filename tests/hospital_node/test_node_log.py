@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from certs.audit_file import AuditLog
 from certs.words import words_of
+from hospital_node import durable
 from hospital_node.attendance import Attendance, AttendanceBook
 from hospital_node.cli import app
 from hospital_node.follow_log import LogWatch
@@ -334,7 +335,9 @@ def test_a_plan_that_binds_the_log_admits_a_session_under_the_kept_head_alone(tm
     world.join()
     heads = [entry.head for entry in world.link.log]
     world.watch.before_session(world.link, pb.Open(round=3, log_head=heads[1]))
-    for number, head in ((3, heads[0]), (3, b""), (2, heads[1]), (4, heads[1])):
+    world.watch.before_session(world.link, pb.Open(round=3))  # claims no history: whoever reads the order refuses it
+    assert world.watch.stopped is None
+    for number, head in ((3, heads[0]), (2, heads[1]), (4, heads[1])):
         with pytest.raises(LogForked, match="under another head"):
             world.watch.before_session(world.link, pb.Open(round=number, log_head=head))
         world.join()
@@ -373,6 +376,22 @@ def test_a_damaged_copy_stops_the_node_or_is_a_shorter_one(tmp_path_factory, dat
     with pytest.raises(LogDamaged):
         world.watch.before_session(world.link, pb.Open(round=4))
     assert len(lines) == 3
+
+
+@pytest.mark.parametrize("call", ["fsync", "sync_folder"])
+def test_lines_that_could_not_be_synced_are_taken_back_and_not_doubled(tmp_path, monkeypatch, call):
+    def fails(_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    path = tmp_path / "lines"
+    durable.append_lines(path, b"one\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(durable.os if call == "fsync" else durable, call, fails)
+        with pytest.raises(OSError, match="Input/output"):
+            durable.append_lines(path, b"two\nthree\n")
+    assert path.read_bytes() == b"one\n"
+    durable.append_lines(path, b"two\nthree\n")
+    assert path.read_bytes() == b"one\ntwo\nthree\n"
 
 
 def test_what_a_power_cut_left_of_a_line_is_overwritten(five):
