@@ -39,9 +39,12 @@ class AlreadyReleased(LedgerError):
 
 
 class PatientWithdrew(LedgerError):
-    """A patient withdrew after this round's training began: its update is not released. The code says no more than that."""
+    """A patient withdrew after this round's training began: its update is not released.
 
-    code: ClassVar[str] = "training-failed"
+    The code is that of a pause, which people cause at the same place: a code of its own would tell the coordinator.
+    """
+
+    code: ClassVar[str] = "paused"
 
 
 class DecisionRefused(LedgerError):

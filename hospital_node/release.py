@@ -149,7 +149,7 @@ class ReleaseDesk:
         if held is None or held.round > order.round or (held.round < order.round and self._plan.buffer is None):
             raise SessionRefused("no-update", f"this node holds no unreleased update of round {order.round}")
         params = self._params(order, held)  # 1
-        self._ask_ledger(order.round)
+        self._ask_ledger(order.round, held)
         session = MaskingSession(self._member, params)
         advert = session.advertise(self._seen, held.base_digest)
         self._end_session("the coordinator opened another session")
@@ -275,12 +275,15 @@ class ReleaseDesk:
             )
             _kept(partial(self._attended.enter, attendance))
 
-    def _ask_ledger(self, round_number: int) -> None:
+    def _ask_ledger(self, round_number: int, held: HeldUpdate) -> None:
         try:
-            self._ledger().authorize(self._plan, round_number)
+            now = self._ledger().authorize(self._plan, round_number)
         except LedgerError as error:
             self._held = None
             raise refused_by_ledger(error) from error
+        if now.withdrawn != held.authorization.withdrawn:  # said as of any round without an update, and trained anew
+            self._held = None
+            raise SessionRefused("no-update", f"this node holds no unreleased update of round {round_number}")
 
     def _commit(self, session: MaskingSession, held: HeldUpdate) -> Charged:
         leave, number = held.authorization, session.params.round

@@ -174,7 +174,7 @@ def sentences(rounds: Sequence[EligibleRound], cost: Spent, recorded: Event) -> 
         "hospital uses this patient's studies; an update whose training had begun before is not released any more."
     )
     stays = (
-        "The number of patients that the hospital declared stays as it is, so nothing that is sent shows that anybody withdrew."
+        "The number of patients that the hospital declared stays as it is, and nothing that is sent says that anybody withdrew."
     )
     if not rounds:
         return ("Nothing computed from this patient has left the hospital.", from_now, stays)

@@ -337,7 +337,11 @@ def test_no_message_to_the_coordinator_changes_or_carries_anything_of_it(nodes: 
     assert shapes[0] == shapes[1]
 
 
-def test_an_update_that_was_trained_before_is_not_released_and_the_round_is_trained_anew(nodes: list[Node]) -> None:
+@pytest.mark.parametrize(("moment", "code"), [("in training", "no-update"), ("in the session", "paused")])
+def test_an_update_that_was_trained_before_is_not_released_and_the_round_is_trained_anew(
+    nodes: list[Node], moment: str, code: str
+) -> None:
+    """Under codes that nodes without a withdrawal give at the same places."""
     node = nodes[0]
     prepared: list[int] = []
 
@@ -350,20 +354,25 @@ def test_an_update_that_was_trained_before_is_not_released_and_the_round_is_trai
     node.start()
     node.link.put(train=train_order())
     node.link.wait_for(1)
-    node.ledger.withdraw_patient(PATIENT, *WHO, NOW)
+    if moment == "in training":
+        node.ledger.withdraw_patient(PATIENT, *WHO, NOW)
     node.trainer.gate.set()
     node.link.wait_for(2)
     coordinator = Rehearsal(make_plan(), node.folders)
     node.link.put(open=coordinator.order)
-    node.link.put(share=coordinator.take_advert(node.link.wait_for(3)))
-    node.link.put(mask=coordinator.take_shares(node.link.wait_for(4)))
-    refused = node.link.wait_for(5)
-    assert refused.refusal.code == "training-failed"
+    sent = 3
+    if moment == "in the session":
+        node.link.put(share=coordinator.take_advert(node.link.wait_for(3)))
+        mask = coordinator.take_shares(node.link.wait_for(4))
+        node.ledger.withdraw_patient(PATIENT, *WHO, NOW)
+        node.link.put(mask=mask)
+        sent = 5
+    assert node.link.wait_for(sent).refusal.code == code
     assert node.charges == []
     node.link.put(train=train_order())
-    node.link.wait_for(7)
+    node.link.wait_for(sent + 2)
     assert node.trainer.rounds == [1, 1]
     assert len(prepared) == 2
-    play(node, Rehearsal(make_plan(), node.folders, session=b"\x02" * 16), 8)
+    play(node, Rehearsal(make_plan(), node.folders, session=b"\x02" * 16), sent + 3)
     until(lambda: len(node.charges) == 1)
     assert isinstance(node.charges[0], Charge)
