@@ -82,7 +82,7 @@ def _renderings(folder: Path, report: PrivacyReport, data: bytes) -> Iterator[tu
             raise ReportTampered(
                 kept.PDF_FILE, f"it does not carry the bytes of {kept.JSON_FILE}: it is of another report, or was changed"
             )
-        yield kept.PDF_FILE, ""
+        yield kept.PDF_FILE, f"{kept.PDF_FILE} carries the signed file; its pages were not compared"
 
 
 def _made_elsewhere(report: PrivacyReport) -> bool:

@@ -50,7 +50,8 @@ def test_a_report_is_written_whole_and_verifies(world: Folders, given: Path) -> 
     assert {path.name for path in given.iterdir()} == ALL
     checked = verify(given)
     assert checked.report.report_id == "h0-lidc-0001"
-    assert set(checked.compared) == {"privacy-report.html", "privacy-report.pdf", "registry.yaml"}
+    assert set(checked.compared) == {"privacy-report.html", "registry.yaml"}
+    assert checked.not_compared == ("privacy-report.pdf carries the signed file; its pages were not compared",)
     assert checked.trusted_root is None
     assert verify(given / "privacy-report.json", world.root / "h0" / "ca.crt").trusted_root
     assert checked.report.governance.legal_basis == "Article 6(1)(e)"
