@@ -66,7 +66,7 @@ def confirm(
     """Record the withdrawal: no later training and no later evaluation uses this patient. Writes a signed certificate."""
     node = load_config(config)
     made = withdraw(node, _patient(id_file), by, reason, datetime.now(UTC), although_absent=although_absent)
-    typer.echo(f"Recorded by {by}, entry {made.ledger_entry} of the ledger, code {made.code[:SHORT_CODE]}.")
+    typer.echo(f"Recorded by {made.recorded_by}, entry {made.ledger_entry} of the ledger, code {made.code[:SHORT_CODE]}.")
     for sentence in made.sentences:
         typer.echo(sentence)
     typer.echo(f"Certificate: {node.state / folder_of(made.ledger_entry)}")

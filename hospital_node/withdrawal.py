@@ -66,14 +66,19 @@ def withdrawals(events: Sequence[Event], key: bytes) -> Withdrawals:
 def withdrawal_entry(known: Withdrawals, patient: str, salt: bytes, by: str, reason: str) -> PatientWithdrawn:
     """The entry that records a withdrawal. Raises DecisionRefused."""
     patient = identified(patient)
-    for what, text in (("name", by), ("reason", reason)):
-        if re.search(rf"(?<!\w){re.escape(patient.casefold())}(?!\w)", text.casefold()):
-            raise DecisionRefused(f"The {what} holds the patient's id, which is written nowhere: say it without.")
+    refuse_named(patient, by, reason)
     before = known.entry_of(patient)
     if before is not None:
         raise DecisionRefused(f"This patient has withdrawn already, with code {before.code[:SHORT_CODE]}: nothing was added.")
     code = code_of(known.key, salt.hex(), patient)
     return PatientWithdrawn(code=code, salt=salt.hex(), key_check=check_of(known.key), by=by, reason=reason)
+
+
+def refuse_named(patient: str, by: str, reason: str) -> None:
+    """Raise DecisionRefused where the patient's id is part of what is kept."""
+    for what, text in (("name", by), ("reason", reason)):
+        if re.search(rf"(?<!\w){re.escape(patient.casefold())}(?!\w)", text.casefold()):
+            raise DecisionRefused(f"The {what} holds the patient's id, which is written nowhere: say it without.")
 
 
 def identified(patient: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
@@ -34,7 +35,7 @@ from hospital_node.scans import SCANS_FOLDER
 from hospital_node.state import StateFolder
 from hospital_node.statement import guaranteed
 from hospital_node.studies import usable_studies
-from hospital_node.withdrawal import SHORT_CODE, identified
+from hospital_node.withdrawal import SHORT_CODE, identified, refuse_named
 from proto.frozen import Frozen, explain
 from proto.plan import Plan
 
@@ -108,6 +109,7 @@ def withdraw(
 ) -> Certificate:
     """Record the withdrawal, forget what was prepared, keep a signed certificate.
 
+    Where it is recorded and has no certificate, as after a power cut, the rest is done and the entry stays the only one.
     Raises what `people.REFUSALS` names, CohortError, CacheError, ReportError.
     """
     patient = identified(patient)
@@ -118,8 +120,13 @@ def withdraw(
             "--although-absent where the studies come later."
         )
     ledger = people.ledger_of(node, at)
-    entry = ledger.withdraw_patient(patient, by, reason, at)
-    people.record(node, ledger, at, "patient-withdrawn", by, reason, code=entry.code[:SHORT_CODE])
+    entry = shown.withdrawn
+    if entry is None or _is_certified(node, ledger.events(), entry):
+        entry, kind = ledger.withdraw_patient(patient, by, reason, at), "patient-withdrawn"
+    else:
+        refuse_named(patient, by, reason)
+        kind = "withdrawal-completed"
+    people.record(node, ledger, at, kind, by, reason, code=entry.code[:SHORT_CODE])
     shutil.rmtree(
         node.state / SCANS_FOLDER, ignore_errors=True
     )  # pictures of the hospital's own app, which may show the patient
@@ -222,8 +229,9 @@ def _certify(node: NodeConfig, events: Sequence[Event], entry: PatientWithdrawn,
         JSON_FILE: data,
         SIGNATURE_FILE: sign_file(identity.key, data),
         CHAIN_FILE: chain_of(identity, node.identity),
-        HTML_FILE: page_of(made, data).encode(),
     }
+    with suppress(ReportError):  # the page needs a library that a node does not; whoever has the signed file makes it
+        files[HTML_FILE] = page_of(made, data).encode()
     try:
         (node.state / WITHDRAWALS_FOLDER).mkdir(mode=0o700, exist_ok=True)
         write_folder(node.state / folder_of(made.ledger_entry), files)
@@ -237,6 +245,10 @@ def page_of(certificate: Certificate, data: bytes) -> str:
     from hospital_node.reporting.html import page
 
     return page("withdrawal.html", data, certificate=certificate)
+
+
+def _is_certified(node: NodeConfig, events: Sequence[Event], entry: PatientWithdrawn) -> bool:
+    return (node.state / folder_of(_up_to(events, entry)[-1].seq)).exists()
 
 
 def _up_to(events: Sequence[Event], entry: PatientWithdrawn) -> tuple[Event, ...]:

@@ -41,7 +41,7 @@ from hospital_node import cli, loop
 from hospital_node.cohort import Case, Cohort, Nodules
 from hospital_node.ledger import Charge, DecisionRefused, Ledger, LedgerDamaged
 from hospital_node.ledger_schema import PatientWithdrawn
-from hospital_node.reporting.model import ReportTampered
+from hospital_node.reporting.model import ReportError, ReportTampered
 from hospital_node.withdraw_cli import verify
 from hospital_node.withdrawal import Withdrawals, code_of, withdrawal_entry
 from hospital_node.withdrawing import bytes_of, eligible_rounds, read_certificate, sentences, show, spent, withdraw
@@ -245,6 +245,49 @@ def certificate(studied: tuple[Folders, Plan], monkeypatch: pytest.MonkeyPatch) 
     withdraw(folders.config, PATIENT, *WHO, AT)
     (folder,) = (folders.state.path / "withdrawals").iterdir()
     return folder
+
+
+def test_a_withdrawal_that_was_cut_off_is_completed_once(
+    studied: tuple[Folders, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders, plan = studied
+    prepared(folders, plan)
+    scans = folders.state.path / "scans"
+
+    def power_cut(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hospital_node.people.record", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            withdraw(folders.config, PATIENT, *WHO, AT)
+    scans.mkdir(exist_ok=True)
+    files = len(list(folders.state.cache.rglob("*.npy")))
+    with pytest.raises(DecisionRefused, match="written nowhere"):
+        withdraw(folders.config, PATIENT, "Dr Okoro", f"cut off: {PATIENT}", AT)
+    made = withdraw(folders.config, PATIENT, "Dr Okoro", "cut off", AT)
+    assert (made.recorded_by, not scans.exists()) == (WHO[0], True)
+    assert len(list(folders.state.cache.rglob("*.npy"))) == files - 4
+    assert len(Ledger.open(folders.state.ledger).withdrawals().entries) == 1
+    (folder,) = (folders.state.path / "withdrawals").iterdir()
+    verify(folder)
+    assert [one.action.kind for one in AuditLog.within(folders.state.path).read()] == ["withdrawal-completed"]
+    with pytest.raises(DecisionRefused, match="has withdrawn already"):
+        withdraw(folders.config, PATIENT, *WHO, AT)
+
+
+def test_a_node_without_the_pages_library_certifies_all_the_same(
+    studied: tuple[Folders, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any, **__: Any) -> str:
+        raise ReportError("Jinja2 is not installed")
+
+    folders, _ = studied
+    monkeypatch.setattr("hospital_node.reporting.html.page", missing)
+    withdraw(folders.config, PATIENT, *WHO, AT)
+    (folder,) = (folders.state.path / "withdrawals").iterdir()
+    verify(folder)
+    assert sorted(one.name for one in folder.iterdir()) == ["withdrawal.crt", "withdrawal.json", "withdrawal.json.sig"]
 
 
 def test_openssl_alone_verifies_a_certificate(certificate: Path) -> None:
