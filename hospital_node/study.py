@@ -75,9 +75,11 @@ def policy_obstacle(
             "what the ledger charges would not hold"
         )
     best = max((collusion_bound(size, plan.threshold_of(size)), size) for size in sizes)
-    if best[0] < policy.max_colluders:
+    demanded = max(policy.max_colluders, plan.privacy.may_collude or 0)
+    if best[0] < demanded:
+        who = "this node demands" if demanded == policy.max_colluders else "its shared noise is charged against"
         return (
-            f"no cohort of the plan withstands the {policy.max_colluders} colluders that this node demands"
+            f"no cohort of the plan withstands the {demanded} colluders that {who}"
             f" (the best, of {best[1]}, withstands {max(best[0], 0)}){missing}"
         )
     return None

@@ -21,7 +21,7 @@ from proto.layout import Vector
 from secagg.errors import LocalError
 from secagg.integer_norm import scale_within
 from secagg.noise_shares import NoiseShares, SharedNoise, variance_of
-from secagg.params import WORD_BITS
+from secagg.params import WORD_BITS, collusion_bound
 
 if TYPE_CHECKING:
     from proto.plan import Plan
@@ -88,11 +88,17 @@ def _shares_obstacle(plan: Plan) -> Iterator[str]:
     except LocalError as error:
         yield f"{WHAT}: {error}"
         return
-    kept = members - noise.may_drop
-    if kept < plan.threshold_of(members):
+    threshold = plan.threshold_of(members)
+    if members - noise.may_drop < threshold:
         yield (
-            f"{WHAT} lets {noise.may_drop} of {members} hospitals drop and {plan.threshold_of(members)} must open the sum: "
-            f"set may_drop to {max(0, members - plan.threshold_of(members))} or less"
+            f"{WHAT} lets {noise.may_drop} of {members} hospitals drop and {threshold} must open the sum: "
+            f"set may_drop to {max(0, members - threshold)} or less"
+        )
+    withstood = collusion_bound(members, threshold)
+    if noise.may_collude > withstood:
+        yield (
+            f"{WHAT} is charged against {noise.may_collude} colluders and a threshold of {threshold} of {members} "
+            f"withstands {max(withstood, 0)}: lower may_collude, or raise masking.threshold or the number of hospitals"
         )
     smallest = math.sqrt(min(shares.components()))
     if smallest < LEAST_DEVIATION:

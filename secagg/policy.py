@@ -65,16 +65,22 @@ def check_session(params: RoundParams, me: str, policy: Policy) -> None:
             f"the session's noise is shared against {params.shared.may_collude} colluders, this party demands "
             f"{policy.max_colluders}: what it charges would not hold"
         )
-    bound = collusion_bound(len(params.participants), params.threshold)
-    if policy.max_colluders > bound:
-        _refuse(
-            f"a threshold of {params.threshold} of {len(params.participants)} withstands {max(bound, 0)} colluders, "
-            f"this party demands {policy.max_colluders}"
-        )
-    if not is_private(len(params.participants), params.threshold, policy.max_colluders, params.graph):
-        text = f"shows more than a sum to {policy.max_colluders} colluders with a probability above 2**{ALLOWED_LOG2:g}"
-        _refuse(f"the sparse graph of {len(params.participants)} members {text}")
+    _check_colluders(params, policy)
     check_cohort(params, params.participants, me, policy, phase="advertise")
+
+
+def _check_colluders(params: RoundParams, policy: Policy) -> None:
+    """Threshold and graph withstand those whom this party demands, and those whom its ledger charges against."""
+    members = len(params.participants)
+    charged = params.shared.may_collude if params.shared else 0
+    demanded = max(policy.max_colluders, charged)
+    who = "this party demands" if demanded == policy.max_colluders else "its shared noise is charged against"
+    bound = collusion_bound(members, params.threshold)
+    if demanded > bound:
+        _refuse(f"a threshold of {params.threshold} of {members} withstands {max(bound, 0)} colluders, {who} {demanded}")
+    if not is_private(members, params.threshold, demanded, params.graph):
+        text = f"shows more than a sum to {demanded} colluders with a probability above 2**{ALLOWED_LOG2:g}"
+        _refuse(f"the sparse graph of {members} members {text}")
 
 
 def check_cohort(params: RoundParams, cohort: Sequence[str], me: str | None, policy: Policy, phase: str) -> None:

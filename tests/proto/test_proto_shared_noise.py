@@ -9,13 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from hospital_node.config import NodePolicy
+from hospital_node.study import policy_obstacle
 from proto import federation_pb2 as pb
 from proto import shared_noise
 from proto.layout import Layout
 from proto.plan import Plan, from_canonical
 from proto.wire import WireError, mean_error, open_params
-from secagg.errors import LocalError
+from secagg.errors import LocalError, RemoteError
 from secagg.integer_norm import rounded_norm_squared, scale_within
+from secagg.params import collusion_bound
+from secagg.policy import Policy, check_session
 
 LAYOUT = Layout((("weight", (40, 30)), ("bias", (17,))))
 DIGEST_BEFORE = "948ba7468155a749468bec3425e55dedd39cb9d0247d7354489486b0fc860a80"
@@ -75,6 +79,7 @@ def test_a_plan_with_shared_noise_survives_the_wire():
         ({"privacy": {"noise_multiplier": 0.0, "no_guarantee": True}}, "no noise to share"),
         ({"privacy": {"hospitals_per_patient": 2}}, "several times as far"),
         ({"privacy": {"may_collude": 2}}, "masking.max_colluders"),
+        ({"privacy": {"may_collude": 2, "norm_steps": 3000}, "masking": {"max_colluders": 2}}, "3 of 4 withstands 1"),
         ({"privacy": {"may_drop": 2}}, "set may_drop to 1 or less"),
         ({"privacy": {"norm_steps": 8}}, "raise norm_steps to 9 or more"),
         ({"privacy": {"norm_steps": 1 << 20}}, "fewer masking.lanes"),
@@ -169,3 +174,29 @@ def test_survivors_of_other_sizes_have_another_divisor():
 def test_fewer_survivors_than_the_plan_foresees_are_known_before(lost):
     plan = shared_plan(16, privacy={"may_drop": lost})
     assert shared_noise.fewest_survivors(plan, 16) == 16 - lost
+
+
+THREE_OF_TEN = {"privacy": {"may_collude": 3, "norm_steps": 3000}, "masking": {"max_colluders": 3}}
+
+
+def test_a_roster_whose_threshold_does_not_withstand_the_charged_colluders_is_refused_whatever_a_node_demands():
+    plan = shared_plan(10, **THREE_OF_TEN)
+    names = [hospital.uri for hospital in plan.hospitals]
+    for members, withstood in ((10, 3), (7, 2)):
+        params = open_params(plan, order_for(plan, names[:members]), LAYOUT)
+        policy = Policy({name: params.fingerprint(name) for name in names[:members]}, minimum_cohort=3, max_colluders=1)
+        assert collusion_bound(members, params.threshold) == withstood
+        if withstood >= 3:
+            check_session(params, names[0], policy)
+            continue
+        with pytest.raises(RemoteError, match="withstands 2 colluders, its shared noise is charged against 3"):
+            check_session(params, names[0], policy)
+
+
+def test_a_node_that_knows_too_few_keys_for_the_charged_colluders_says_so_before_training():
+    plan = shared_plan(10, **THREE_OF_TEN)
+    names = [hospital.uri for hospital in plan.hospitals]
+    pinned = {name: bytes(32) for name in names}
+    assert policy_obstacle(plan, names[0], NodePolicy(), pinned) is None
+    said = policy_obstacle(plan, names[0], NodePolicy(), {name: pinned[name] for name in names[:5]})
+    assert "withstands the 3 colluders that its shared noise is charged against" in (said or "")
