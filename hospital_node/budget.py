@@ -35,7 +35,12 @@ class Reliance:
 
     outsider: float
     colluders: int  # the fewest that any of these rounds withstands
-    honest: int  # hospitals that must follow the protocol, the most that any of these rounds needs
+    members: int  # the most on the roster of any of these rounds
+
+    @property
+    def honest(self) -> int:
+        """Of so many members, how many must keep their noise to themselves; enough for every one of these rounds."""
+        return self.members - self.colluders
 
     @property
     def sentence(self) -> str:
@@ -43,8 +48,8 @@ class Reliance:
         parties = f"{self.colluders} hospital{'s' * (self.colluders > 1)}"
         return (
             f"Epsilon is charged against the coordinator together with {parties}. With shared noise it relies on masking and "
-            f"on {self.honest} honest hospital{'s' * (self.honest > 1)} whose noise nobody else knows. Against whoever knows "
-            f"no hospital's noise it reads {rounded_up(self.outsider)}."
+            f"on all but {self.colluders} of the hospitals in every sum keeping their noise to themselves ({self.honest} of "
+            f"{self.members}). Against whoever knows no hospital's noise it reads {rounded_up(self.outsider)}."
         )
 
 
@@ -219,7 +224,7 @@ def _reliance(past: Sequence[Release], program: Program, delta: float) -> Relian
     if not shared:
         return None
     reached = outsider_epsilon(counted(past), UNIFORM_SHARE * delta)
-    return Reliance(reached, min(one.may_collude for one in shared), max(one.honest for one in shared))
+    return Reliance(reached, min(one.may_collude for one in shared), max(one.members for one in shared))
 
 
 def _asked(events: Sequence[Event], plan: Plan | None) -> _Asked:

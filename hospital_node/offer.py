@@ -70,7 +70,8 @@ def _who_adds(plan: Plan) -> str:
         return "added at each hospital"
     return (
         f"shared by the hospitals: it holds against the coordinator with {shares.may_collude} of them, and relies on masking "
-        f"and {shares.honest} honest ones; at most {shares.may_drop} may be lost in a round"
+        f"and on all but {shares.may_collude} of the hospitals in every sum keeping their noise to themselves "
+        f"({shares.honest} of {shares.members}); at most {shares.may_drop} may be lost in a round"
     )
 
 

@@ -64,8 +64,8 @@ class Shares:
 
     @property
     def honest(self) -> int:
-        """Hospitals that must follow the protocol, whoever is lost."""
-        return self.members - self.may_drop - self.may_collude
+        """Of a full roster, how many must keep their noise to themselves: all but the colluders."""
+        return self.members - self.may_collude
 
     def mechanism(self, multiplier: float, sampling_rate: float, steps: int, *, outsider: bool = False) -> IntegerMechanism:
         """What such rounds are against c colluders with the coordinator, or `outsider`: against whoever knows no share.

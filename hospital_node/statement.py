@@ -329,7 +329,8 @@ def _of_the_noise(view: BudgetView) -> tuple[Assumption, ...]:
     if view.relies is None:
         return (full,)
     others = Assumption(
-        f"With shared noise, {view.relies.honest} hospitals follow the protocol and keep their noise to themselves.",
+        f"With shared noise, all but {view.relies.colluders} of the hospitals in every sum keep their noise to themselves "
+        f"({view.relies.honest} of {view.relies.members}).",
         "unverified",
         "This hospital's own share is exact, in whole numbers; others' shares are committed to and otherwise believed.",
     )

@@ -264,7 +264,11 @@ def _points(points: Sequence[tuple[int, float]]) -> tuple[parts.Point, ...]:
 
 def _trust(plan: Plan | None, relies: parts.Reliance | None) -> parts.Trust:
     threshold = plan.masking.max_colluders if plan is not None else None
-    apart = "not for the figure above" if relies is None else f"and for the figure above, with {relies.honest} of them honest"
+    apart = (
+        "not for the figure above"
+        if relies is None
+        else f"and for the figure above, where {relies.honest - 1} of them keep their noise"
+    )
     together = "single updates show, each with this hospital's full noise on it: the figure above holds all the same"
     if relies is not None:
         together = f"with more than {relies.colluders} hospitals beside the coordinator the figure above does not hold"

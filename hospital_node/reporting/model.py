@@ -89,7 +89,7 @@ class Reliance(Frozen):
 
     outsider_epsilon: float | None
     colluders: int  # the fewest that any of these rounds withstands, together with the coordinator
-    honest: int  # hospitals that must follow the protocol
+    honest: int  # of a full roster, how many must keep their noise to themselves: this hospital is one of them
     sentence: str
 
 

@@ -1,6 +1,7 @@
 """Shared noise in the ledger: what is charged, against whom, and that what was there before keeps its bytes and its reading."""
 
 import math
+from fractions import Fraction
 from io import StringIO
 
 import pytest
@@ -26,6 +27,7 @@ from hospital_node.offer import terms
 from hospital_node.shared_accounting import IntegerMechanism, Shares, delta_at, integer_epsilon
 from hospital_node.statement import statement
 from proto.plan import Hospital, Plan, Privacy, Training
+from secagg.noise_shares import NoiseShares
 
 SHARES = Shares(norm_steps=500, members=5, may_drop=1, may_collude=1)
 DELTA = CAP.delta
@@ -96,7 +98,7 @@ def test_the_cap_stops_rounds_by_whole_orders_and_the_view_says_both_readings(tm
     assert (view.read_by, view.reading, view.state) == ("orders", "orders", "spent")
     assert view.spent <= cap.epsilon < epsilon([one.times(fits + 1)], UNIFORM_SHARE * DELTA)
     assert view.relies.outsider == outsider_epsilon([one.times(fits)], UNIFORM_SHARE * DELTA) < view.spent
-    assert (view.relies.colluders, view.relies.honest) == (1, 3)
+    assert (view.relies.colluders, view.relies.honest, view.relies.members) == (1, 4, 5)
     assert history(ledger.events())[-1].read_by == "orders"
 
 
@@ -118,13 +120,13 @@ def test_a_ledger_of_both_kinds_composes_both_by_renyi_at_its_one_order(tmp_path
 def test_an_officer_reads_what_the_figure_relies_on(tmp_path):
     plan = shared_plan()
     ledger = new_ledger(tmp_path, plan)
-    assert "relies on masking and 3 honest ones" in terms(plan, "st-anna")["noise"]
+    kept = "on all but 1 of the hospitals in every sum keeping their noise to themselves (4 of 5)"
+    assert f"relies on masking and {kept}" in terms(plan, "st-anna")["noise"]
     release(ledger, plan, 1)
     view, made = ledger.budget(plan), statement(ledger.events(), plan)
     sentence = (
-        "Epsilon is charged against the coordinator together with 1 hospital. With shared noise it relies on masking and on 3 "
-        f"honest hospitals whose noise nobody else knows. Against whoever knows no hospital's noise it reads "
-        f"{rounded_up(view.relies.outsider)}."
+        "Epsilon is charged against the coordinator together with 1 hospital. With shared noise it relies on masking and "
+        f"{kept}. Against whoever knows no hospital's noise it reads {rounded_up(view.relies.outsider)}."
     )
     assert view.relies.sentence == sentence
     assert sentence in made.paragraph
@@ -166,3 +168,10 @@ def test_shares_are_kept_apart_and_noise_is_found_for_them():
 
 def test_noise_too_coarse_for_its_shares_is_no_guarantee():
     assert epsilon([Mechanism(0.01, 0.5, 1, Shares(8, 5, 1, 1))], DELTA) == math.inf
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_with_one_honest_hospital_fewer_than_it_relies_on_less_than_the_charged_noise_is_left(lost):
+    noise = NoiseShares(Fraction(300**2), SHARES.members, SHARES.may_drop, SHARES.may_collude)
+    assert noise.remaining(lost, SHARES.members - SHARES.honest) == noise.variance
+    assert noise.remaining(lost, SHARES.members - SHARES.honest + 1) < noise.variance

@@ -189,7 +189,7 @@ CHANGES: dict[str, tuple[Callable[[Facts], Facts], str, str]] = {
     "shared noise": (
         lambda _: facts_of(entries_of(with_shared_noise(make_plan()), 2), with_shared_noise(make_plan())),
         "trust",
-        "it relies on masking and on 2 honest hospitals",
+        "keeping their noise to themselves (3 of 4)",
     ),
     "no noise": (
         lambda _: facts_of(entries_of(make_plan(sigma=0), 1), make_plan(sigma=0)),
@@ -229,7 +229,8 @@ def test_where_noise_is_shared_the_report_says_on_whom_it_rests_in_every_part() 
     assert now.mechanisms[0].noise_of == "the hospitals together"
     relies = now.guarantee.reliance
     assert relies is not None
-    assert (relies.colluders, relies.honest) == (1, 2)
+    assert (relies.colluders, relies.honest) == (1, 3)
+    assert "where 2 of them keep their noise" in now.trust.actors[2].trusted_for, "and this hospital itself"
     assert relies.sentence in now.statement.paragraph
     assert relies.sentence in dict(annexes(now)[2].rows)["Epsilon"]
     assert "holds all the same" not in dict(annexes(now)[2].rows)["Trust model"]

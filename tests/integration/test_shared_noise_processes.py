@@ -81,4 +81,4 @@ def test_whoever_is_killed_the_noise_that_stays_is_exact(tmp_path, family, phase
     assert not np.array_equal(total, sums + sum(noise_of(federation, name, 2 - lost) for name in survivors))
     charged = [event.entry for event in federation.ledger("north").events() if isinstance(event.entry, Charge)]
     assert [(charge.round, charge.shared.may_collude) for charge in charged] == [(1, 1)]
-    assert federation.ledger("north").budget(federation.plan).relies.honest == 2
+    assert federation.ledger("north").budget(federation.plan).relies.honest == 3
