@@ -20,7 +20,7 @@ import numpy as np
 from proto.layout import Vector
 from secagg.errors import LocalError
 from secagg.integer_norm import scale_within
-from secagg.noise_shares import NoiseShares, SharedNoise, variance_of
+from secagg.noise_shares import LARGEST_DEVIATION, NoiseShares, SharedNoise, variance_of
 from secagg.params import WORD_BITS, collusion_bound
 
 if TYPE_CHECKING:
@@ -104,6 +104,10 @@ def _shares_obstacle(plan: Plan) -> Iterator[str]:
     if smallest < LEAST_DEVIATION:
         least = math.ceil(_norm_steps(plan) * LEAST_DEVIATION / smallest)
         yield f"{WHAT} has a share of {smallest:.2g} steps, {LEAST_DEVIATION} are needed: raise norm_steps to {least} or more"
+    largest = math.sqrt(max(shares.components()))
+    if largest > LARGEST_DEVIATION:
+        most = math.floor(_norm_steps(plan) * LARGEST_DEVIATION / largest)
+        yield f"{WHAT} has a share of {largest:.3g} steps, {LARGEST_DEVIATION} can be drawn: lower norm_steps to {most} or less"
     room, needed = (1 << WORD_BITS // plan.masking.lanes) - 1, 2 * members * noise.offset(members)
     if needed > room:
         yield (

@@ -25,18 +25,15 @@ from numpy.typing import NDArray
 
 from secagg.errors import LocalError
 from secagg.keystream import CHUNK_WORDS, Door, Stream, buffer_of
-from secagg.noise_shares import BLOCKS_A_DEVIATION, block_width, blocks_a_side
+from secagg.noise_shares import LARGEST_DEVIATION, block_width, blocks_a_side, is_drawable
 from secagg.params import WORD_BYTES, Integers
 
 Draws: TypeAlias = NDArray[np.int32]
 
 SLOT_BITS = 15  # bits 0 to 14 of a word choose a slot
 SLOTS = 1 << SLOT_BITS
-PLACE_BITS = 16  # bits 16 to 31 choose a place in a block
 COIN_BITS = 32  # bits 32 to 63 are the coin
 COINS = 1 << COIN_BITS
-LARGEST_DEVIATION = BLOCKS_A_DEVIATION << PLACE_BITS  # two million steps: more than lanes of 32 bits leave room for
-SMALLEST_VARIANCE = Fraction(1, 4)  # a share below it is mostly zeros
 RUN_VALUES = CHUNK_WORDS  # values under one nonce: runs are drawn independently of each other
 MORE_WORDS = 2048  # read at a time for the last values of a run
 FLOAT_ERROR = 2.0**-40  # relative, of a density in float64: exponents below 128 and three roundings keep to 2**-45
@@ -61,7 +58,7 @@ class Staircase:
 @lru_cache(maxsize=32)
 def staircase(variance: Fraction) -> Staircase:
     """Tables for one variance; LocalError where words of 64 bits do not serve it."""
-    if not SMALLEST_VARIANCE <= variance <= LARGEST_DEVIATION**2:
+    if not is_drawable(variance):
         raise LocalError(f"the variance of discrete noise lies between 1/4 and {LARGEST_DEVIATION}**2, got {float(variance):g}")
     width = block_width(variance)
     half = blocks_a_side(variance, width)

@@ -23,6 +23,9 @@ from secagg.errors import LocalError
 CHAIN_LABEL = "hospital-secagg noise chain v1"
 TAIL_DEVIATIONS = 14  # how far exact draws reach: 2 * exp(-97), 1e-42 a value, is beyond
 BLOCKS_A_DEVIATION = 32  # at least; the sampler cuts the line into blocks of a power of two
+PLACE_BITS = 16  # of the sampler's word, 16 to 31: they choose a place in a block
+LARGEST_DEVIATION = BLOCKS_A_DEVIATION << PLACE_BITS  # two million steps, of one component
+SMALLEST_VARIANCE = Fraction(1, 4)  # a share below it is mostly zeros
 MAX_DROP = 100  # shares of as many secrets more fit a sealed box
 
 
@@ -53,6 +56,15 @@ class NoiseShares:
         honest = self.members - self.may_collude
         later = (self.variance / ((honest - k) * (honest - k + 1)) for k in range(1, self.may_drop + 1))
         return (self.variance / honest, *later)
+
+    def check_drawable(self) -> None:
+        """LocalError where the sampler serves no component of some variance: nobody could make its upload."""
+        for variance in self.components():
+            if not is_drawable(variance):
+                raise LocalError(
+                    f"a share of the noise of {self.members} members has a deviation of {math.sqrt(variance):.3g} steps, what "
+                    f"is drawn lies between 1/2 and {LARGEST_DEVIATION}: change the noise, or the length of a step"
+                )
 
     def kept(self, lost: int) -> int:
         """How many components of every survivor stay in the sum. LocalError where more are lost than the plan allows."""
@@ -157,6 +169,11 @@ def left_out(variance: Fraction, values: int) -> float:
     """
     deviation = math.sqrt(variance)
     return values * math.erfc((TAIL_DEVIATIONS * deviation - 1) / deviation / math.sqrt(2))
+
+
+def is_drawable(variance: Fraction) -> bool:
+    """Whether words of 64 bits serve the sampler for this variance."""
+    return SMALLEST_VARIANCE <= variance <= LARGEST_DEVIATION**2
 
 
 def largest_value(variance: Fraction) -> int:

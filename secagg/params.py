@@ -344,6 +344,7 @@ def _check_shared(params: RoundParams) -> None:
             f"shared noise allows {params.shared.may_drop} of {len(params.participants)} members to drop, the threshold of "
             f"{params.threshold} does not: lower one of them"
         )
+    params.shared.shares(len(params.participants)).check_drawable()
     if params.shared.may_collude > params.max_colluders:
         raise LocalError(
             f"shared noise allows {params.shared.may_collude} colluders and the masks {params.max_colluders}: raise the latter"

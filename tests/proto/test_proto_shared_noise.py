@@ -83,6 +83,7 @@ def test_a_plan_with_shared_noise_survives_the_wire():
         ({"privacy": {"may_drop": 2}}, "set may_drop to 1 or less"),
         ({"privacy": {"norm_steps": 8}}, "raise norm_steps to 9 or more"),
         ({"privacy": {"norm_steps": 1 << 20}}, "fewer masking.lanes"),
+        ({"privacy": {"norm_steps": 1 << 22}, "masking": {"lanes": 2}}, "lower norm_steps to 3302158 or less"),
         ({"buffer": {"updates": 3}}, "[buffer]"),
         ({"training": {"local_steps": 2}}, "one step a round"),
         ({"training": {"optimizer": "adam"}}, "'sgd'"),
@@ -132,6 +133,14 @@ def test_a_roster_that_cannot_lose_as_many_as_the_plan_allows_opens_no_session()
     plan = shared_plan()
     with pytest.raises(WireError, match="to drop"):
         open_params(plan, order_for(plan, [hospital.uri for hospital in plan.hospitals][:3]), LAYOUT)
+
+
+def test_shares_that_only_a_small_roster_makes_too_large_to_draw_open_no_session():
+    plan = shared_plan(10, privacy={"norm_steps": 1 << 22}, masking={"lanes": 2})
+    names = [hospital.uri for hospital in plan.hospitals]
+    assert open_params(plan, order_for(plan, names), LAYOUT).shared is not None
+    with pytest.raises(WireError, match="what is drawn lies between"):
+        open_params(plan, order_for(plan, names[:4]), LAYOUT)
 
 
 def test_a_grid_that_is_too_coarse_for_the_network_is_refused_with_the_one_to_take():

@@ -17,7 +17,6 @@ from secagg import discrete_gaussian
 from secagg.discrete_gaussian import (
     COIN_BITS,
     COINS,
-    LARGEST_DEVIATION,
     RUN_VALUES,
     SLOTS,
     NoiseStream,
@@ -28,7 +27,7 @@ from secagg.discrete_gaussian import (
 )
 from secagg.errors import LocalError
 from secagg.keystream import Door
-from secagg.noise_shares import largest_value, left_out
+from secagg.noise_shares import LARGEST_DEVIATION, largest_value, left_out
 
 KEY = bytes(range(16))
 KNOWN = [599, -1366, -277, 790, 982, -1007]
