@@ -80,7 +80,7 @@ class BudgetView:
     recognised: float = 0.01  # of 100 patients, by the best attacker with 1 false alarm in 100
     head: str = ""
     entries: int = 0
-    relies: Reliance | None = None  # where the noise of a release so far, or of the plan asked about, is shared
+    relies: Reliance | None = None  # where the noise of a release so far is shared: a plan alone changes no figure
 
     @property
     def left_share(self) -> float:
@@ -214,13 +214,12 @@ def budget_view(events: Sequence[Event], plan: Plan | None) -> BudgetView:
         recognised=attacker_recognised(mechanisms),
         head=events[-1].digest.hex(),
         entries=len(events),
-        relies=_reliance(past, asked.program, judge.delta),
+        relies=_reliance(past, judge.delta),
     )
 
 
-def _reliance(past: Sequence[Release], program: Program, delta: float) -> Reliance | None:
-    trainings = dict.fromkeys([*(release.training for release in past), program.training])
-    shared = [one.shares for one in trainings if one.shares is not None]
+def _reliance(past: Sequence[Release], delta: float) -> Reliance | None:
+    shared = [one.shares for one in dict.fromkeys(release.training for release in past) if one.shares is not None]
     if not shared:
         return None
     reached = outsider_epsilon(counted(past), UNIFORM_SHARE * delta)

@@ -116,11 +116,12 @@ def delta_at(mechanisms: Iterable[IntegerMechanism], epsilon: float) -> float:
 def advantage(mechanisms: Iterable[IntegerMechanism]) -> float:
     """Upper bound on the total variation distance of all rounds together.
 
-    sqrt(1 - exp(-D)) of the Kullback-Leibler divergence D (Bretagnolle and Huber 1979), which order 2 bounds.
+    sqrt(1 - exp(-D)) of the Kullback-Leibler divergence D (Bretagnolle and Huber 1979), which order 2 bounds. What the sampler
+    leaves out counts twice: both sides are truncated.
     """
     listed = [one for one in mechanisms if one.steps]
     total = sum(one.steps * divergence(one, 2) for one in listed)
-    return min(1.0, math.sqrt(-math.expm1(-total)) + sum(one.steps * one.left_out for one in listed))
+    return min(1.0, math.sqrt(-math.expm1(-total)) + 2 * sum(one.steps * one.left_out for one in listed))
 
 
 def divergence(mechanism: IntegerMechanism, order: int) -> float:

@@ -92,7 +92,7 @@ def paragraph(hospital: str, view: BudgetView, charged: Sequence[Charge], kept: 
     return (
         f"{last}, everything {hospital} has sent satisfies {_guarantee(view, kept)}-differential privacy for adding or "
         f"removing all data of one patient{_reading(view)}, for {_mechanisms_in_words(charged)}. This covers all "
-        f"intermediate and final models. {_adaptive(view, kept)}{_trust(view, charged)}{_several(view)}It does not "
+        f"intermediate and final models. {_adaptive(view, kept)}{_trust(view)}{_several(view)}It does not "
         "cover the quantities listed under What leaves this hospital as uncovered, and it does not cover choices made by "
         "looking at results unless they are charged in the ledger."
     )
@@ -131,8 +131,8 @@ def _adaptive(view: BudgetView, kept: Cap | None) -> str:
     return f"Where people stop or go on because of results, the cap kept so far (ε = {kept.epsilon:g}) is the guarantee. "
 
 
-def _trust(view: BudgetView, charged: Sequence[Charge]) -> str:
-    if view.relies is None or all(charge.shared is None for charge in charged):
+def _trust(view: BudgetView) -> str:
+    if view.relies is None:
         return "It does not rely on the coordinator or on other hospitals being honest. "
     return f"{view.relies.sentence} "
 

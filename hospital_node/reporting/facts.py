@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Final
 
 from hospital_node import ledger_rules as rules
-from hospital_node.accounting import accountant_version, best_guess, is_shared, renyi_epsilon
+from hospital_node.accounting import accountant_version, best_guess, renyi_epsilon
 from hospital_node.budget import BudgetView, budget_view, history
 from hospital_node.cap import plain, rounded_up
 from hospital_node.ledger_chain import Event
@@ -89,7 +89,7 @@ def report_of(facts: Facts) -> parts.PrivacyReport:
         budget=_budget(events, view),
         composition=_composition(events, view),
         course=parts.Course(spent=_points(view.by_round), forecast=_points(view.forecast)),
-        trust=_trust(plan, _reliance(events, view)),
+        trust=_trust(plan, _reliance(view)),
         leaves=leaving,
         leaves_measured_in_round=facts.leaves.round if facts.leaves is not None and facts.leaves.last_round else None,
         unprotected_quantities=tuple(row.item for row in leaving if row.covered == "no"),
@@ -159,16 +159,16 @@ def _guarantee(events: Sequence[Event], view: BudgetView, said: Statement, prv: 
         profile=tuple(parts.Profile(delta=delta, epsilon=finite(reached)) for delta, reached in said.profile),
         attacker=tuple(parts.Recognised(false_alarms=share, recognised=found) for share, found in said.recognised),
         best_guess=best_guess(mechanisms),
-        reliance=_reliance(events, view),
+        reliance=_reliance(view),
         releases_covered=COVERED,
     )
 
 
-def _reliance(events: Sequence[Event], view: BudgetView) -> parts.Reliance | None:
+def _reliance(view: BudgetView) -> parts.Reliance | None:
     """Only of what has left, as the statement says it: a plan that shares noise changes nothing before its first round."""
-    if view.relies is None or not is_shared(one.mechanism for one in rules.charges(events)):
-        return None
     relies = view.relies
+    if relies is None:
+        return None
     return parts.Reliance(
         outsider_epsilon=finite(relies.outsider), colluders=relies.colluders, honest=relies.honest, sentence=relies.sentence
     )

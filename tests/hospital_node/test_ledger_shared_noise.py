@@ -24,7 +24,7 @@ from hospital_node.cap import MIXED_SHARE, UNIFORM_SHARE, Cap, rounded_up
 from hospital_node.ledger import BudgetExhausted
 from hospital_node.ledger_schema import Charge, make_row
 from hospital_node.offer import terms
-from hospital_node.shared_accounting import IntegerMechanism, Shares, delta_at, integer_epsilon
+from hospital_node.shared_accounting import IntegerMechanism, Shares, advantage, delta_at, integer_epsilon
 from hospital_node.statement import statement
 from proto.plan import Hospital, Plan, Privacy, Training
 from secagg.noise_shares import NoiseShares
@@ -143,6 +143,22 @@ def test_a_ledger_of_local_noise_alone_says_what_it_always_said(tmp_path):
     assert "does not rely on the coordinator or on other hospitals being honest" in statement(ledger.events()).paragraph
 
 
+def test_a_plan_that_shares_noise_says_nothing_of_it_about_releases_before_its_first_round(tmp_path):
+    local, shared = make_plan(), shared_plan("second")
+    ledger = new_ledger(tmp_path, local, Cap(epsilon=20.0, delta=DELTA))
+    release(ledger, local, 1)
+    ledger.approve(shared, "Dr Keller", "second study", Cap(epsilon=20.0, delta=DELTA), at(12))
+    view, made = ledger.budget(shared), statement(ledger.events(), shared)
+    assert view.relies is None
+    assert "against outsiders" not in said(view, made, ledger.events())
+    labels = {field.label: field for field in made.fields}
+    assert "epsilon against outsiders" not in labels
+    assert "PLD" in labels["non-adaptive reading"].explanation
+    assert not any("hared noise" in assumption.text for assumption in made.assumptions)
+    release(ledger, shared, 1, minutes=13)
+    assert ledger.budget(local).relies == ledger.budget(shared).relies is not None, "whatever plan is asked about"
+
+
 @pytest.mark.parametrize(("sigma", "rate", "steps"), [(1.1, 0.05, 100), (4.0, 0.5, 20), (2.0, 1.0, 4)])
 def test_whole_orders_are_never_below_the_tightest_reading_of_continuous_noise_and_not_far_above(sigma, rate, steps):
     shared, alone = Mechanism(sigma, rate, steps, SHARES), Mechanism(sigma, rate, steps)
@@ -155,6 +171,11 @@ def test_delta_at_epsilon_undoes_epsilon_at_delta():
     listed = [IntegerMechanism(400.0, 500.0, 0.1, 50)]
     assert delta_at(listed, integer_epsilon(listed, 1e-6)) == pytest.approx(1e-6, rel=1e-9)
     assert delta_at([], 1.0) == 0
+
+
+def test_both_sides_of_a_guess_are_truncated():
+    exact, cut = (IntegerMechanism(400.0, 500.0, 0.01, 2, left_out=left_out) for left_out in (0.0, 1e-3))
+    assert advantage([cut]) - advantage([exact]) == pytest.approx(4e-3, rel=1e-9)
 
 
 def test_shares_are_kept_apart_and_noise_is_found_for_them():
