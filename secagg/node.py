@@ -213,6 +213,7 @@ def _share(state: Advertised, adverts: Sequence[Advert], rand: Rand) -> tuple[Sh
     by_party = _checked_adverts(state, adverts)  # 2.1, 2.2
     graph = session_graph(params, by_party)
     seat.check_cohort(list(by_party), "share")  # 2.3
+    check_enough_noise(params, list(by_party), "share")
     graph.check_kept(graph.advertised, by_party, "share")
     agreed = {party: _agree(state.secrets, by_party[party]) for party in graph.masked_with(seat.me)}  # 2.4
     receivers = graph.receivers(seat.me)
@@ -274,6 +275,7 @@ def _ready(state: Shared, sets: Sequence[ShareSet]) -> MaskReady:
     held = {party: shares for party, shares in opened.items() if shares is not None} | {seat.me: state.own}
     sharers = tuple(sorted({*opened, seat.me}))
     seat.check_cohort(sharers, "mask")  # 3.3
+    check_enough_noise(params, sharers, "mask")  # before the charge: whoever is missing now is in no list of survivors
     state.graph.check_kept(sharers, sharers, "mask")
     mine = state.adverts[seat.me]
     masks = [SignedMask(keys.self_key(params, state.secrets.seed, seat.me))]

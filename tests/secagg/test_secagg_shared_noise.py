@@ -121,6 +121,19 @@ def test_fewer_survivors_than_planned_are_not_confirmed_by_anybody():
         node.confirm(federation.states["chur"], survivors)
 
 
+def test_with_more_missing_than_the_noise_allows_nobody_shares_and_nobody_gets_to_its_charge():
+    params = shared_params(noise=replace(NOISE, may_drop=1), minimum_cohort=2)
+    few = Federation(params).advertise(SEVEN[:5])
+    with pytest.raises(TooFewSurvivors, match="the noise allows 1"):
+        node.share(few.states["anna"], few.adverts, few.rand)
+    whole = Federation(params).advertise()
+    made = {party: node.share(whole.states[party], whole.adverts, whole.rand) for party in SEVEN}
+    sets = [made[party][1].with_digests().for_receiver("anna") for party in SEVEN]
+    with pytest.raises(TooFewSurvivors, match="2 of 7 members are lost"):
+        node.ready_to_mask(made["anna"][0], sets[:5])
+    node.ready_to_mask(made["anna"][0], sets[:6])
+
+
 def test_sums_beyond_the_largest_are_cut_and_counted_and_noise_is_not():
     params = shared_params(noise=replace(NOISE, largest_sum=1), lanes=3)
     sums = {party: np.full(params.length, 40, dtype=np.int64) for party in SEVEN}
