@@ -30,6 +30,7 @@ from proto.buffering import FACTOR_ONE
 from proto.control import Abort, ControlError, Pause, Resume, decision
 from proto.control_socket import ask, listening
 from proto.plan import Evaluation, Plan, PlanError, load_toml, short_name
+from proto.shared_noise import fewest_survivors
 
 if TYPE_CHECKING:
     from coordinator.run import Run
@@ -182,6 +183,7 @@ def check_plan(plan: Annotated[Path, typer.Argument(help="The study plan, TOML."
     for size in range(smallest, study.largest_cohort + 1):
         threshold = study.threshold_of(size)
         least = max(threshold, smallest if study.buffer is None else study.masking.minimum_cohort)
+        least = max(least, fewest_survivors(study, size))
         if fits(study, size):
             typer.echo(f"{size} hospitals: any {threshold} open the sum, {size - least} may drop out")
         else:

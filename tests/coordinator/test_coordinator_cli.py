@@ -143,6 +143,17 @@ def test_the_audit_log_is_shown_and_its_damage_named(tmp_path, identities):
     assert "line 1 of the audit log" in result.stderr
 
 
+def test_check_plan_counts_no_hospital_as_spare_that_shared_noise_cannot_lose(tmp_path):
+    content = small_plan(10).model_dump(mode="json", exclude_none=True)
+    content["training"] = {"local_steps": 1, "optimizer": "sgd", "learning_rate": 1.0}
+    content["privacy"] |= {"noise_mode": "shared", "norm_steps": 3000, "may_drop": 1, "may_collude": 1}
+    content["masking"] |= {"lanes": 2, "update_clip": 1.0}
+    path = tmp_path / "plan.toml"
+    path.write_text(tomli_w.dumps(content))
+    result = CliRunner().invoke(app, ["check-plan", str(path)])
+    assert "10 hospitals: any 7 open the sum, 1 may drop out" in result.stdout, result.output
+
+
 def test_check_plan_says_what_a_study_withstands(tmp_path):
     path = tmp_path / "plan.toml"
     path.write_text(tomli_w.dumps(small_plan(5).model_dump(mode="json", exclude_none=True)))
