@@ -76,7 +76,8 @@ def _spent(view: BudgetView, made: Statement, events: Sequence[Event]) -> dict[s
         return rows
     pld = view.non_adaptive
     prv = prv_epsilon(counted(rules.releases(events)), view.delta)
-    second = "not computed at this size" if prv is None else f"{figure(prv)} by PRV (Opacus), its error of 0.01 included"
+    missing = "not computed at this size" if view.relies is None else "PRV not defined for shared noise"
+    second = missing if prv is None else f"{figure(prv)} by PRV (Opacus), its error of 0.01 included"
     if not agree(pld, prv):
         second += ": THE TWO ACCOUNTANTS DISAGREE; pause this node and report it as a fault of the software"
     by = "PLD" if view.relies is None else "whole orders"

@@ -56,11 +56,18 @@ def terms(plan: Plan, hospital: str) -> dict[str, str]:
         "hospitals": ", ".join(f"{short_name(one.uri)} ({one.declared_patients} patients)" for one in plan.hospitals),
         "unit of protection": f"one patient with all scans, who attends at most {privacy.hospitals_per_patient} hospital(s)",
         "rounds": f"{plan.rounds}, of {one_round.steps} steps here; {drawn}",
-        "noise": f"{privacy.noise_multiplier:g} times the clip norm {privacy.clip_norm:g} in each step, {_who_adds(plan)}",
+        "noise": f"{privacy.noise_multiplier:g} times {_over(plan)}, {_who_adds(plan)}",
         **_evaluation(plan, hospital),
         "cost of all rounds": figure(end) if math.isinf(end) else f"{figure(end)} at delta {plain(privacy.delta)}",
         "digest": plan.digest().hex(),
     }
+
+
+def _over(plan: Plan) -> str:
+    """What the noise multiplier multiplies."""
+    if plan.privacy.is_shared:
+        return "the most that one patient changes in each sum"
+    return f"the clip norm {plan.privacy.clip_norm:g} in each step"
 
 
 def _who_adds(plan: Plan) -> str:

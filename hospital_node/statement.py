@@ -73,7 +73,7 @@ def statement(events: Sequence[Event], plan: Plan | None = None) -> Statement:
     return Statement(
         paragraph=paragraph(rules.hospital_of(events), view, charged, rules.guaranteed_cap(events)),
         fields=_fields(events, view, charged, mechanisms),
-        assumptions=_assumptions(view),
+        assumptions=_assumptions(view, charged),
         profile=tuple((delta, stated(mechanisms, delta)) for delta in PROFILE_DELTAS),
         recognised=tuple((share, attacker_recognised(mechanisms, share)) for share in FALSE_ALARMS),
     )
@@ -227,7 +227,7 @@ def _strength(view: BudgetView, mechanisms: Sequence[Mechanism]) -> tuple[Statem
             group,
             "attacker",
             f"at 1 false alarm in 100 at most {math.ceil(recognised - 1e-9)} of 100 recognised",
-            "The best possible attack on anything that was sent, whatever the attacker knows.",
+            f"The best possible attack on anything that was sent, {_attacker(view)}.",
         ),
         StatementField(
             group,
@@ -243,6 +243,12 @@ def _strength(view: BudgetView, mechanisms: Sequence[Mechanism]) -> tuple[Statem
         explanation = f"Composed for a patient of {view.hospitals_per_patient} hospitals, not added."
         fields.append(StatementField(group, "epsilon across hospitals", rounded_up(view.across_hospitals), explanation))
     return tuple(fields)
+
+
+def _attacker(view: BudgetView) -> str:
+    if view.relies is None:
+        return "whatever the attacker knows"
+    return f"by whoever knows the noise of at most {view.relies.colluders} of the hospitals"
 
 
 def _by(view: BudgetView) -> str:
@@ -320,7 +326,16 @@ def _composition(events: Sequence[Event], view: BudgetView, charged: Sequence[Ch
     )
 
 
-def _of_the_noise(view: BudgetView) -> tuple[Assumption, ...]:
+def _drawn(view: BudgetView, charged: Sequence[Charge]) -> str:
+    """Why the draws are believed: with shared noise no accountant of the training records them."""
+    own = "The training history is compared with the plan; an update that differs is discarded."
+    shared = "With shared noise the node draws them itself, once a round; there is no training history to compare."
+    if view.relies is None:
+        return own
+    return f"{own} {shared}" if any(charge.shared is None for charge in charged) else shared
+
+
+def _of_the_noise(view: BudgetView, charged: Sequence[Charge]) -> tuple[Assumption, ...]:
     full = Assumption(
         "Noise is Gaussian at full strength, from a cryptographic generator.",
         "holds",
@@ -334,10 +349,11 @@ def _of_the_noise(view: BudgetView) -> tuple[Assumption, ...]:
         "unverified",
         "This hospital's own share is exact, in whole numbers; others' shares are committed to and otherwise believed.",
     )
-    return full, others
+    own = any(charge.shared is None or charge.evaluation is not None for charge in charged)
+    return (full, others) if own else (others,)
 
 
-def _assumptions(view: BudgetView) -> tuple[Assumption, ...]:
+def _assumptions(view: BudgetView, charged: Sequence[Charge]) -> tuple[Assumption, ...]:
     return (
         Assumption(
             "All scans of one person are joined under one patient id.",
@@ -352,9 +368,9 @@ def _assumptions(view: BudgetView) -> tuple[Assumption, ...]:
         Assumption(
             "Patients are drawn independently, at the plan's rate, by secret coins.",
             "holds",
-            "The training history is compared with the plan; an update that differs is discarded.",
+            _drawn(view, charged),
         ),
-        *_of_the_noise(view),
+        *_of_the_noise(view, charged),
         Assumption(
             "Every use of these patients is charged here, tuning and evaluation included.",
             "unverified",

@@ -135,6 +135,27 @@ def test_an_officer_reads_what_the_figure_relies_on(tmp_path):
     assert "against outsiders" in said(view, made, ledger.events())
 
 
+def test_sentences_about_own_noise_are_said_where_some_was_own(tmp_path):
+    local, shared = make_plan(), shared_plan("second")
+    ledger = new_ledger(tmp_path, shared, Cap(epsilon=20.0, delta=DELTA))
+    assert "1.1 times the most that one patient changes in each sum" in terms(shared, "st-anna")["noise"]
+    release(ledger, shared, 1)
+
+    def everything() -> str:
+        made = statement(ledger.events())
+        parts = [field.explanation for field in made.fields]
+        return " ".join([*parts, *(f"{one.text} {one.evidence}" for one in made.assumptions)])
+
+    own = ("Noise is Gaussian at full strength", "The training history is compared with the plan")
+    assert not any(sentence in everything() for sentence in (*own, "whatever the attacker knows"))
+    assert "by whoever knows the noise of at most 1 of the hospitals" in everything()
+    ledger.approve(local, "Dr Keller", "second study", Cap(epsilon=20.0, delta=DELTA), at(12))
+    release(ledger, local, 1, minutes=13)
+    assert all(sentence in everything() for sentence in own)
+    text = said(ledger.budget(local), statement(ledger.events(), local), ledger.events())
+    assert "PRV not defined for shared noise" in text
+
+
 def test_a_ledger_of_local_noise_alone_says_what_it_always_said(tmp_path):
     plan = make_plan()
     ledger = new_ledger(tmp_path, plan)
