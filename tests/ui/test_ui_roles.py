@@ -19,8 +19,8 @@ from worlds import World, make_plan
 
 from certs.audit_file import AuditLog
 from hospital_node.ledger import Ledger
-from proto.control import Answer, coordinator_request
-from proto.control_socket import listening
+from proto.control import Answer, Approve, Proved, coordinator_request, decision
+from proto.control_socket import ask, listening
 from ui import cli, sessions
 from ui.roles import ALLOWED, Act, Page, Role, acting_as, may
 from ui.sessions import OPEN, USER_KEY, Person
@@ -287,3 +287,34 @@ def test_what_is_handed_to_the_server_names_a_file_and_no_secret(tmp_path) -> No
     given = json.loads(signin.model_dump_json())
     assert given["client_secret_file"] == str(tmp_path / "client-secret")
     assert SignIn.model_validate_json(signin.model_dump_json()) == signin
+
+
+def test_a_click_confirms_the_proposal_that_was_read_and_no_later_one(open_as, world) -> None:
+    keller = Proved(issuer=ISSUER, subject="keller-1", role="officer")
+
+    def propose(epsilon: float) -> None:
+        plan = world.plan.digest().hex()
+        wish = decision(Approve, by="Dr K. Weber", reason="more rounds", plan=plan, epsilon=epsilon, proved=keller)
+        assert "waits for a second person" in ask(world.state("lakeside"), wish, "the node").sentence
+
+    with running_node(world, "lakeside"):
+        propose(6.0)
+        lind = session(Role.OFFICER, name="Dr L. Lind", subject="lind-2")
+        app = reason(open_as(world.arguments(hospitals=["lakeside"]), lind, "decisions"), "confirm-lakeside", "6 is enough")
+        propose(500.0)
+        press(app, "Confirm the higher cap")
+        assert Ledger.open_readonly(world.state("lakeside") / "ledger.db").cap.epsilon == 5.0
+        assert "500" in tables(app)  # read now, and confirmed by another click
+        press(reason(app, "confirm-lakeside", "I have read it"), "Confirm the higher cap")
+        assert Ledger.open_readonly(world.state("lakeside") / "ledger.db").cap.epsilon == 500.0
+
+
+def test_a_click_approves_the_plan_that_was_read_and_no_later_one(open_as, world) -> None:
+    with running_node(world, "lakeside"):
+        app = open_as(world.arguments(hospitals=["lakeside"]), session(Role.OFFICER), "decisions")
+        reason(app, "approve-lakeside", "I have read six rounds")
+        other = make_plan(60, names=("lakeside", "nordklinik", "st-anna"))
+        (world.state("lakeside") / "plan.json").write_bytes(other.canonical())
+        press(app, "Approve this plan")
+    assert not AuditLog.within(world.state("lakeside")).read()
+    assert Ledger.open_readonly(world.state("lakeside") / "ledger.db").approval(other) is None

@@ -103,7 +103,7 @@ def offer(found: Hospital, plan: Plan, *, running: bool) -> None:
     screen.banner(after.headline)
     if after.figures:
         screen.figures(after.figures)
-    with st.form(f"approve-{found.name}"):
+    with st.form(f"approve-{found.name}-{digest}"):  # a click on another plan's button, as read before, is no click on this one
         who, fields = people(f"approve-{found.name}"), dict[str, object]()
         if after.second_person and screen.settings().signin is not None:
             screen.note("This raises the cap: it waits until a second person confirms it in a sign-in of their own.")
@@ -138,7 +138,7 @@ def second(found: Hospital, *, running: bool) -> None:
     if (here.person.issuer, here.person.subject) == (proposal.proved.issuer, proposal.proved.subject):
         screen.note("You proposed it: somebody else has to confirm it.")
         return
-    with st.form(f"confirm-{found.name}"):
+    with st.form(f"confirm-{found.name}-{proposal.digest}"):  # nor is one on an earlier proposal's
         who = people(f"confirm-{found.name}")
         if st.form_submit_button(screen.say("Confirm the higher cap"), disabled=not running, type="primary"):
             send(found.folder, NODE, Act.CONFIRM, Confirm, who, proposal=proposal.digest)
