@@ -9,7 +9,7 @@ import pytest
 from node_world import NOW_S, Folders, make_folders, make_plan
 
 from certs.audit_file import AuditLog
-from hospital_node import people, proposals
+from hospital_node import cli, people, proposals
 from hospital_node.ledger import Cap, Ledger
 from proto.control import Answer, Approve, Confirm, ControlError, Decision, Decline, Pause, Proved, Resume, decision
 from proto.plan import Plan
@@ -123,6 +123,20 @@ def test_a_proposal_ends(folders: Folders, plan: Plan, request_of, later: timede
     said = asked(folders, Confirm(proposal=digest, by="Dr Lind", reason="yes", proved=LIND), NOW + later + timedelta(minutes=1))
     assert "stands no more" in said.sentence
     assert cap_of(folders) <= 6.0
+
+
+@pytest.mark.parametrize("way", ["lower", "raise"])
+def test_a_cap_that_an_officer_sets_ends_what_was_proposed_before(folders: Folders, plan: Plan, way: str) -> None:
+    digest = propose(folders, plan)
+    who = ["--by", "Dr Meyer", "--reason", "an incident", "--epsilon", {"lower": "2", "raise": "7"}[way]]
+    second = ["--confirmed-by", "Dr Lind", "--confirmed-reason", "I agree"] if way == "raise" else []
+    assert cli.main(["cap", way, *who, *second, "--config", str(folders.config_file)]) == 0
+    set_to = cap_of(folders)
+    at = NOW + timedelta(minutes=3)
+    assert proposals.standing(records(folders), at) is None
+    said = asked(folders, Confirm(proposal=digest, by="Dr Lind", reason="yes", proved=LIND), at)
+    assert "stands no more" in said.sentence
+    assert cap_of(folders) == set_to < 9.0
 
 
 def test_what_two_people_could_not_do_is_not_proposed(folders: Folders, plan: Plan) -> None:
