@@ -12,7 +12,7 @@ from typing import cast
 import streamlit as st
 
 from proto.control import ControlError, Proved
-from ui.roles import Act, Right, acting_as, may
+from ui.roles import HOLDS, Act, Right, acting_as, may
 from ui.sessions import OPEN, USER_KEY, Session
 from ui.settings import Settings
 
@@ -44,6 +44,11 @@ def is_fresh(settings: Settings) -> bool:
     return time.time() - found.proved_at_s <= settings.signin.decision_minutes * 60
 
 
+def is_ready(settings: Settings, act: Act) -> bool:
+    """Whether this person may do this without proving themselves anew: what only holds asks for no recent proof."""
+    return act in HOLDS or is_fresh(settings)
+
+
 def in_whose_name(settings: Settings, act: Act, typed: str) -> tuple[str, Proved | None]:
     """The name to record and its proof, checked at this moment; what was typed counts only without sign-in.
 
@@ -57,7 +62,7 @@ def in_whose_name(settings: Settings, act: Act, typed: str) -> tuple[str, Proved
     role = acting_as(found.person.roles, act)
     if role is None:
         raise ControlError(f"your role does not allow you to {act}: ask {settings.signin.contact}; nothing was changed")
-    if not is_fresh(settings):
+    if not is_ready(settings, act):
         raise ControlError("it is too long ago that you proved who you are: sign in again, and decide again")
     who = found.person
     proved = Proved.model_validate({"issuer": who.issuer, "subject": who.subject, "role": role.value})

@@ -85,6 +85,8 @@ ALLOWED: Final[Mapping[Right, frozenset[Role]]] = MappingProxyType(
     }
 )
 
+HOLDS: Final = frozenset({Act.PAUSE, Act.HOLD_ROUNDS, Act.DECLINE})  # spend nothing: whoever sees something wrong need not wait
+
 
 def may(roles: Collection[Role], right: Right) -> bool:
     """Whether one of `roles` has this right."""

@@ -22,7 +22,7 @@ from hospital_node.ledger import Ledger
 from proto.control import Answer, Approve, Proved, coordinator_request, decision
 from proto.control_socket import ask, listening
 from ui import cli, sessions
-from ui.roles import ALLOWED, Act, Page, Role, acting_as, may
+from ui.roles import ALLOWED, HOLDS, Act, Page, Role, acting_as, may
 from ui.sessions import OPEN, USER_KEY, Person
 from ui.signin_settings import SignIn
 
@@ -261,11 +261,26 @@ def test_a_decision_needs_a_recent_proof(open_as, world) -> None:
     with running_node(world, "lakeside"):
         app = open_as(world.arguments(hospitals=["lakeside"]), session(Role.OFFICER, proved_s_ago=1200), "decisions")
         assert "prove anew who you are" in banner(app)
-        assert all(button.disabled for button in app.button)
+        able = {button.label: not button.disabled for button in app.button}
+        assert able == {"Approve this plan": False, "Decline this plan": True, "Pause this hospital": True}
         again = open_as(
             world.arguments(hospitals=["lakeside"]), session(Role.OFFICER, proved_s_ago=1200), "decisions", decision_minutes=30
         )
         assert any(not button.disabled for button in again.button)
+
+
+def test_whoever_sees_something_wrong_holds_it_without_a_recent_proof(open_as, world) -> None:
+    with running_node(world, "lakeside"):
+        operator = session(Role.OPERATOR, name="B. Okoro", proved_s_ago=4 * HOUR_S)
+        app = open_as(world.arguments(hospitals=["lakeside"]), operator, "decisions")
+        press(reason(app, "pause-lakeside", "a wrong scanner"), "Pause this hospital")
+        assert "Paused by B. Okoro" in banner(app)
+        officer = session(Role.OFFICER, proved_s_ago=4 * HOUR_S)
+        app = open_as(world.arguments(hospitals=["lakeside"]), officer, "decisions")
+        assert all(button.disabled for button in app.button if button.label == "Let it go on")
+        press(reason(app, "approve-lakeside", "a wrong scanner"), "Decline this plan")
+        assert "Taken back by Dr K. Weber" in banner(app)
+    assert {Act.PAUSE, Act.HOLD_ROUNDS, Act.DECLINE} == HOLDS
 
 
 def test_scans_stay_on_this_machine_whoever_signs_in(open_as, everything) -> None:

@@ -56,9 +56,8 @@ def at_hospital(found: Hospital) -> None:
     """One hospital: its plan, its pause, its log."""
     if screen.may(Part.OFFER):
         screen.banner(deciding.standing(found))
-    listening = runs(found.folder)
-    running = listening and person.is_fresh(screen.settings())
-    if not listening:
+    running = runs(found.folder)
+    if not running:
         screen.refused(
             f"the node of {found.name} does not run, so nothing can be decided here: start it, or use the command `secagg-node`"
         )
@@ -76,7 +75,7 @@ def at_hospital(found: Hospital) -> None:
     if screen.may(act):
         with st.form(f"pause-{found.name}"):
             who = people(f"pause-{found.name}")
-            if st.form_submit_button(screen.say(label), disabled=not running):
+            if st.form_submit_button(screen.say(label), disabled=not ready(act, running=running)):
                 send(found.folder, NODE, act, kind, who)
     log(found.folder, "No record yet. Decisions that the ledger keeps stand on the page Privacy budget.")
 
@@ -117,10 +116,15 @@ def offer(found: Hospital, plan: Plan, *, running: bool) -> None:
             fields["epsilon"] = chosen
         agree, refuse, _ = st.columns((1, 1, 3))
         if agree.form_submit_button(
-            screen.say("Approve this plan"), disabled=not (running and after.possible), type="primary", width="stretch"
+            screen.say("Approve this plan"),
+            disabled=not (ready(Act.APPROVE, running=running) and after.possible),
+            type="primary",
+            width="stretch",
         ):
             send(found.folder, NODE, Act.APPROVE, Approve, who, plan=digest, **fields)
-        if refuse.form_submit_button(screen.say("Decline this plan"), disabled=not running, width="stretch"):
+        if refuse.form_submit_button(
+            screen.say("Decline this plan"), disabled=not ready(Act.DECLINE, running=running), width="stretch"
+        ):
             send(found.folder, NODE, Act.DECLINE, Decline, who, plan=digest)
 
 
@@ -140,7 +144,8 @@ def second(found: Hospital, *, running: bool) -> None:
         return
     with st.form(f"confirm-{found.name}-{proposal.digest}"):  # nor is one on an earlier proposal's
         who = people(f"confirm-{found.name}")
-        if st.form_submit_button(screen.say("Confirm the higher cap"), disabled=not running, type="primary"):
+        able = ready(Act.CONFIRM, running=running)
+        if st.form_submit_button(screen.say("Confirm the higher cap"), disabled=not able, type="primary"):
             send(found.folder, NODE, Act.CONFIRM, Confirm, who, proposal=proposal.digest)
 
 
@@ -153,9 +158,8 @@ def at_coordinator(folder: Path) -> None:
     if seen is None or seen.finished:
         log(folder)
         return
-    listening = runs(folder)
-    running = listening and person.is_fresh(screen.settings())
-    if not listening:
+    running = runs(folder)
+    if not running:
         screen.refused("the coordinator does not run, so nothing can be decided here: start it")
     held = state.tone == "watch"
     act, kind, label = (
@@ -164,16 +168,21 @@ def at_coordinator(folder: Path) -> None:
     if screen.may(act):
         with st.form("rounds"):
             who = people("rounds")
-            if st.form_submit_button(screen.say(label), disabled=not running):
+            if st.form_submit_button(screen.say(label), disabled=not ready(act, running=running)):
                 send(folder, COORDINATOR, act, kind, who)
     number = deciding.under_way(seen)
     if number is not None and screen.may(Act.END_ROUND):
         screen.text(f"Round {number} is under way. Ending it keeps the model; what hospitals have released is spent.")
         with st.form("abort"):
             who = people("abort")
-            if st.form_submit_button(screen.say(f"End round {number}"), disabled=not running):
+            if st.form_submit_button(screen.say(f"End round {number}"), disabled=not ready(Act.END_ROUND, running=running)):
                 send(folder, COORDINATOR, Act.END_ROUND, Abort, who, round=number)
     log(folder)
+
+
+def ready(act: Act, *, running: bool) -> bool:
+    """Whether a button may be pressed: somebody is there to be asked, and the proof is recent where one is needed."""
+    return running and person.is_ready(screen.settings(), act)
 
 
 def people(key: str) -> dict[str, str]:
