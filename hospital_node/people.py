@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Literal, TypeAlias, assert_never
@@ -43,6 +44,7 @@ from proto.plan import Plan, PlanError
 
 Via: TypeAlias = Literal["command line", "app"]
 Recorded: TypeAlias = Approve | Confirm | Decline | Pause | Resume | WriteReport  # what is decided with the ledger
+DECIDING = threading.Lock()  # of this process: what one request reads, no other changes before it is recorded
 REFUSALS = (AuditError, CertificateError, ConfigError, ControlError, LedgerError, PlanError, ReportError, StateError)
 
 
@@ -58,10 +60,11 @@ def answer(node: NodeConfig, data: bytes, at: datetime, leave: Callable[[], None
     """One request over the control socket: carried out, or refused in the sentence that says why; `leave` ends the node."""
     try:
         request = node_request(data)
-        if isinstance(request, Leave):
-            return _leaving(node, request, at, leave)
-        plan = _plan_asked(node, request, at)
-        return Answer(done=True, sentence=carry_out(node, request, plan, at, "app"))
+        with DECIDING:
+            if isinstance(request, Leave):
+                return _leaving(node, request, at, leave)
+            plan = _plan_asked(node, request, at)
+            return Answer(done=True, sentence=carry_out(node, request, plan, at, "app"))
     except REFUSALS as error:
         return Answer(done=False, sentence=str(error))
 

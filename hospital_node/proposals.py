@@ -1,7 +1,7 @@
 """An approval that raises the cap and waits for a second person: read from the audit log, so that no restart loses it.
 
-Pure: records in, the proposal that stands out. Rules: (1) only the newest one stands, and only until a plan is approved, declined
-or proposed anew, or the cap is set by command; (2) it stands for three days; (3) whoever made it cannot confirm it.
+Pure: records in, the proposal that stands out. Rules: (1) only the newest one stands, and only until a plan is approved,
+declined or proposed anew, or the cap is set by command; (2) it stands for three days; (3) whoever made it cannot confirm it.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from node_world import NOW_S, Folders, make_folders, make_plan
@@ -137,6 +138,22 @@ def test_a_cap_that_an_officer_sets_ends_what_was_proposed_before(folders: Folde
     said = asked(folders, Confirm(proposal=digest, by="Dr Lind", reason="yes", proved=LIND), at)
     assert "stands no more" in said.sentence
     assert cap_of(folders) == set_to < 9.0
+
+
+def test_one_request_is_carried_out_at_a_time(folders: Folders, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    decide = people.carry_out
+
+    def watched(*given: Any) -> str:
+        seen.append(people.DECIDING.locked())
+        return decide(*given)
+
+    monkeypatch.setattr(people, "carry_out", watched)
+    approve = {"plan": plan.digest().hex(), "epsilon": 6.0}
+    assert not asked(folders, Approve(**approve, **WHO | {"proved": OPERATOR})).done  # and the next one is heard all the same
+    assert asked(folders, Approve(**approve, **WHO)).done
+    assert seen == [True, True]
+    assert not people.DECIDING.locked()
 
 
 def test_what_two_people_could_not_do_is_not_proposed(folders: Folders, plan: Plan) -> None:
