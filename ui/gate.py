@@ -51,7 +51,8 @@ class Gate:
         self._clock: Callable[[], float] = time.time
         self._threads: CapacityLimiter | None = None
         prefix = "__Host-" if settings.is_encrypted else ""  # then no other host and no plain HTTP can set it
-        self._cookie, self._begun_cookie = f"{prefix}secagg", f"{prefix}secagg-begun"
+        self._cookie = f"{prefix}secagg-{settings.port}"  # a host's ports share its cookies: each app has names of its own
+        self._begun_cookie = f"{self._cookie}-begun"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or let through."""
@@ -71,8 +72,8 @@ class Gate:
         await self._app(_marked(scope, self._session(request)), receive, send)
 
     async def _own(self, request: Request) -> Response | None:
-        """The gate's own answer; None where the app may answer."""
-        path, wants = request.url.path, request.headers.get("accept-language", "")
+        """The gate's own answer; None where the app may answer. `request.url` is not asked: a Host header makes part of it."""
+        path, wants = request.scope["path"], request.headers.get("accept-language", "")
         if path == HEALTH:
             return None
         if request.headers.get("host", "").lower() != self._settings.host:
@@ -92,9 +93,10 @@ class Gate:
         if session is not None:
             return None
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
-            there = path + (f"?{request.url.query}" if request.url.query else "")
+            query = request.scope["query_string"].decode("latin-1")
+            there = path + (f"?{query}" if query else "")
             return signin_pages.sign_in(self._provider.host, there, wants)
-        return PlainTextResponse("Sign in first.", status_code=401)
+        return PlainTextResponse("Your session is over: reload this page to sign in.", status_code=401)
 
     async def _start(self, request: Request, wants: str) -> Response:
         """To the provider, with a number in this browser that has to come back with it."""

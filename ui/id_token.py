@@ -7,6 +7,7 @@ every other check is here, because none of them is left to a default.
 from __future__ import annotations
 
 import hmac
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,12 +15,15 @@ from typing import Any, Final
 from joserfc import jwt
 from joserfc.errors import InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
+from joserfc.jws import JWSRegistry
 
 from ui.roles import Role
 from ui.sessions import Person, SignInRefused
 from ui.signin_settings import SignIn
 
 ALGORITHMS: Final = ("ES256", "ES384", "PS256", "RS256", "RS384", "RS512")  # never "none", never a shared secret
+# What a header says besides is ignored (RFC 7515, section 4), unless it is named as critical.
+HEADERS: Final = JWSRegistry(algorithms=list(ALGORITHMS), strict_check_header=False)
 LONGEST_TOKEN: Final = 64 * 1024
 LONGEST_NAME: Final = 200
 LONGEST_SUBJECT: Final = 255  # OpenID Connect Core, section 2
@@ -64,7 +68,7 @@ def _signed(token: str, keys: KeySet) -> Claims:
     if len(token) > LONGEST_TOKEN:
         raise _refused("too-long", "is longer than any provider's")
     try:
-        return jwt.decode(token, keys, algorithms=ALGORITHMS).claims
+        return jwt.decode(token, keys, registry=HEADERS).claims
     except InvalidKeyIdError as error:
         raise UnknownKey("unknown-key", "The provider signed with a key that it does not publish: ask its people.") from error
     except (JoseError, ValueError) as error:  # unsigned, another algorithm, another key, another byte, not a token
@@ -92,9 +96,15 @@ def _check_times(claims: Claims, now_s: float, skew_s: float) -> None:
 
 
 def _moment(claims: Claims, name: str) -> float | None:
-    """A time of the token, in seconds since 1970."""
+    """A time of the token, in seconds since 1970; what is no finite number is no time."""
     value = claims.get(name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def proved_at_s(claims: Claims) -> float:

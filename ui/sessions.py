@@ -19,11 +19,13 @@ from ui.roles import Role
 
 RANDOM_BYTES: Final = 32
 BEGUN_FOR_S: Final = 600.0  # to type a password and a second factor
-MOST_BEGUN: Final = 1000  # the oldest goes: starting many costs nobody who is already signed in anything
+MOST_BEGUN: Final = 50_000  # the oldest goes: starting many costs nobody who is already signed in anything
 MOST_SESSIONS: Final = 5000
+MOST_OF_ONE: Final = 20  # sessions of one account: whoever signs in without end ends their own first
+LONGEST_PLACE: Final = 2000  # characters of a page to go to, which strangers choose
 HEADER: Final = "x-secagg-session"  # a session's key on its way from the gate to the page, where Streamlit keeps it as
 USER_KEY: Final = "session"
-CLOSING_S: Final = 10.0  # in which an open page learns that its session is over, before its connection is cut
+CLOSING_S: Final = 75.0  # in which an open page learns that its session is over; a hidden window looks once a minute
 
 
 class SignInRefused(ValueError):
@@ -80,10 +82,11 @@ class Sessions:
         browser, state, nonce, verifier = (secrets.token_urlsafe(RANDOM_BYTES) for _ in range(4))
         begun = Begun(browser, state, nonce, verifier, local_path(then), fresh=fresh, at_s=now_s)
         with self._lock:
-            for state in [one.state for one in self._begun.values() if now_s - one.at_s > BEGUN_FOR_S]:
-                del self._begun[state]
-            while len(self._begun) >= MOST_BEGUN:
-                del self._begun[next(iter(self._begun))]
+            while self._begun:  # in the order in which they were begun: only the first ones are looked at
+                first = next(iter(self._begun.values()))
+                if now_s - first.at_s <= BEGUN_FOR_S and len(self._begun) < MOST_BEGUN:
+                    break
+                del self._begun[first.state]
             self._begun[begun.state] = begun
         return begun
 
@@ -104,6 +107,10 @@ class Sessions:
         shown = secrets.token_urlsafe(RANDOM_BYTES)
         with self._lock:
             for key in [one.key for one in self._open.values() if now_s >= one.ends_s + CLOSING_S]:
+                del self._open[key]
+            account = (person.issuer, person.subject)
+            own = [one.key for one in self._open.values() if (one.person.issuer, one.person.subject) == account]
+            for key in own[: max(0, len(own) - MOST_OF_ONE + 1)]:
                 del self._open[key]
             while len(self._open) >= MOST_SESSIONS:
                 del self._open[next(iter(self._open))]
@@ -135,7 +142,7 @@ def key_of(shown: str) -> str:
 
 def local_path(wanted: str) -> str:
     """`wanted` where it is a page of this app; the first page otherwise, so that no link leads elsewhere after signing in."""
-    plain = wanted.isascii() and wanted.isprintable() and "\\" not in wanted
+    plain = len(wanted) <= LONGEST_PLACE and wanted.isascii() and wanted.isprintable() and "\\" not in wanted
     return wanted if plain and wanted.startswith("/") and not wanted.startswith(("//", "/signin", "/signout")) else "/"
 
 

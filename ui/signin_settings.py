@@ -53,6 +53,8 @@ class SignIn(Frozen):
     @field_validator("public_url")
     @classmethod
     def _bare(cls, url: str) -> str:
+        if not url.isascii():
+            raise ValueError("is written as browsers send it: a name with other letters than a to z in its form xn--…")
         parts = urlsplit(url)
         if parts.path not in {"", "/"} or parts.query or parts.fragment or parts.username:
             raise ValueError("is the app's address without a path, such as https://secagg.hospital.example")
@@ -73,6 +75,12 @@ class SignIn(Frozen):
     def host(self) -> str:
         """Name and port of the app, as in a browser's Host header."""
         return urlsplit(self.public_url).netloc
+
+    @property
+    def port(self) -> int:
+        """The port that browsers ask, also where their addresses leave it out."""
+        parts = urlsplit(self.public_url)
+        return parts.port or DEFAULT_PORTS[parts.scheme]
 
     @property
     def is_encrypted(self) -> bool:

@@ -57,7 +57,7 @@ class Rig:
     ) -> None:
         named = {"host": "secagg.example", "origin": "https://secagg.example", "accept": "text/html", **headers}
         if cookie is not None:
-            named["cookie"] = f"__Host-secagg={cookie}"
+            named["cookie"] = f"__Host-secagg-443={cookie}"
         scope = {
             "type": kind,
             "method": "GET",
@@ -106,6 +106,15 @@ def test_a_stranger_reaches_nothing(rig: Rig, cookie: str | None) -> None:
     assert [message["code"] for message in rig.sent if message["type"] == "websocket.close"] == [1008]
 
 
+@pytest.mark.parametrize("host", ["a/_stcore/health?", "secagg.example/_stcore/health?", "x/_stcore/health#", "[", "a@b/"])
+@pytest.mark.parametrize("path", ["/_stcore/host-config", "/media/a.png", "/privacy"])
+def test_what_is_asked_for_is_the_path_whatever_the_host_says(rig: Rig, host: str, path: str) -> None:
+    rig.ask("http", path, host=host)
+    assert (rig.reached, rig.sent[0]["status"]) == ([], 421)
+    rig.ask("http", "/_stcore/health", host=host)
+    assert [scope["path"] for scope in rig.reached] == ["/_stcore/health"]
+
+
 @pytest.mark.parametrize("wrong", [{"origin": "https://elsewhere.example"}, {"host": "elsewhere.example"}, {"origin": "null"}])
 def test_a_live_connection_comes_from_the_apps_own_pages(rig: Rig, wrong: dict[str, str]) -> None:
     rig.ask("websocket", "/_stcore/stream", cookie=rig.shown, **wrong)
@@ -133,8 +142,29 @@ def test_cookies_of_an_encrypted_app_are_its_hosts_alone(rig: Rig, monkeypatch: 
     monkeypatch.setattr(rig.gate._provider, "authorization_url", lambda begun: "https://login.example/authorize")
     rig.ask("http", "/signin/start")
     (cookie,) = [value.decode() for name, value in rig.sent[0]["headers"] if name == b"set-cookie"]
-    assert cookie.startswith("__Host-secagg-begun=")
+    assert cookie.startswith("__Host-secagg-443-begun=")
     for rule in ("Secure", "HttpOnly", "SameSite=lax", "Path=/"):
         assert rule in cookie
     assert "Domain" not in cookie
     assert "Max-Age" not in cookie
+
+
+@pytest.mark.parametrize(
+    ("public_url", "name"),
+    [
+        ("https://secagg.example:8443", "__Host-secagg-8443"),
+        ("https://secagg.example:8444", "__Host-secagg-8444"),
+        ("http://localhost:8501", "secagg-8501"),
+        ("http://localhost", "secagg-80"),
+    ],
+)
+def test_two_apps_on_one_host_have_cookies_of_their_own(public_url: str, name: str) -> None:
+    settings = SignIn(issuer="https://login.example", client_id="a", public_url=public_url, roles={Role.OFFICER: ("o",)})
+    made = Gate(Rig().app, settings, Sessions(), Provider(settings))
+    assert (made._cookie, made._begun_cookie) == (name, f"{name}-begun")
+
+
+def test_a_script_without_a_session_is_told_what_to_do(rig: Rig) -> None:
+    rig.ask("http", "/_stcore/host-config", accept="*/*")
+    assert rig.sent[0]["status"] == 401
+    assert rig.sent[1]["body"] == b"Your session is over: reload this page to sign in."

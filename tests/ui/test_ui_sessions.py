@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import json
+
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ui.roles import Role
-from ui.sessions import BEGUN_FOR_S, CLOSING_S, MOST_BEGUN, Person, Sessions, SignInRefused, key_of, local_path
+from ui.sessions import (
+    BEGUN_FOR_S,
+    CLOSING_S,
+    LONGEST_PLACE,
+    MOST_BEGUN,
+    MOST_OF_ONE,
+    Person,
+    Sessions,
+    SignInRefused,
+    key_of,
+    local_path,
+)
 from ui.signin_settings import SignIn
 
 id_token = pytest.importorskip("ui.id_token", reason="joserfc is absent: install the extra 'test'")
@@ -68,6 +85,28 @@ def test_beginning_without_end_costs_nobody_a_session() -> None:
     with pytest.raises(SignInRefused):
         table.take(first.state, first.browser, NOW_S)
     assert table.find(key, NOW_S) is not None
+    table.begin("/", NOW_S + BEGUN_FOR_S + 1)
+    assert len(table._begun) == 1
+
+
+def test_signing_in_without_end_costs_only_ones_own_sessions() -> None:
+    table = Sessions()
+    lind = key_of(table.open(Person(KELLER.issuer, "lind-2", "Dr L. Lind", KELLER.roles), NOW_S, NOW_S + 100, NOW_S))
+    own = [key_of(table.open(KELLER, NOW_S, NOW_S + 100, NOW_S)) for _ in range(3 * MOST_OF_ONE)]
+    assert [key for key in own if table.find(key, NOW_S)] == own[-MOST_OF_ONE:]
+    assert table.find(lind, NOW_S) is not None
+
+
+def test_a_hidden_window_which_looks_once_a_minute_still_hears_of_the_end() -> None:
+    table = Sessions()
+    key = key_of(table.open(KELLER, NOW_S, NOW_S + 100, NOW_S))
+    assert table.is_connected(key, NOW_S + 100 + 60)
+    assert not table.is_connected(key, NOW_S + 100 + 120)
+
+
+def test_a_place_that_strangers_choose_is_short() -> None:
+    assert local_path("/" + "a" * (LONGEST_PLACE - 1)) == "/" + "a" * (LONGEST_PLACE - 1)
+    assert local_path("/" + "a" * LONGEST_PLACE) == "/"
 
 
 @given(st.text(max_size=40) | st.from_regex(r"[/\\\\:a-z?.]{0,12}", fullmatch=True))
@@ -151,3 +190,47 @@ KEY = _key()
 def test_a_provider_that_does_not_say_when_proves_nothing_recent() -> None:
     assert id_token.proved_at_s({"iat": NOW_S}) == 0.0
     assert id_token.proved_at_s({"iat": NOW_S, "auth_time": NOW_S - 5}) == NOW_S - 5
+
+
+def signed(header: dict[str, object], **claims: object) -> str:
+    """A token with any header at all, signed with the provider's key."""
+    from joserfc.jwk import ECKey
+
+    assert isinstance(KEY, ECKey)
+    usual = {"iss": SETTINGS.issuer, "aud": "secagg-ui", "sub": "keller-1", "nonce": "n", "iat": NOW_S, "exp": NOW_S + 60}
+    parts = ({"alg": "ES256", "kid": KEY.kid, **header}, {**usual, **claims})
+    text = b".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts)
+    if header.get("alg") == "none":
+        return text.decode() + "."
+    r, s = decode_dss_signature(KEY.private_key.sign(text, ECDSA(SHA256())))
+    signature = r.to_bytes(32, "big") + s.to_bytes(32, "big")
+    return (text + b"." + base64.urlsafe_b64encode(signature).rstrip(b"=")).decode()
+
+
+def verified(token: str) -> id_token.Claims:
+    from joserfc.jwk import KeySet
+
+    return id_token.verified(token, KeySet([KEY]), SETTINGS, id_token.Expected("n", NOW_S))
+
+
+def test_what_a_header_says_besides_is_ignored() -> None:
+    assert verified(signed({}))["sub"] == "keller-1"
+    assert verified(signed({"ver": "1", "tnk": "core"}))["sub"] == "keller-1"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{"alg": "none"}, {"alg": "HS256"}, {"crit": ["zzz"], "zzz": 1}, {"crit": ["b64"], "b64": False}, {"alg": "ES999"}],
+    ids=str,
+)
+def test_what_a_header_says_is_critical_is_not(header: dict[str, object]) -> None:
+    with pytest.raises(SignInRefused, match="not signed as it has to be"):
+        verified(signed(header))
+
+
+@pytest.mark.parametrize(
+    "when", [float("inf"), float("nan"), 10**400, -(10**400), True, "1800000060"], ids=lambda when: str(when)[:9]
+)
+def test_a_time_that_is_no_finite_number_is_no_time(when: object) -> None:
+    with pytest.raises(SignInRefused, match="from when until when"):
+        verified(signed({}, exp=when))

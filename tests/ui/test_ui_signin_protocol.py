@@ -38,6 +38,10 @@ def is_in(browser: Browser, app: str) -> bool:
     return browser.get(app + "/_stcore/host-config", Accept="application/json").status == 200
 
 
+def cookie_of(there: Deployment) -> str:
+    return f"secagg-{urlsplit(there.app).port}"
+
+
 def stream(there: Deployment, browser: Browser | None, **headers: str) -> int:
     """The status of a WebSocket handshake for the live connection."""
     place = urlsplit(there.app)
@@ -84,7 +88,7 @@ def test_signing_in_and_out(there: Deployment, browser: Browser) -> None:
     assert (without.status, is_in(browser, there.app)) == (403, True)  # a page elsewhere cannot sign anybody out
     from ui.sessions import key_of
 
-    key = key_of(browser.jar[urlsplit(there.app).netloc]["secagg"])
+    key = key_of(browser.jar[urlsplit(there.app).netloc][cookie_of(there)])
     kept = dict(browser.jar[urlsplit(there.app).netloc])
     out = browser.get(f"{there.app}/signout?" + urlencode({"session": key}))
     assert out.status == 303
@@ -135,7 +139,7 @@ def test_a_wrong_answer_lets_nobody_in(there: Deployment, browser: Browser, faul
     assert refused.status == 403
     assert sentence in refused.body
     assert not is_in(browser, there.app)
-    assert "secagg=" not in refused.headers.get("set-cookie", "")
+    assert f"{cookie_of(there)}=" not in refused.headers.get("set-cookie", "")
 
 
 def test_a_denial_at_the_provider_is_said(there: Deployment, browser: Browser) -> None:
@@ -188,11 +192,12 @@ def test_after_signing_in_nobody_is_led_elsewhere(there: Deployment, browser: Br
 def test_a_changed_cookie_is_nobodys(there: Deployment, browser: Browser) -> None:
     browser.sign_in(there.app, "keller")
     jar = browser.jar[urlsplit(there.app).netloc]
-    good = jar["secagg"]
+    name = cookie_of(there)
+    good = jar[name]
     for changed in (good[:-1] + ("A" if good[-1] != "A" else "B"), good + "A", "", "a" * 64, "{}"):
-        jar["secagg"] = changed
+        jar[name] = changed
         assert not is_in(browser, there.app)
-    jar["secagg"] = good
+    jar[name] = good
     assert is_in(browser, there.app)
 
 

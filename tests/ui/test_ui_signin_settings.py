@@ -53,6 +53,7 @@ def test_the_table_is_read_and_handed_over_without_the_secret(tmp_path: Path, ex
         ({"issuer": "http://login.hospital.example"}, "has to begin with https://"),
         ({"public_url": "http://secagg.hospital.example"}, "has to begin with https://"),
         ({"public_url": "https://secagg.hospital.example/app"}, "without a path"),
+        ({"public_url": "https://röntgen.example"}, "in its form xn--"),
         ({"roles": {"officer": []}}, "nobody could see anything"),
         ({"roles": {"officer": ["staff"], "operator": ["staff"]}}, "a group has two roles"),
         ({"roles": {"king": ["staff"]}}, "roles.king"),
