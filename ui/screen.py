@@ -55,7 +55,7 @@ def admit(right: Right) -> None:
     if found is None:
         signed_out()
     elif not found.person.roles:
-        refused(f"you are signed in as {found.person.name}, and have no role here: ask {signin.contact}")
+        refused(f"you are signed in as {as_is(found.person.name)}, and have no role here: ask {signin.contact}")
     else:
         refused(f"this page is not for your role ({', '.join(_roles(found.person.roles))}): ask {signin.contact}")
     st.stop()
@@ -214,9 +214,10 @@ def note(sentences: str) -> None:
 
 
 def banner(state: Headline) -> None:
-    """State before numbers. Colours judge the state against what was agreed, never an epsilon."""
+    """State before numbers, and what people wrote as they wrote it. Colours judge the state against what was agreed."""
     box = {"good": st.success, "watch": st.warning, "stop": st.error, "plain": st.info}[state.tone]
-    box(say(f"**{state.title}**  \n{state.detail}" if state.detail else f"**{state.title}**"))
+    title = f"**{as_is(say(state.title))}**"
+    box(f"{title}  \n{as_is(say(state.detail))}" if state.detail else title)
 
 
 def figures(shown: Sequence[Figure]) -> None:
@@ -250,9 +251,9 @@ def grid(rows: TableRows, label: str, columns: Mapping[str, Any] | None = None) 
 
 
 def reading(rows: TableRows, label: str) -> None:
-    """A table of sentences: wrapped, all of it on the page and in print."""
+    """A table of sentences: wrapped, all of it on the page and in print, and without Markdown: people wrote some of them."""
     said = _said(rows)
-    columns = {name: [row[name] for row in said] for name in said[0]}
+    columns = {name: [as_is(told) if isinstance(told := row[name], str) else told for row in said] for name in said[0]}
     st.table(columns, border="horizontal", hide_index=True, alt=say(label))
 
 

@@ -1,5 +1,6 @@
 """Every page in every state: it says the state first, in words, and never raises."""
 
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -16,15 +17,21 @@ from ui import budget, overview
 PAGES = ("overview", "privacy", "accuracy", "bandwidth", "rounds")
 
 
+def as_read(markdown: str) -> str:
+    """What a reader sees where punctuation is escaped."""
+    return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", markdown)
+
+
 def banner(app: AppTest) -> str:
     """The state: the first coloured box of the page."""
     boxes = [*app.error, *app.warning, *app.success, *app.info]
-    return " ".join(box.value for box in boxes)
+    return as_read(" ".join(box.value for box in boxes))
 
 
 def text(app: AppTest) -> str:
     """Everything that can be read outside tables."""
-    return "\n".join(part.value for part in (*app.markdown, *app.caption, *app.info, *app.success, *app.warning, *app.error))
+    parts = (*app.markdown, *app.caption, *app.info, *app.success, *app.warning, *app.error)
+    return as_read("\n".join(part.value for part in parts))
 
 
 def metrics(app: AppTest) -> dict[str, str]:
@@ -37,7 +44,7 @@ def charts(app: AppTest) -> list[str]:
 
 
 def tables(app: AppTest) -> str:
-    return "\n".join(frame.value.to_csv() for frame in (*app.dataframe, *app.table))
+    return as_read("\n".join(frame.value.to_csv() for frame in (*app.dataframe, *app.table)))
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +139,7 @@ def test_privacy_within_budget(open_page, running):
     app = open_page(running.arguments(), "privacy", hospital="lakeside")
     view = running.ledger("lakeside").budget(running.plan)
     assert view.state == "within budget"
-    assert "Within budget" in app.success[0].value
+    assert "Within budget" in as_read(app.success[0].value)
     shown = metrics(app)
     spent = float(shown["Spent"].removeprefix("ε ").removesuffix(" of 8"))
     assert view.spent <= spent < view.spent + 0.01  # rounded up
@@ -147,8 +154,8 @@ def test_privacy_within_budget(open_page, running):
 
 def test_privacy_near_the_cap(open_page, running):
     app = open_page(running.arguments(), "privacy", hospital="riverside")
-    assert "Near the cap" in app.warning[0].value
-    assert "stops by itself after round" in app.warning[0].value
+    assert "Near the cap" in as_read(app.warning[0].value)
+    assert "stops by itself after round" in as_read(app.warning[0].value)
     assert metrics(app)["Rounds left"].isdigit()
 
 
@@ -156,7 +163,7 @@ def test_privacy_spent_says_that_the_hospital_stopped_itself(open_page, running)
     with pytest.raises(BudgetExhausted):
         running.ledger("st-anna").authorize(running.plan, 3)
     app = open_page(running.arguments(), "privacy", hospital="st-anna")
-    assert "Stopped itself" in app.error[0].value
+    assert "Stopped itself" in as_read(app.error[0].value)
     assert metrics(app)["Rounds left"] == "none"
     assert b"stopped itself here" in app.get("vega_lite_chart")[0].proto.SerializeToString()
 
@@ -185,8 +192,8 @@ def test_a_damaged_ledger_is_named_and_nothing_is_claimed(open_page, running, tm
     world = World(tmp_path / "copy", running.plan)
     (world.state("lakeside") / "ledger.counter").unlink()
     app = open_page(world.arguments(), "privacy", hospital="lakeside")
-    assert "Ledger damaged" in app.error[0].value
-    assert "restore it" in app.error[0].value
+    assert "Ledger damaged" in as_read(app.error[0].value)
+    assert "restore it" in as_read(app.error[0].value)
     assert not app.metric
     assert "ledger damaged" in tables(open_page(world.arguments()))
 
@@ -198,18 +205,18 @@ def test_a_ledger_that_is_in_use_is_not_called_damaged(open_page, tmp_path, monk
     with closing(sqlite3.connect(world.state("lakeside") / "ledger.db", isolation_level=None)) as writer:
         writer.execute("BEGIN EXCLUSIVE")
         app = open_page(world.arguments(hospitals=["lakeside"]), "privacy")
-        assert "cannot be read at this moment" in app.warning[0].value
+        assert "cannot be read at this moment" in as_read(app.warning[0].value)
         assert not app.error
     app.run()
-    assert "Within budget" in app.success[0].value
+    assert "Within budget" in as_read(app.success[0].value)
 
 
 def test_a_paused_hospital_says_who_paused_it(open_page, tmp_path):
     world = World(tmp_path, make_plan(4))
     world.approve("lakeside").pause(by="Dr K. Weber", reason="audit", at=world.clock)
     app = open_page(world.arguments(), "privacy", hospital="lakeside")
-    assert "Paused" in app.warning[0].value
-    assert "Dr K. Weber" in app.warning[0].value
+    assert "Paused" in as_read(app.warning[0].value)
+    assert "Dr K. Weber" in as_read(app.warning[0].value)
 
 
 def test_a_ledger_without_an_approval_waits_for_one(open_page, tmp_path):
@@ -218,7 +225,7 @@ def test_a_ledger_without_an_approval_waits_for_one(open_page, tmp_path):
     folder.mkdir(parents=True)
     Ledger.create(folder / "ledger.db", uri("lakeside"), at=world.clock)
     app = open_page(world.arguments(hospitals=["lakeside"]), "privacy")
-    assert "Not approved yet" in app.warning[0].value
+    assert "Not approved yet" in as_read(app.warning[0].value)
     assert metrics(app)["Left"] == "no cap yet"
 
 
@@ -227,8 +234,8 @@ def test_an_aborted_round_is_said_on_both_pages(open_page, tmp_path):
     world.start()
     world.abort(1)
     overview = open_page(world.arguments())
-    assert "Round 1 of 4: aborted" in overview.warning[0].value
-    assert "2 of 4 returned, 3 are needed" in overview.warning[0].value
+    assert "Round 1 of 4: aborted" in as_read(overview.warning[0].value)
+    assert "2 of 4 returned, 3 are needed" in as_read(overview.warning[0].value)
     rounds = open_page(world.arguments(), "rounds")
     assert "Round 1 was aborted" in text(rounds)
     assert "lakeside (masked update) and nordklinik (masked update)" in tables(rounds)
@@ -248,8 +255,8 @@ def test_a_finished_study_says_so(open_page, tmp_path):
         batch.member(uri("lakeside"), "ready", world.clock.timestamp())
         batch.member(uri("st-anna"), "declined", world.clock.timestamp(), code="budget-exhausted")
     app = open_page(world.arguments(hospitals=[]))
-    assert "Finished with 1 opened round" in app.success[0].value
-    here = {row["party"]: row["state"] for row in app.table[0].value.reset_index().to_dict("records")}
+    assert "Finished with 1 opened round" in as_read(app.success[0].value)
+    here = {as_read(row["party"]): as_read(row["state"]) for row in app.table[0].value.reset_index().to_dict("records")}
     assert here["lakeside"] == here["nordklinik"] == "done: the study is over"
     assert here["st-anna"] == "stopped itself: its privacy cap would be exceeded"
 
@@ -269,8 +276,8 @@ def test_a_hospital_that_stopped_itself_says_so_at_both_ends_in_every_later_roun
     assert list(app.dataframe[0].value["sat out"]) == [short, short, "nobody"]
     assert f"Sat out: {stopped}." in text(app)
     own = open_page(world.arguments(hospitals=["riverside"], coordinator=False))
-    assert "Stopped itself" in own.error[0].value
-    assert "Nothing leaves in rounds 2 to 6 of this plan." in own.error[0].value
+    assert "Stopped itself" in as_read(own.error[0].value)
+    assert "Nothing leaves in rounds 2 to 6 of this plan." in as_read(own.error[0].value)
     assert "riverside has spent" in text(own)
     assert "Updates that left by day" in text(own)
 
@@ -282,8 +289,8 @@ def test_rounds_held_back_are_the_first_thing_said(open_page, tmp_path):
     with world.store() as store, store.batch() as batch:
         batch.status("Round 2 · paused by Dr B. Okoro: maintenance", "")
     app = open_page(world.arguments(hospitals=[]))
-    assert "Paused: no further round is opened" in app.warning[0].value
-    assert "Paused by Dr B. Okoro: maintenance." in app.warning[0].value
+    assert "Paused: no further round is opened" in as_read(app.warning[0].value)
+    assert "Paused by Dr B. Okoro: maintenance." in as_read(app.warning[0].value)
     assert " left" not in " ".join(caption.value for caption in app.caption)
 
 
@@ -296,7 +303,7 @@ def test_a_silent_coordinator_is_a_state(open_page, tmp_path):
             batch.member(uri(name), "training", world.clock.timestamp() - 7200, "train")
         batch.member(uri("reference", "evaluator"), "joined", world.clock.timestamp() - 7200)
     app = open_page(world.arguments())
-    assert "Nothing was heard for" in app.warning[0].value
+    assert "Nothing was heard for" in as_read(app.warning[0].value)
     assert "not heard of for" in tables(app)
 
 
@@ -364,7 +371,7 @@ def test_a_store_that_is_no_store_is_one_sentence(open_page, tmp_path):
     world.coordinator.mkdir(parents=True)
     (world.coordinator / "store.db").write_bytes(b"this is not a database, only text of some length\n" * 40)
     app = open_page(world.arguments(hospitals=[]))
-    assert "store" in app.warning[0].value
+    assert "store" in as_read(app.warning[0].value)
 
 
 def test_a_page_rerun_shows_a_new_round(open_page, tmp_path):

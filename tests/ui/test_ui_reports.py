@@ -12,7 +12,7 @@ import pytest
 from deciding_world import node_of, running_node
 from streamlit import config
 from streamlit.testing.v1 import AppTest
-from test_ui_pages import banner, text
+from test_ui_pages import as_read, banner, text
 from worlds import World, make_plan
 
 from certs.audit_file import AuditLog
@@ -105,6 +105,6 @@ def test_a_report_that_does_not_verify_is_named_and_not_offered(open_page, world
     (folder / kept.SIGNATURE_FILE).write_bytes(b"0")
     app = open_page(at_lakeside(world), "privacy")
     assert buttons(app) == []
-    said = " ".join(box.value for box in app.error)
+    said = as_read(" ".join(box.value for box in app.error))
     assert "does not verify" in said
     assert "signature:" in said
