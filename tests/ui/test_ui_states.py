@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from streamlit import config
+from test_ui_pages import as_read
 from test_ui_scans import written as draw_scans
 from worlds import NAMES, World, make_plan, uri
 
@@ -120,7 +121,7 @@ def test_every_page_says_where_things_stand(open_page, state):
         said = [part.value for part in (*app.markdown, *app.caption, *app.info, *app.success, *app.warning, *app.error)]
         said += [f"{metric.label} {metric.value}" for metric in app.metric]
         said += [table.value.to_csv() for table in app.table]
-        text = "\n".join(said)
+        text = as_read("\n".join(said))
         assert words.get(page, "") in text, page
         assert not MEANINGLESS.findall(text), page
         assert app.title[0].value

@@ -8,6 +8,7 @@ import altair as alt
 import pytest
 from streamlit.testing.v1 import AppTest
 from study_world import HEAD, cells_of, result, row, write, written
+from test_ui_pages import as_read
 from worlds import World, make_plan
 
 from study.bench.cells import Method
@@ -125,7 +126,7 @@ def test_a_run_can_be_linked_to(open_page, out):
     app = open_page(["--study", str(out)], "study", run=name)
     assert app.selectbox(key="run").value == name
     assert "One run by round" in alternatives(app)[-1]
-    assert "2.00" in app.table[-1].value.to_csv()
+    assert "2.00" in as_read(app.table[-1].value.to_csv())
 
 
 def test_a_study_that_was_not_begun_waits(open_page, tmp_path):
@@ -145,7 +146,7 @@ def test_a_failed_run_is_named_with_its_reason(open_page, tmp_path):
     out = write(tmp_path, cells, done=len(cells) - 1, failed="there is no folder: name one")
     app = open_page(["--study", str(out)], "study")
     assert "1 failed" in app.warning[0].value
-    assert "there is no folder: name one" in app.warning[0].value
+    assert "there is no folder: name one" in as_read(app.warning[0].value)
 
 
 def test_results_that_cannot_be_read_are_one_sentence(open_page, tmp_path):
