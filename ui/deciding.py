@@ -40,6 +40,7 @@ KINDS = {
     "write-report": "had a report written",
     "write-report-refused": "asked for a report; refused",
     "patient-withdrawn": "recorded that a patient withdrew",
+    "withdrawal-completed": "completed a withdrawal that was cut off",
     "resume": "let the node go on",
     "resume-refused": "tried to let the node go on; refused",
     "leave": "asked the node to leave",
