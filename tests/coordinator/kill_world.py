@@ -73,7 +73,7 @@ class CountingLedger:
         self.verified: list[int] = []
 
     def authorize(self, plan: Plan, number: int) -> Any:
-        return SimpleNamespace(plan=plan, round=number)
+        return SimpleNamespace(plan=plan, round=number, withdrawn=0)
 
     def commit(self, authorization: Any, update_id: bytes, session: bytes, at: Any) -> Receipt:
         del at

@@ -110,7 +110,7 @@ class OpenLedger:
     """A ledger that allows everything."""
 
     def authorize(self, plan: Plan, number: int) -> Any:
-        return SimpleNamespace(plan=plan, round=number)
+        return SimpleNamespace(plan=plan, round=number, withdrawn=0)
 
     def commit(self, authorization: Any, update_id: bytes, session: bytes, at: Any) -> Receipt:
         return Receipt(bytes(32), hashlib.sha256(session + update_id).digest())
