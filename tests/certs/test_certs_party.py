@@ -53,7 +53,7 @@ def test_other_names_are_refused(uri: str) -> None:
 
 def test_the_party_of_an_issued_leaf(enrolled: Study) -> None:
     identity = load_identity(enrolled.st_anna)
-    party = party_of_certificate(parse_certificate(identity.certificate_pem, "leaf"), NOW, "leaf")
+    party = party_of_certificate(parse_certificate(identity.certificate_pem, "leaf"), datetime.now(UTC), "leaf")
     assert (party.uri, party.fingerprint) == (ST_ANNA, identity.fingerprint)
     assert party.public_key_der == identity.public_key_der
 

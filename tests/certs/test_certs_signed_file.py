@@ -16,7 +16,6 @@ from certs.signed_file import SignatureWrong, chain_of, check_chain, check_signa
 from secagg.encoding import encode
 from secagg.identity import SIGNATURE_LABEL
 
-NOW = datetime.now(UTC)
 DATA = b'{"a": 1}\n'
 
 
@@ -34,7 +33,7 @@ def identity(folder: Path) -> Identity:
 def test_what_was_signed_verifies_and_names_its_party(identity: Identity, folder: Path) -> None:
     chain = chain_of(identity, folder / "h0")
     check_signature(DATA, sign_file(identity.key, DATA), chain, "x")
-    by = check_chain(chain, NOW, "x")
+    by = check_chain(chain, datetime.now(UTC), "x")
     assert (by.party.uri, by.party.fingerprint) == (identity.uri, identity.fingerprint)
     assert by.not_after == identity.not_after
 
@@ -56,9 +55,9 @@ def test_a_certificate_that_nobody_beside_it_signed_is_refused(identity: Identit
     create_authority(folder / "elsewhere", "lidc")
     foreign = (folder / "elsewhere" / "ca.crt").read_bytes()
     with pytest.raises(CertificateError, match="none of the 1 certificates"):
-        check_chain(identity.certificate_pem + foreign, NOW, "x")
+        check_chain(identity.certificate_pem + foreign, datetime.now(UTC), "x")
     with pytest.raises(CertificateError, match="none of the 0 certificates"):
-        check_chain(identity.certificate_pem, NOW, "x")
+        check_chain(identity.certificate_pem, datetime.now(UTC), "x")
 
 
 def test_a_certificate_counts_at_the_time_of_signing(identity: Identity, folder: Path) -> None:
