@@ -184,7 +184,7 @@ def anonymous(text: str, own: str) -> str:
     return re.sub(r"/hospital/(\w+)$", lambda name: "/me" if name[1] == own else f"/peer-{others.index(name[1])}", text)
 
 
-QUESTIONS = {"Poll": {"done"}, "ReadLog": {"after"}}  # and all that they say
+QUESTIONS = {"Poll", "ReadLog"}
 
 
 def story(capture: Capture, own: str) -> list[tuple[Any, ...]]:
@@ -300,8 +300,8 @@ def test_different_patients_make_no_difference_to_what_is_sent(captures: dict[st
     assert captures["north"].told.losses != captures["west"].told.losses
     assert north == east
     assert north == west
-    for method, fields in QUESTIONS.items():
-        assert all(asked_with(captures[name], method) <= fields for name in HOSPITALS), method
+    assert [asked_with(captures[name], "Poll") for name in HOSPITALS] == [{"done"}] * len(HOSPITALS)
+    assert all(asked_with(captures[name], "ReadLog") <= {"after"} for name in HOSPITALS)
     leaky = story(captures[LEAKY], LEAKY)
     assert len(leaky) > len(north), "one message too many is seen"
     assert [seen for seen in leaky if seen not in north], "a value that is another one is seen"
