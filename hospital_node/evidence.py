@@ -69,8 +69,8 @@ class Evidence:
         self._plan, self._pending = plan, None
         self._results.clear()
         self._declined.clear()
-        seen, uri = self._folder.seen_sessions, self._identity().uri
-        self._watch = LogWatch(self._folder.path, plan, uri, self.attended, seen, self._now)
+        answered, uri = self._folder.has_answered, self._identity().uri
+        self._watch = LogWatch(self._folder.path, plan, uri, self.attended, answered, self._now)
 
     def joined(self, reply: pb.JoinReply) -> None:
         """A connection stands."""

@@ -30,11 +30,11 @@ class LogWatch:
         plan: Plan,
         me: str,
         book: AttendanceBook,
-        sessions: Callable[[], frozenset[bytes]],
+        answered: Callable[[bytes], bool],
         now: Callable[[], datetime],
     ) -> None:
         self._state, self._plan, self._me = state, plan, me
-        self._book, self._sessions, self._now = book, sessions, now
+        self._book, self._answered, self._now = book, answered, now
         self._served = False  # the coordinator keeps a log
         self._told: pb.RoundResult | None = None
         self.due = False
@@ -154,8 +154,8 @@ class LogWatch:
     def _own(self) -> Own:
         latest = self._book.latest
         if latest is None or latest.plan != self._plan.digest().hex():
-            return Own(self._me, self._sessions())
-        return Own(self._me, self._sessions(), bytes.fromhex(latest.session), latest.signed)
+            return Own(self._me, self._answered)
+        return Own(self._me, self._answered, bytes.fromhex(latest.session), latest.signed)
 
     def _fork(self, what: str) -> None:
         error = LogForked(what)

@@ -177,7 +177,7 @@ class Ledger:
 
     def approvals(self) -> tuple[Approved, ...]:
         """Every approval ever recorded, withdrawn ones included, in order."""
-        return tuple(event.entry for event in self.events() if isinstance(event.entry, Approved))
+        return tuple(event.entry for event in self.events().decisions() if isinstance(event.entry, Approved))
 
     def approval(self, plan: Plan) -> Approved | None:
         """The approval in force for exactly this plan."""
@@ -318,11 +318,11 @@ class Ledger:
         return withdrawn_in(self.events())[-1]
 
     def _record_verified(self, verified: Verified, study: str, at: datetime) -> None:
-        if any(event.entry == verified for event in self.events()):
+        if rules.is_verified(self.events(), verified.plan, verified.round):
             return
 
         def decide(events: Sequence[Event]) -> Verified:
-            if not any(charge.plan == verified.plan and charge.round == verified.round for charge in rules.charges(events)):
+            if not rules.is_charged(events, verified.plan, verified.round):
                 raise DecisionRefused(f"Round {verified.round} of study '{study}' was never released here: it has no result.")
             return verified
 

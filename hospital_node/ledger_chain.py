@@ -1,8 +1,8 @@
 """All entries of one ledger, verified: the hash chain over its rows, and what of it is kept between two questions.
 
 Rule: every question hashes every row again, so a row that was changed on disk is found by the next question. What is not done
-again is decoding: a row whose digest is that of a row decoded before is that row. Kept is only what the rules read, about half
-a kB a round: a node asks its ledger all the time, for years.
+again is decoding: a row whose digest is that of a row decoded before is that row. What is kept of a round is about a fifth of a
+kB (ledger_pieces.py): a node asks its ledger all the time, for years.
 """
 
 from __future__ import annotations
@@ -12,14 +12,25 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain as one_after_another
 from itertools import count
 from typing import Final, NamedTuple, overload
 
-from hospital_node.ledger_schema import BEFORE_FIRST, KIND_OF, ChainError, Entry, Row, decoded, row_digest
+from hospital_node.ledger_pieces import DIGEST_BYTES, PIECE, Piece, Tally, tally_of
+from hospital_node.ledger_schema import (
+    BEFORE_FIRST,
+    KIND_OF,
+    ChainError,
+    Charge,
+    Entry,
+    Row,
+    Verified,
+    decoded,
+    row_digest,
+)
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)
-DIGEST_BYTES: Final = 32
 KEPT_CHAINS: Final = 64  # ledgers of one process: a node has one, an app as many as it shows
 
 
@@ -43,19 +54,22 @@ class Event(NamedTuple):
 
 
 class Chain(Sequence[Event]):
-    """Verified entries, first to last. Immutable; two chains are equal where their last digests are."""
+    """Verified entries, first to last: full pieces, and the newest entries. Immutable; equal where the digests are."""
 
-    __slots__ = ("_digests", "_entries", "_stamps_us")
+    __slots__ = ("_digests", "_entries", "_pieces", "_stamps_us", "_tally")
 
-    def __init__(self, entries: tuple[Entry, ...], stamps_us: array[int], digests: bytes) -> None:
-        self._entries, self._stamps_us, self._digests = entries, stamps_us, digests
+    def __init__(self, pieces: tuple[Piece, ...], entries: tuple[Entry, ...], stamps_us: array[int], digests: bytes) -> None:
+        self._pieces, self._entries, self._stamps_us, self._digests = pieces, entries, stamps_us, digests
+        self._tally: Tally | None = None
 
     def digest(self, place: int) -> bytes:
         """Of the entry at `place`, from 0."""
-        return self._digests[DIGEST_BYTES * place : DIGEST_BYTES * (place + 1)]
+        piece, within = divmod(place, PIECE)
+        digests = self._pieces[piece].digests if piece < len(self._pieces) else self._digests
+        return digests[DIGEST_BYTES * within : DIGEST_BYTES * (within + 1)]
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return PIECE * len(self._pieces) + len(self._entries)
 
     @overload
     def __getitem__(self, place: int) -> Event: ...
@@ -69,26 +83,87 @@ class Chain(Sequence[Event]):
         return self._event(range(len(self))[place])
 
     def __iter__(self) -> Iterator[Event]:
-        digests = (self._digests[at : at + DIGEST_BYTES] for at in range(0, len(self._digests), DIGEST_BYTES))
-        return map(Event, count(1), self._stamps_us, self._entries, digests)
+        numbers = count(1)
+        for entries, stamps_us, digests in self._parts():
+            each = (digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES))
+            yield from map(Event, numbers, stamps_us, entries, each)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Chain) and self._digests == other._digests
+        return isinstance(other, Chain) and len(self) == len(other) and self._head() == other._head()
 
     def __hash__(self) -> int:
-        return hash(self._digests)
+        return hash(self._head())
+
+    def _head(self) -> bytes:
+        """Names all entries: each digest is over the one before it."""
+        return self.digest(len(self) - 1) if len(self) else b""
 
     def _event(self, place: int) -> Event:
-        return Event(place + 1, self._stamps_us[place], self._entries[place], self.digest(place))
+        piece, within = divmod(place, PIECE)
+        entries, stamps_us, _ = self._part(piece)
+        return Event(place + 1, stamps_us[within], entries[within], self.digest(place))
 
-    def then(self, entries: Sequence[Entry], stamps_us: Iterable[int], digests: bytes, kept: int) -> Chain:
-        """The first `kept` entries of this chain, and these after them."""
-        stamps = self._stamps_us[:kept]
-        stamps.extend(stamps_us)
-        return Chain((*self._entries[:kept], *entries), stamps, self._digests[: DIGEST_BYTES * kept] + digests)
+    def _part(self, piece: int) -> tuple[tuple[Entry, ...], array[int], bytes]:
+        if piece == len(self._pieces):
+            return self._entries, self._stamps_us, self._digests
+        full = self._pieces[piece]
+        return full.entries(), full.stamps_us, full.digests
+
+    def _parts(self) -> Iterator[tuple[tuple[Entry, ...], array[int], bytes]]:
+        return map(self._part, range(len(self._pieces) + 1))
+
+    def tallies(self) -> Iterator[Tally]:
+        """Of everything, in order."""
+        if self._tally is None:
+            self._tally = tally_of(self._entries)
+        return one_after_another((piece.tally for piece in self._pieces), (self._tally,))
+
+    def decisions(self) -> Iterator[Event]:
+        """What is neither a charge nor its result."""
+        for piece, tally in enumerate(self.tallies()):
+            stamps_us = self._pieces[piece].stamps_us if piece < len(self._pieces) else self._stamps_us
+            for within, entry in tally.decisions:
+                place = PIECE * piece + within
+                yield Event(place + 1, stamps_us[within], entry, self.digest(place))
+
+    def until(self, kept: int) -> Chain:
+        """The first `kept` entries."""
+        piece, within = divmod(min(kept, len(self)), PIECE)
+        if piece > len(self._pieces) or kept >= len(self):
+            return self
+        entries, stamps_us, digests = self._part(piece)
+        return Chain(self._pieces[:piece], entries[:within], stamps_us[:within], digests[: DIGEST_BYTES * within])
+
+    def then(self, entries: Sequence[Entry], stamps_us: Sequence[int], digests: bytes) -> Chain:
+        """These after the ones here."""
+        pieces, rest = list(self._pieces), (*self._entries, *entries)
+        stamps = array("q", (*self._stamps_us, *stamps_us))
+        digests = self._digests + digests
+        full = len(rest) - len(rest) % PIECE
+        for first in range(0, full, PIECE):
+            last = first + PIECE
+            pieces.append(Piece(rest[first:last], stamps[first:last], digests[DIGEST_BYTES * first : DIGEST_BYTES * last]))
+        return Chain(tuple(pieces), rest[full:], stamps[full:], digests[DIGEST_BYTES * full :])
 
 
-NOTHING: Final = Chain((), array("q"), b"")
+NOTHING: Final = Chain((), (), array("q"), b"")
+
+
+def decisions(events: Sequence[Event]) -> Iterator[Event]:
+    """What people decided and noted, in order: all but charges and their results."""
+    if isinstance(events, Chain):
+        return events.decisions()
+    return (event for event in events if not isinstance(event.entry, Charge | Verified))
+
+
+def tallies(events: Sequence[Event]) -> Iterator[Tally]:
+    """What the rules ask of charges and results."""
+    return events.tallies() if isinstance(events, Chain) else iter((tally_of(event.entry for event in events),))
+
+
+def until(events: Sequence[Event], kept: int) -> Sequence[Event]:
+    """The first `kept` entries, not copied where they are a chain."""
+    return events.until(kept) if isinstance(events, Chain) else events[:kept]
 
 
 class _Known:
@@ -135,7 +210,7 @@ def read_chain(rows: Iterable[Row]) -> Chain:
         raise ChainError("the first entry, which names the hospital, is missing")
     if not entries and same == len(known):
         return known
-    chain = known.then(entries, stamps_us, bytes(digests), same)
+    chain = known.until(same).then(entries, stamps_us, bytes(digests))
     _known.keep(chain)
     return chain
 

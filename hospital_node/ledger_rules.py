@@ -15,7 +15,7 @@ from typing import Final
 
 from hospital_node.accounting import Mechanism
 from hospital_node.cap import ORDERS, Cap, CapFilter, ReadingKind, plain, rounded_up
-from hospital_node.ledger_chain import Event
+from hospital_node.ledger_chain import Event, decisions, tallies
 from hospital_node.ledger_errors import (
     AlreadyReleased,
     BudgetExhausted,
@@ -25,6 +25,7 @@ from hospital_node.ledger_errors import (
     NotApproved,
     Paused,
 )
+from hospital_node.ledger_pieces import joined_runs
 from hospital_node.ledger_schema import (
     Approved,
     CapLowered,
@@ -79,8 +80,7 @@ def admit(events: Sequence[Event], plan: str, study: str, round_number: int) -> 
         raise NotApproved(
             f"{approved.by} approved {approved.max_rounds} rounds of study '{study}', so round {round_number} may not run."
         )
-    past = charges(events)
-    if any(charge.plan == plan and charge.round == round_number for charge in past):
+    if is_charged(events, plan, round_number):
         raise AlreadyReleased(
             f"Round {round_number} of study '{study}' was charged and released before; a round is released once, ever."
         )
@@ -110,7 +110,7 @@ def _evaluated(approved: Approved, round_number: int) -> Evaluated | None:
 
 
 def _within_budget(events: Sequence[Event], approved: Approved, round_number: int) -> tuple[float, float, ReadingKind]:
-    past = releases(events)
+    past = runs(events)
     if approved.no_guarantee:  # approved aloud, on data declared public: a cap has nothing to protect
         refuse_private(events, approved.study)
         return math.inf, math.inf, "pld"
@@ -157,7 +157,7 @@ def refuse_if_held(events: Sequence[Event]) -> None:
 def held_by(events: Sequence[Event]) -> Hold | None:
     """The hold in force, if any."""
     hold = None
-    for event in events:
+    for event in decisions(events):
         if isinstance(event.entry, Hold):
             hold = event.entry
         elif isinstance(event.entry, Resume):
@@ -168,16 +168,17 @@ def held_by(events: Sequence[Event]) -> Hold | None:
 def open_releases(events: Sequence[Event]) -> int:
     """Charges since the last verified result or resumption: releases in a row that came to nothing, so far."""
     count = 0
-    for event in events:
-        if isinstance(event.entry, Charge):
-            count += 1
-        elif isinstance(event.entry, Verified | Resume):
-            count = 0
+    for event in reversed(events):
+        if isinstance(event.entry, Verified | Resume):
+            break
+        count += isinstance(event.entry, Charge)
     return count
 
 
 def refuse_known_update(events: Sequence[Event], update_id: str) -> None:
     """AlreadyReleased where this update was charged before, in whatever round and session."""
+    if not any(tally.may_hold(update_id) for tally in tallies(events)):
+        return
     for charge in charges(events):
         if charge.update_id == update_id:
             raise AlreadyReleased(
@@ -203,30 +204,53 @@ def charges(events: Sequence[Event]) -> tuple[Charge, ...]:
     return tuple(event.entry for event in events if isinstance(event.entry, Charge))
 
 
+def is_charged(events: Sequence[Event], plan: str, round_number: int) -> bool:
+    """Whether this round of the plan with this digest was released."""
+    return any(tally.is_charged(plan, round_number) for tally in tallies(events))
+
+
+def is_verified(events: Sequence[Event], plan: str, round_number: int) -> bool:
+    """Whether its result came back."""
+    return any(tally.is_verified(plan, round_number) for tally in tallies(events))
+
+
+def runs(events: Sequence[Event]) -> tuple[Release, ...]:
+    """As `releases`, equal ones in a row as one: every reading is the same, and there are as many as plans, not as rounds."""
+    foreseen = _foreseen(events)
+    return tuple(_release(terms, foreseen, count) for terms, count in joined_runs(tallies(events)))
+
+
 def releases(events: Sequence[Event], up_to: Callable[[Charge], bool] = lambda _: True) -> tuple[Release, ...]:
     """What every charge that `up_to` takes did, in order, each within the evaluations that its plan's approval foresees."""
-    foreseen = {event.entry.plan: event.entry.program.evaluations for event in events if isinstance(event.entry, Approved)}
+    foreseen = _foreseen(events)
     return tuple(_release(charge, foreseen) for charge in charges(events) if up_to(charge))
 
 
-def _release(charge: Charge, foreseen: Mapping[str, Evaluations | None]) -> Release:
+def _foreseen(events: Sequence[Event]) -> dict[str, Evaluations | None]:
+    """By plan: the evaluations that its last approval foresees."""
+    approved = (event.entry for event in decisions(events) if isinstance(event.entry, Approved))
+    return {entry.plan: entry.program.evaluations for entry in approved}
+
+
+def _release(charge: Charge, foreseen: Mapping[str, Evaluations | None], rounds: int = 1) -> Release:
     if charge.plan not in foreseen:
         raise LedgerDamaged(
             f"Round {charge.round} of study '{charge.study}' was charged and nobody approved its plan: bring back the newest "
             "intact copy of the ledger."
         )
-    return _one_release(charge.mechanism, int(charge.evaluation is not None), foreseen[charge.plan])
+    return _one_release(charge.mechanism, rounds, int(charge.evaluation is not None), foreseen[charge.plan])
 
 
 @lru_cache(maxsize=64)
-def _one_release(training: Mechanism, evaluated: int, evaluations: Evaluations | None) -> Release:
+def _one_release(training: Mechanism, rounds: int, evaluated: int, evaluations: Evaluations | None) -> Release:
     """The same release as one object: the rounds of a plan are thousands of equal ones."""
-    return Release(training, 1, evaluated, evaluations)
+    return Release(training.times(rounds), rounds, rounds * evaluated, evaluations)
 
 
 def hospitals_per_patient(events: Sequence[Event]) -> dict[str, int]:
     """By plan: how many hospitals one patient may attend, as its last approval says."""
-    return {event.entry.plan: event.entry.hospitals_per_patient for event in events if isinstance(event.entry, Approved)}
+    approved = (event.entry for event in decisions(events) if isinstance(event.entry, Approved))
+    return {entry.plan: entry.hospitals_per_patient for entry in approved}
 
 
 def across_hospitals(events: Sequence[Event]) -> tuple[Mechanism, ...]:
@@ -243,7 +267,7 @@ def _counted_of(events: Sequence[Event], plan: str) -> tuple[Mechanism, ...]:
 def approval_of(events: Sequence[Event], plan: str) -> Approved | None:
     """The approval in force for this plan."""
     approved = None
-    for event in events:
+    for event in decisions(events):
         entry = event.entry
         if isinstance(entry, Approved) and entry.plan == plan:
             approved = entry
@@ -255,7 +279,7 @@ def approval_of(events: Sequence[Event], plan: str) -> Approved | None:
 def current_cap(events: Sequence[Event]) -> Cap | None:
     """The cap in force: of the last approval with a guarantee, or of the last change."""
     cap = None
-    for event in events:
+    for event in decisions(events):
         entry = event.entry
         if isinstance(entry, CapLowered | CapRaised) or (isinstance(entry, Approved) and not entry.no_guarantee):
             cap = entry.cap
@@ -279,7 +303,7 @@ def guaranteed_cap(events: Sequence[Event]) -> Cap | None:
 def agreed_by(events: Sequence[Event]) -> str:
     """Who set the cap in force, and when; both people where it took two."""
     text = "nobody"
-    for event in events:
+    for event in decisions(events):
         entry = event.entry
         if isinstance(entry, CapRaised) or (isinstance(entry, Approved) and entry.confirmed_by and not entry.no_guarantee):
             text = f"{entry.by} and {entry.confirmed_by} on {event.at:%Y-%m-%d}"
@@ -290,7 +314,7 @@ def agreed_by(events: Sequence[Event]) -> str:
 
 def filter_order(events: Sequence[Event]) -> int | None:
     """Order of the Renyi filter: the first approval with a guarantee fixed it, before any charge."""
-    for event in events:
+    for event in decisions(events):
         if isinstance(event.entry, Approved) and not event.entry.no_guarantee:
             return event.entry.renyi_order
     return None
@@ -352,7 +376,7 @@ def planned(plan: Plan, hospital: str, rounds: int) -> tuple[Mechanism, ...]:
 
 def refuse_private(events: Sequence[Event], study: str) -> None:
     """Raise DecisionRefused where any approval of the ledger's life says that these patients are not public."""
-    private = next((e.entry for e in events if isinstance(e.entry, Approved) and not e.entry.data_is_public), None)
+    private = next((e.entry for e in decisions(events) if isinstance(e.entry, Approved) and not e.entry.data_is_public), None)
     if private is not None:
         raise DecisionRefused(
             f"{private.by} approved study '{private.study}' on these patients as private data, so study '{study}', which adds "

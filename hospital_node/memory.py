@@ -23,7 +23,6 @@ class Memory:
 
     def give_back(self) -> None:
         """Free what nothing refers to any more, and hand its pages back."""
-        accounting.forget_compositions()  # each round makes a longer one
         gc.collect()
         if not self._frozen:
             gc.freeze()  # libraries and what else is there after a round stays, so it is looked through once
@@ -32,5 +31,6 @@ class Memory:
 
     def trim(self) -> None:
         """Hand back the pages of what is freed already: reading a long ledger leaves megabytes. A millisecond."""
+        accounting.forget_compositions()  # each round makes a longer one; the epsilon read from it stays
         if self._trim is not None:
             self._trim(0)

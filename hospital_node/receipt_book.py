@@ -22,8 +22,8 @@ from hospital_node.attendance import Attendance
 from hospital_node.budget import DEFAULT_DELTA
 from hospital_node.cap import Cap
 from hospital_node.durable import append_lines
-from hospital_node.ledger_chain import Event
-from hospital_node.ledger_schema import Charge, Verified
+from hospital_node.ledger_chain import Event, until
+from hospital_node.ledger_schema import Charge
 from hospital_node.receipts import BEFORE_FIRST, ChargeFact, EpsilonFact, Outcome, Receipt, ReceiptError, Signed, parse, sign
 from proto import federation_pb2 as pb
 from proto.plan import Plan
@@ -99,7 +99,7 @@ class ReceiptBook:
 
     def write(self, plan: Plan, rounds: Sequence[Known], events: Sequence[Event], identity: Identity, at: datetime) -> int:
         """Make, sign and keep the receipts of the next rounds; how many. Raises OSError: then none was written."""
-        facts, previous, made = LedgerFacts(events, plan.digest().hex()), self._last, []
+        facts, previous, made = LedgerFacts(events, plan.digest().hex(), [known.round for known in rounds]), self._last, []
         for number, known in enumerate(rounds, start=1):
             assert known.round == self.last_round(facts.plan) + number, "receipts follow the rounds"
             receipt = receipt_of(plan, known, facts, identity, at, number=self._count + number, previous=previous)
@@ -117,26 +117,27 @@ class ReceiptBook:
 
 
 class LedgerFacts:
-    """What a verified ledger says of the rounds of one plan; read once for many receipts."""
+    """What a verified ledger says of these rounds of one plan; read once for many receipts, from the newest entry back."""
 
-    def __init__(self, events: Sequence[Event], plan: str) -> None:
+    def __init__(self, events: Sequence[Event], plan: str, rounds: Sequence[int]) -> None:
         self.events, self.plan = events, plan
         self.charges: dict[int, tuple[Event, Charge]] = {}
-        self.verified: set[int] = set()
-        for event in events:
+        self.verified = {number for number in rounds if rules.is_verified(events, plan, number)}
+        wanted = {number for number in rounds if rules.is_charged(events, plan, number)}
+        for event in reversed(events) if wanted else ():
             entry = event.entry
-            if isinstance(entry, Charge) and entry.plan == plan:
+            if isinstance(entry, Charge) and entry.plan == plan and entry.round in wanted:
                 self.charges[entry.round] = event, entry
-            elif isinstance(entry, Verified) and entry.plan == plan:
-                self.verified.add(entry.round)
+                if len(self.charges) == len(wanted):
+                    break
         self._as_of_now: tuple[EpsilonFact | None, bool] | None = None
 
     def epsilon(self, charge: tuple[Event, Charge] | None) -> tuple[EpsilonFact | None, bool]:
         """After this charge, or after all, by the filter that decides; False where no finite figure holds."""
         if charge is not None:
-            return _epsilon(self.events[: charge[0].seq], charged=True)
+            return _epsilon(self.events, charge[0].seq - 1, charge[0].seq)
         if self._as_of_now is None:
-            self._as_of_now = _epsilon(self.events, charged=False)
+            self._as_of_now = _epsilon(self.events, len(self.events), len(self.events))
         return self._as_of_now
 
 
@@ -258,13 +259,14 @@ def _outcome(known: Known, facts: LedgerFacts, attendance: Attendance | None, me
     return "lost", None
 
 
-def _epsilon(until: Sequence[Event], *, charged: bool) -> tuple[EpsilonFact | None, bool]:
-    cap = rules.current_cap(until)
-    judge = rules.filter_of(until, cap or Cap(epsilon=1.0, delta=DEFAULT_DELTA))
-    past = rules.releases(until)
+def _epsilon(events: Sequence[Event], first: int, last: int) -> tuple[EpsilonFact | None, bool]:
+    """What is spent after `last` entries, and how much more that is than after `first`."""
+    earlier, now = until(events, first), until(events, last)
+    cap = rules.current_cap(now)
+    judge = rules.filter_of(now, cap or Cap(epsilon=1.0, delta=DEFAULT_DELTA))
+    past = rules.runs(now)
     kind = judge.kind(past)
-    spent = judge.spent(past, kind)
-    before = judge.spent(past[:-1], kind) if charged else spent
+    spent, before = judge.spent(past, kind), judge.spent(rules.runs(earlier), kind)
     if not spent < float("inf"):
         return None, False
     left = None if cap is None else max(0.0, cap.epsilon - spent)

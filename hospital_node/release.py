@@ -90,7 +90,7 @@ class ReleaseDesk:
         self._clock = clock
         self._variates = variates
         self._attended = attended
-        self._seen = folder.seen_sessions()
+        self._seen = set(folder.seen_sessions())
         self._held: HeldUpdate | None = None
         self._session: MaskingSession | None = None
 
@@ -154,7 +154,7 @@ class ReleaseDesk:
         advert = session.advertise(self._seen, held.base_digest)
         self._end_session("the coordinator opened another session")
         self._remember(session.id, params, held)  # 2
-        self._seen |= {session.id}
+        self._seen.add(session.id)
         self._session = session
         return pb.PhaseAnswer(session=session.id, advert=wire.to_advert(advert))
 

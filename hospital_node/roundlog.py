@@ -13,7 +13,7 @@ What it cannot check: that a sum is that of the uploads, and that a model follow
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -52,10 +52,10 @@ class LogDamaged(WorkFailed):
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """What this node knows of its own part: sessions that it ever answered, and the last list that it signed."""
+    """What this node knows of its own part: which sessions it may have answered, and the last list that it signed."""
 
     uri: str
-    sessions: frozenset[bytes]
+    answered: Callable[[bytes], bool]
     session: bytes = b""
     signed: tuple[str, ...] | None = None
 
@@ -73,9 +73,9 @@ class KeptLog:
         self.plan, self._digest = plan, plan.digest()
         named = None if scaffold.is_used(plan) else plan.start_digest  # of x alone, and a round publishes x and c as one vector
         self._start = None if named is None else bytes.fromhex(named)
-        self._heads = [first_head(self._digest)]
-        self._models: list[bytes | None] = [self._start]
         self.last: Entry | None = None
+        self._before: Entry | None = None  # the one before the last
+        self._first_base: bytes | None = None
         for entry in read_kept(self.path):
             try:
                 check_next(self.last, entry, self._digest, self._start)
@@ -86,20 +86,33 @@ class KeptLog:
     @property
     def count(self) -> int:
         """Entries kept."""
-        return len(self._heads) - 1
+        return 0 if self.last is None else self.last.index
 
     @property
     def head(self) -> bytes:
         """Head of the last one."""
-        return self._heads[-1]
+        return first_head(self._digest) if self.last is None else self.last.head
 
     def head_after(self, rounds: int) -> bytes | None:
-        """The head once so many rounds had ended; None where fewer were shown."""
-        return self._heads[rounds] if rounds < len(self._heads) else None
+        """The head once so many rounds had ended; None where fewer were shown. Raises LogDamaged."""
+        if rounds == 0:
+            return first_head(self._digest)
+        entry = self._entry(rounds)
+        return None if entry is None else entry.head
 
     def model_after(self, rounds: int) -> bytes | None:
-        """The model published by then; None where nothing says so."""
-        return self._models[rounds] if rounds < len(self._models) else None
+        """The model published by then; None where nothing says so. Raises LogDamaged."""
+        if rounds == 0:
+            return self._start or self._first_base
+        entry = self._entry(rounds)
+        return None if entry is None else entry.model
+
+    def _entry(self, index: int) -> Entry | None:
+        """One entry. Only the newest two are at hand: a log has thousands, and no round asks for another."""
+        if index > self.count:
+            return None
+        near = next((one for one in (self.last, self._before) if one is not None and one.index == index), None)
+        return near or next(entry for entry in read_kept(self.path) if entry.index == index)
 
     def read(self) -> tuple[Entry, ...]:
         """Every entry."""
@@ -125,7 +138,7 @@ class KeptLog:
             return
         if own.signed is not None and entry.session == own.session and entry.survivors != tuple(sorted(own.signed)):
             raise LogForked(f"entry {entry.index} lists other survivors than this node signed", entry)
-        if own.uri in entry.survivors and own.sessions and entry.session not in own.sessions:
+        if own.uri in entry.survivors and not own.answered(entry.session):
             raise LogForked(f"entry {entry.index} lists this hospital in a session that it never answered", entry)
 
     def append(self, entries: Sequence[Entry]) -> None:
@@ -141,11 +154,9 @@ class KeptLog:
             self._remember(entry)
 
     def _remember(self, entry: Entry) -> None:
-        self.last = entry
-        if entry.index == 1 and self._models[0] is None:
-            self._models[0] = entry.base
-        self._heads.append(entry.head)
-        self._models.append(entry.model)
+        self.last, self._before = entry, self.last
+        if entry.index == 1:
+            self._first_base = entry.base
 
 
 def read_kept(path: Path) -> Iterator[Entry]:

@@ -192,15 +192,25 @@ class StateFolder:
 
     def seen_sessions(self) -> frozenset[bytes]:
         """Ids of all sessions ever answered. A line that a power cut left short was never answered."""
+        return frozenset(self._each_session())
+
+    def has_answered(self, session: bytes) -> bool:
+        """Whether this session was ever answered; True also where none is written down at all."""
+        first = None
+        for first in self._each_session():
+            if first == session:
+                return True
+        return first is None
+
+    def _each_session(self) -> Iterator[bytes]:
         try:
-            lines = self.sessions.read_text(encoding="ascii").splitlines()
+            with self.sessions.open(encoding="ascii") as lines:
+                for line in lines:
+                    if len(line.rstrip()) >= 2 * SESSION_BYTES:
+                        yield bytes.fromhex(line)
         except FileNotFoundError:
-            return frozenset()
-        except UnicodeDecodeError as error:
-            raise StateError(f"{self.sessions} is damaged: restore it, or take part under a new identity") from error
-        try:
-            return frozenset(bytes.fromhex(line) for line in lines if len(line) >= 2 * SESSION_BYTES)
-        except ValueError as error:
+            return
+        except ValueError as error:  # also what is no ASCII
             raise StateError(f"{self.sessions} is damaged: restore it, or take part under a new identity") from error
 
     def remember_session(self, session: bytes) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from hospital_node.cohort import Cohort
-from hospital_node.ledger_chain import Event
+from hospital_node.ledger_chain import Event, decisions
 from hospital_node.ledger_errors import DecisionRefused, LedgerDamaged
 from hospital_node.ledger_schema import PatientWithdrawn
 
@@ -47,9 +47,9 @@ class Withdrawals:
         return Cohort(cohort.layout, kept, cohort.skipped), Cohort(cohort.layout, out)
 
 
-def withdrawn_in(events: Iterable[Event]) -> tuple[PatientWithdrawn, ...]:
+def withdrawn_in(events: Sequence[Event]) -> tuple[PatientWithdrawn, ...]:
     """Every withdrawal, in order."""
-    return tuple(event.entry for event in events if isinstance(event.entry, PatientWithdrawn))
+    return tuple(event.entry for event in decisions(events) if isinstance(event.entry, PatientWithdrawn))
 
 
 def withdrawals(events: Sequence[Event], key: bytes) -> Withdrawals:
