@@ -83,10 +83,10 @@ class Chain(Sequence[Event]):
         return self._event(range(len(self))[place])
 
     def __iter__(self) -> Iterator[Event]:
-        numbers = count(1)
-        for entries, stamps_us, digests in self._parts():
+        for piece in range(len(self._pieces) + 1):
+            entries, stamps_us, digests = self._part(piece)
             each = (digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES))
-            yield from map(Event, numbers, stamps_us, entries, each)
+            yield from map(Event, count(PIECE * piece + 1), stamps_us, entries, each)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Chain) and len(self) == len(other) and self._head() == other._head()
@@ -108,9 +108,6 @@ class Chain(Sequence[Event]):
             return self._entries, self._stamps_us, self._digests
         full = self._pieces[piece]
         return full.entries(), full.stamps_us, full.digests
-
-    def _parts(self) -> Iterator[tuple[tuple[Entry, ...], array[int], bytes]]:
-        return map(self._part, range(len(self._pieces) + 1))
 
     def tallies(self) -> Iterator[Tally]:
         """Of everything, in order."""
