@@ -45,6 +45,7 @@ class CoordinatorConfig(Frozen):
     metrics: str | None = None  # host:port on this machine for Prometheus; None: no metrics are served
     json_logs: bool = False  # one JSON object a line instead of lines for people
     store_patience_s: float = Field(default=60.0, gt=0, le=3600)  # an open session outlives a store out of reach for so long
+    evaluation_patience_s: float = Field(default=3600.0, ge=0)  # a finished run waits so long for evaluators at work
     drill_pause_s: float = Field(default=0.0, ge=0, le=600)  # pause between masking phases, for demonstrations and drills
 
     further: tuple[FurtherPlan, ...] = ()  # [[further]]: plans beside the one that is named above

@@ -22,6 +22,7 @@ from coordinator import events as ev
 from coordinator import journal, orders
 from coordinator.awaited import Awaited, awaited
 from coordinator.config import CoordinatorConfig
+from coordinator.ending import Ending, Evaluator
 from coordinator.journal import JournalError
 from coordinator.machine import Machine
 from coordinator.mailbox import Mailbox, first_id
@@ -67,14 +68,6 @@ class Drawn:
     view: SessionView
 
 
-@dataclass(slots=True)
-class Evaluator:
-    """What is known of an evaluator."""
-
-    state: str = "absent"
-    last_seen_at: float | None = None
-
-
 class Run:
     """One study's run. One owner, one event loop; only opening a sum happens in another thread."""
 
@@ -95,7 +88,9 @@ class Run:
         self.views: dict[bytes, SessionView] = {}
         self.bells: dict[str, asyncio.Event] = {}
         self.evaluators = {uri: Evaluator() for uri in self.plan.evaluators}
-        self._started_s, self._took_over = now_s(), bool(self.store.rounds())
+        self._ending = Ending(self.plan.timing.lost_after_s, config.evaluation_patience_s)
+        if self.store.rounds():
+            self._ending.took_over_s = now_s()
         self.state = self._begin(config, start, held)
         self.mail = self._mailboxes()
         self.told: set[str] = set()  # parties that know that the run is over
@@ -397,15 +392,10 @@ class Run:
             changes.member(uri, evaluator.state, evaluator.last_seen_at)
 
     def over(self) -> bool:
-        """Whether the run ended and every party heard of lately knows it and has done its last orders."""
+        """Whether the run ended and every party that is waited for knows it and has done its last orders."""
         if not self.state.finished:
             return False
-        lost_after_s = self.plan.timing.lost_after_s
-        if self._took_over and self.now_s() - self._started_s < lost_after_s:  # they may still be on their way back
-            return {*self.state.members, *self.evaluators} <= self.told
-        here = {one.uri for one in self.state.members.values() if is_present(one, self.now_s(), lost_after_s)}
-        here |= {uri for uri, e in self.evaluators.items() if e.last_seen_at and time.time() - e.last_seen_at < lost_after_s}
-        return here <= self.told
+        return self._ending.awaited(self.state.members, self.evaluators, self.now_s(), time.time()) <= self.told
 
     def abandon(self) -> None:
         """Do nothing more: another run takes this plan up from its store."""

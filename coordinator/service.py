@@ -270,6 +270,9 @@ class Federation(rpc.FederationServicer):
                 return done, Wait("another poll of this party is open")
 
     async def _report(self, caller: Caller, request: pb.NodeReport) -> pb.Ack:
+        if request.state == pb.NodeReport.MEASURING:
+            self._only("evaluator", caller, "measures")
+            return self._acknowledged(caller, "evaluate", request)
         self._only("hospital", caller, "reports training")
         report = REPORTS.get(request.state)
         if report is None:

@@ -25,6 +25,7 @@ from hospital_node.keyring import Keyring
 from hospital_node.link import Link, ModelMismatch, OrderStale, dial
 from hospital_node.logs import logger
 from hospital_node.loop import Conversation, Rand
+from hospital_node.measuring import said_meanwhile
 from hospital_node.reach import reason_of_loss
 from hospital_node.state import StateFolder
 from hospital_node.study import plan_offered
@@ -154,9 +155,10 @@ class Evaluator:
             length = scaffold.published_length(plan, layout)
             published = link.fetch_model(order.model_digest, order.model_bytes, length, "evaluate")
             model, _ = scaffold.taken_apart(plan, published)
-            cases = self._public_cases(plan)
-            self._display.show("evaluating", f"measuring the model of round {order.round}", round_number=order.round)
-            scored = self._score(cases, self._workshop.scorer(plan, model, self._config.threads))
+            with said_meanwhile(link, order.round, plan.timing.lost_after_s):
+                cases = self._public_cases(plan)
+                self._display.show("evaluating", f"measuring the model of round {order.round}", round_number=order.round)
+                scored = self._score(cases, self._workshop.scorer(plan, model, self._config.threads))
             self._keep_picture(order.round, cases, scored)
             link.measure(measurement_of(order, plan, scored))
         except (ModelMismatch, OrderStale) as error:

@@ -87,7 +87,7 @@ class Link(Protocol):
         ...
 
     def report(self, report: pb.NodeReport) -> None:
-        """Training state. Raises OrderStale."""
+        """Training state, or that a model is being measured; the one call for any thread. Raises OrderStale."""
         ...
 
     def answer(self, answer: pb.PhaseAnswer) -> None:
@@ -172,7 +172,7 @@ class GrpcLink:
 
     def report(self, report: pb.NodeReport) -> None:
         """See Link."""
-        self._unary(self._stub.Report, report, "train")
+        self._unary(self._stub.Report, report, "evaluate" if report.state == pb.NodeReport.MEASURING else "train")
 
     def answer(self, answer: pb.PhaseAnswer) -> None:
         """See Link."""

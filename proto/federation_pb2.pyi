@@ -427,12 +427,14 @@ class NodeReport(_message.Message):
         DECLINED: _ClassVar[NodeReport.State]
         FAILED: _ClassVar[NodeReport.State]
         LEFT: _ClassVar[NodeReport.State]
+        MEASURING: _ClassVar[NodeReport.State]
     STATE_UNSPECIFIED: NodeReport.State
     TRAINING: NodeReport.State
     READY: NodeReport.State
     DECLINED: NodeReport.State
     FAILED: NodeReport.State
     LEFT: NodeReport.State
+    MEASURING: NodeReport.State
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]

@@ -23,7 +23,7 @@ from typing import NoReturn
 import pytest
 from ledger_world import DELTA, at, make_plan, new_ledger, release, session_id, update_id
 
-from hospital_node import ledger_store
+from hospital_node import ledger_stamp, ledger_store
 from hospital_node.ledger import AlreadyReleased, BudgetExhausted, CannotRecord, Cap, Ledger, LedgerError
 
 PLAN = make_plan(rounds=2000, sigma=0)  # no accountant is asked, so that time goes to the disk; budgets have their own test
@@ -71,7 +71,8 @@ def heard(child: int, hear: int) -> tuple[bytes, int]:
 
 
 def kill_at(point: str) -> None:
-    """From now on this process dies at `point` of its next commit."""
+    """From now on this process dies at `point` of its next commit, which reads the entries however long they have settled."""
+    ledger_stamp.SETTLED_NS = 10**18
     connect, write = ledger_store._connect, ledger_store.write_whole
 
     def connected(database: Path, mode: str) -> sqlite3.Connection:

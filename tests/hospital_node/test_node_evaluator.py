@@ -25,9 +25,11 @@ from node_world import (
     make_workshop,
 )
 
-from hospital_node import loop
+from hospital_node import loop, measuring
 from hospital_node.config import ConfigError, load_config
 from hospital_node.evaluator import evaluate_with, measurement_of
+from hospital_node.link import LinkLost, LinkRefused, OrderStale
+from hospital_node.measuring import said_meanwhile
 from hospital_node.prepared import PreparedCase, PreparedPatient
 from hospital_node.progress import read_progress
 from hospital_node.state import StateFolder
@@ -156,3 +158,37 @@ def test_a_label_that_no_truth_holds_is_left_out_for_that_case() -> None:
         ("anterior", [0.5, 0.75]),
         ("posterior", [0.25]),
     ]
+
+
+def test_while_it_measures_the_evaluator_says_that_it_is_at_work(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "LONGEST_S", 0.001)
+    prepare = running.prepare
+
+    def slowly(plan: Any, count: Any) -> Any:
+        running.link.wait_for(3)
+        return prepare(plan, count)
+
+    monkeypatch.setattr(running, "prepare", slowly)
+    running.start()
+    running.link.put(evaluate=order(7))
+    running.link.put(finished=pb.Finished(reason="over"))
+    assert running.future.exception(10) is None
+    *said, numbers = running.link.sent
+    assert {(one.round, one.state) for one in said} == {(7, pb.NodeReport.MEASURING)}
+    assert isinstance(numbers, pb.Measurement)
+
+
+@pytest.mark.parametrize("error", [LinkLost("gone"), LinkRefused("no hospital"), OrderStale("unknown")])
+def test_a_report_that_nobody_wants_ends_no_measurement(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "LONGEST_S", 0.001)
+    link, asked = FakeLink(make_plan(), EVALUATOR), threading.Semaphore(0)
+
+    def refuse(_: pb.NodeReport) -> None:
+        asked.release()
+        raise error
+
+    monkeypatch.setattr(link, "report", refuse)
+    with said_meanwhile(link, 1, 60.0):
+        assert asked.acquire(timeout=10)
+        again = asked.acquire(timeout=10 if isinstance(error, LinkLost) else 0.05)
+    assert again == isinstance(error, LinkLost)
