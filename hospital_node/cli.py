@@ -261,6 +261,9 @@ def _check_table(lines: Sequence[Check]) -> Table:
 
 def _until_signalled(work: Callable[[threading.Event], None]) -> None:
     """Run `work` in a thread; SIGINT and SIGTERM ask it to stop. The main thread only waits, so handlers run at once."""
+    from hospital_node.memory import share_one_heap
+
+    share_one_heap()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
