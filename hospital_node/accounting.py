@@ -138,17 +138,21 @@ def noise_multiplier_for(
     steps: int,
     beside: Sequence[Mechanism] = (),
     shares: Shares | None = None,
+    *,
+    outsider: bool = False,
 ) -> float:
     """Smallest noise multiplier, in thousandths and rounded up, at which `steps` steps cost at most `target_epsilon`.
 
-    `beside`: what runs besides and is part of the cost, such as evaluations. Raises ValueError where nothing reaches it.
+    `beside`: what runs besides and is part of the cost, such as evaluations. `outsider`: the cost is that against whoever knows
+    no hospital's share (`outsider_epsilon`); a ledger charges more. Raises ValueError where nothing reaches it.
     """
     _check_delta(delta)
     if not (math.isfinite(target_epsilon) and target_epsilon > 0) or steps < 1:
         raise ValueError("planning needs a finite epsilon above 0 and at least one step")
 
     def fits(thousandths: int) -> bool:
-        return epsilon([Mechanism(thousandths * SIGMA_STEP, sampling_rate, steps, shares), *beside], delta) <= target_epsilon
+        spent = [Mechanism(thousandths * SIGMA_STEP, sampling_rate, steps, shares), *beside]
+        return (outsider_epsilon(spent, delta) if outsider else epsilon(spent, delta)) <= target_epsilon
 
     high = round(1 / SIGMA_STEP)
     while not fits(high):

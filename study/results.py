@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, select
+from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from study import results_tables as tables
-from study.bench.cells import Cell, CellResult, RoundRow
+from study.bench.cells import Cell, CellResult, Readings, RoundRow
 
 FILE = "results.db"  # in a study's folder
 BUSY_S = 10.0  # a reader waits so long for the writer's checkpoint
@@ -127,9 +127,9 @@ class Results:
         """Cells of the study file as last started, in its order, with their rounds."""
         table = tables.cells
         with self.reading() as connection:
-            rounds = _rounds(connection)
+            rounds, readings = _rounds(connection), _readings(connection)
             rows = connection.execute(select(table).where(table.c.position.is_not(None)).order_by(table.c.position)).all()
-        return [_cell_row(row, tuple(rounds.get(row.id, ()))) for row in rows]
+        return [_cell_row(row, tuple(rounds.get(row.id, ())), readings.get(row.id)) for row in rows]
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -170,7 +170,16 @@ def _rounds(connection: Connection) -> dict[str, list[RoundRow]]:
     return rounds
 
 
-def _cell_row(row: Any, rounds: tuple[RoundRow, ...]) -> CellRow:
+def _readings(connection: Connection) -> dict[str, Readings]:
+    """By cell; none in a file of a version that stored epsilon alone."""
+    if not inspect(connection).has_table(tables.readings.name):
+        return {}
+    figures = tuple(Readings.model_fields)
+    rows = connection.execute(select(tables.readings))
+    return {row.cell: Readings(**{name: getattr(row, name) for name in figures}) for row in rows}
+
+
+def _cell_row(row: Any, rounds: tuple[RoundRow, ...], readings: Readings | None) -> CellRow:
     return CellRow(
         cell=Cell.model_validate_json(row.content),
         state=row.state,
@@ -180,13 +189,13 @@ def _cell_row(row: Any, rounds: tuple[RoundRow, ...]) -> CellRow:
         ended_at=_time(row.ended_at),
         software=row.software or "",
         rounds=rounds,
-        result=_result(row, rounds) if row.state == "done" else None,
+        result=_result(row, rounds, readings) if row.state == "done" else None,
     )
 
 
-def _result(row: Any, rounds: tuple[RoundRow, ...]) -> CellResult:
+def _result(row: Any, rounds: tuple[RoundRow, ...], readings: Readings | None) -> CellResult:
     stored = ("wall_s", "cpu_s", "vector_length", "plan_digest", "noise_multiplier", "epsilon", "delta", "hospitals", "clipped")
-    return CellResult(cell=row.id, rounds=list(rounds), **{name: getattr(row, name) for name in stored})
+    return CellResult(cell=row.id, rounds=list(rounds), readings=readings, **{name: getattr(row, name) for name in stored})
 
 
 def _time(seconds: float | None) -> datetime | None:

@@ -58,6 +58,15 @@ cells = Table(
     Column("software", String(64)),  # version that ran it
 )
 
+readings = Table(  # files of earlier versions have none
+    "readings",
+    metadata,
+    Column("cell", String(32), ForeignKey("cells.id"), primary_key=True),
+    Column("at_default", Float),  # epsilon at the product's default delta
+    Column("outsider", Float),  # of shared noise, against whoever knows no share
+    Column("outsider_at_default", Float),
+)
+
 rounds = Table(
     "rounds",
     metadata,

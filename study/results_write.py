@@ -19,7 +19,8 @@ from sqlalchemy import Connection, Engine, delete, event, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from study import results_tables as tables
-from study.bench.cells import Cell, CellResult, RoundRow, Setting
+from study.bench.cells import Cell, CellResult, Readings, RoundRow, Setting
+from study.bench.readings import known
 from study.results import FILE, CellRow, Results, ResultsError, StudyRow, cause, results_engine
 
 UNENDED: Mapping[str, Any] = {"state": "planned", "reason": "", "started_at": None, "ended_at": None}
@@ -85,7 +86,7 @@ class ResultsWriter(Results):
         values |= {"state": "done", "ended_at": at, "software": software()}
         values["upload_bytes"] = sum(row.upload_bytes for row in result.rounds)
         values["download_bytes"] = sum(row.download_bytes for row in result.rounds)
-        self._move(result.cell, "running", values, result.rounds)
+        self._move(result.cell, "running", values, result)
 
     def failed(self, cell: str, reason: str, at: float) -> None:
         """A running cell gave nothing; it is run again at the next start."""
@@ -97,8 +98,8 @@ class ResultsWriter(Results):
             table = tables.cells
             _forget(connection, list(connection.scalars(select(table.c.id).where(table.c.state == "running"))))
 
-    def _move(self, cell: str, state: str, values: Mapping[str, Any], rounds: Sequence[RoundRow] | None = None) -> None:
-        """Change one cell that is in `state`; with `rounds`, these replace the published ones."""
+    def _move(self, cell: str, state: str, values: Mapping[str, Any], result: CellResult | None = None) -> None:
+        """Change one cell that is in `state`; with `result`, its rounds replace the published ones."""
         table = tables.cells
         with self._changing() as connection:
             changed = connection.execute(update(table).where(table.c.id == cell, table.c.state == state).values(dict(values)))
@@ -106,10 +107,12 @@ class ResultsWriter(Results):
                 raise ResultsError(
                     f"cell {cell} is not {state} in {self.path}: another process changed it; start the study again"
                 )
-            if rounds is not None:
+            if result is not None:
                 _remove_rounds(connection, [cell])
-                for row in rounds:
+                for row in result.rounds:
                     _insert_round(connection, cell, row)
+                if result.readings is not None:
+                    _upsert(connection, tables.readings, {"cell": cell}, result.readings.model_dump())
 
     @contextmanager
     def _changing(self) -> Iterator[Connection]:
@@ -154,6 +157,8 @@ def _cell_values(row: CellRow, names: Sequence[str], labels: Sequence[str]) -> d
     values |= {f"score {label}": final.get(label) for label in labels}
     for name in ("epsilon", "delta", "noise_multiplier", "wall_s", "cpu_s", "vector_length", "plan_digest", "clipped"):
         values["spent_epsilon" if name == "epsilon" else name] = getattr(result, name) if result else None
+    read = known(cell, result) if result else Readings()
+    values |= {f"epsilon_{name}": value for name, value in read.model_dump().items()}
     values["rounds"] = row.rounds[-1].round if row.rounds else None
     values["hospitals_dealt"] = len(result.hospitals) if result else None
     values["patients"] = sum(result.hospitals.values()) if result else None

@@ -24,6 +24,7 @@ from coordinator.optimizer import next_model
 from coordinator.rounds import step
 from coordinator.state import Phase, begin, seats_of
 from coordinator.wire_orders import to_open
+from hospital_node.releases import Release
 from proto.buffering import damping
 from proto.layout import Vector, model_digest
 from proto.parts import sent_layout
@@ -45,8 +46,11 @@ NOTHING, UNSIGNED = bytes(32), b"-"  # in the place of keys, digests and signatu
 
 def run_buffered(
     setting: Setting, paces: Mapping[str, float], on_round: Callable[[RoundRow], None], stop: threading.Event
-) -> list[RoundRow]:
-    """Play the cell's plan to its end; `paces`: what a training takes at each hospital. Raises StudyError, Interrupted."""
+) -> tuple[list[RoundRow], Release | None]:
+    """Play the cell's plan to its end; `paces`: what a training takes at each hospital. Raises StudyError, Interrupted.
+
+    Beside the rounds: what a ledger of the hospital that took most steps would hold; None where the plan gives no guarantee.
+    """
     return _Simulation(setting, paces, on_round, stop).run()
 
 
@@ -72,7 +76,7 @@ class _Simulation:
         first = model_digest(setting.start)
         self._state = begin(plan, round=1, base_digest=first, base_round=0, due=(), now_s=0.0)
 
-    def run(self) -> list[RoundRow]:
+    def run(self) -> tuple[list[RoundRow], Release | None]:
         """To the end."""
         self._tell(self._hospitals.row(0, self._setting.start, (), time.perf_counter()))
         self._events += [ev.Tick(), *(ev.Joined(uri, public_der(key)) for uri, key in self._keys.items())]
@@ -84,7 +88,7 @@ class _Simulation:
             if self._at.get(uri) == of:
                 self._events.append(ev.Reported(uri, of[0], ev.Report.READY, of[1]))
             self._settle()
-        return self._rows
+        return self._rows, self._hospitals.charged()
 
     def _settle(self) -> None:
         """Everything that follows before time passes. Everybody is always heard of."""

@@ -6,6 +6,9 @@ resolved by trying: suppose that nobody is asked more than k times, take the sma
 plan with that noise, and keep it if the count is k or less. The first k that holds is used, from the least possible one on;
 k = all rounds always holds. Where hospitals take unequally many steps, k rounds are those of the one that takes most, and what
 is counted are each hospital's own steps.
+
+With shared noise the wanted epsilon is the charged one, against the plan's colluders, or the outsider's, against whoever knows
+no hospital's share (`epsilon_reading`); what a ledger charges is the first of them in either case.
 """
 
 from __future__ import annotations
@@ -76,7 +79,10 @@ def _noise_multiplier(
 ) -> float:
     assert cell.epsilon is not None
     try:
-        return _smallest(cell.epsilon, privacy["delta"], privacy["inverse_sampling_rate"], steps, beside, shares)
+        outsider = shares is not None and cell.epsilon_reading == "outsider"
+        return _smallest(
+            cell.epsilon, privacy["delta"], privacy["inverse_sampling_rate"], steps, beside, shares, outsider=outsider
+        )
     except ValueError as error:
         raise StudyError(f"study {cell.study}, cell {cell.label}: {error}: ask for a larger epsilon or fewer steps") from error
 
@@ -89,8 +95,11 @@ def _smallest(
     steps: int,
     beside: tuple[Mechanism, ...],
     shares: Shares | None,
+    *,
+    outsider: bool,
 ) -> float:  # as the ledger reads it
-    return noise_multiplier_for(epsilon, UNIFORM_SHARE * delta, 1 / inverse_sampling_rate, steps, beside, shares)
+    rate = 1 / inverse_sampling_rate
+    return noise_multiplier_for(epsilon, UNIFORM_SHARE * delta, rate, steps, beside, shares, outsider=outsider)
 
 
 def _with(cell: Cell, plan: Plan, privacy: Mapping[str, Any]) -> Plan:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib
+import math
 import os
 import shutil
 import threading
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hospital_node.accounting import Mechanism
-from hospital_node.cap import Cap, stated
+from hospital_node.cap import Cap, plain, stated
 from hospital_node.ledger_rules import evaluations_of, shares_of_plan
 from hospital_node.releases import Release, counted
 from hospital_node.work import Interrupted
@@ -31,6 +32,7 @@ from study import presets
 from study.bench.calibrate import noised
 from study.bench.cells import Cell, CellResult, DataKind, Method, RoundRow
 from study.bench.draws import draws_for
+from study.bench.readings import History, readings_of
 from study.bench.task import Draws, Patients, StudyError, Task, Unit
 
 TASKS = {"segmentation": "study.bench.segmentation:TASK", "digits": "study.examples.digits:TASK"}
@@ -45,6 +47,7 @@ IN_MEMORY_TIMING = {  # hospitals train one after another here: no deadline may 
 CAP_MARGIN = 1.001  # against rounding: the cap is what the plan costs
 
 OnRound = Callable[[RoundRow], None]
+Ran = tuple[list[RoundRow], Sequence[History]]  # what each hospital's ledger was charged; empty: no guarantee
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def run_cell(cell: Cell, workspace: Path, on_round: OnRound, stop: threading.Eve
     """
     began_s, cpu_began_s = time.monotonic(), time.process_time()
     setting = prepare_cell(cell, workspace / "cache", stop)
-    rounds, spent = _run(setting, workspace / "cells" / cell.id, on_round, stop)
+    rounds, charged = _run(setting, workspace / "cells" / cell.id, on_round, stop)
     return CellResult(
         cell=cell.id,
         rounds=rounds,
@@ -82,8 +85,9 @@ def run_cell(cell: Cell, workspace: Path, on_round: OnRound, stop: threading.Eve
         vector_length=len(setting.start),
         plan_digest=setting.plan.digest().hex(),
         noise_multiplier=setting.plan.privacy.noise_multiplier,
-        epsilon=spent,
+        epsilon=_worst(rounds),
         delta=setting.plan.privacy.delta,
+        readings=readings_of(charged, setting.plan.privacy.delta),
         hospitals=setting.sizes,
     )
 
@@ -155,11 +159,18 @@ def epsilon_of(plan: Plan, steps: int, rounds: int | None = None) -> float | Non
 
     Beside them as many of the plan's evaluations as `rounds` rounds can have; all where the rounds are not said.
     """
+    release = release_of(plan, steps, rounds)
+    if release is None:
+        return None
+    return stated(counted([release]), plan.privacy.delta) if steps else 0.0
+
+
+def release_of(plan: Plan, steps: int, rounds: int | None = None) -> Release | None:
+    """So many local steps, and the evaluations of `rounds` rounds, as a ledger holds them; None without a guarantee."""
     if plan.privacy.no_guarantee:
         return None
     mechanism = Mechanism(plan.privacy.noise_multiplier, 1 / plan.privacy.inverse_sampling_rate, steps, shares_of_plan(plan))
-    release = Release(mechanism, plan.rounds if rounds is None else rounds, evaluations=evaluations_of(plan))
-    return stated(counted([release]), plan.privacy.delta) if steps else 0.0
+    return Release(mechanism, plan.rounds if rounds is None else rounds, evaluations=evaluations_of(plan))
 
 
 def _own_steps(cell: Cell, hospitals: int) -> Sequence[int | None]:
@@ -174,7 +185,7 @@ def _own_steps(cell: Cell, hospitals: int) -> Sequence[int | None]:
     return own or [None] * hospitals
 
 
-def _run(setting: Setting, folder: Path, on_round: OnRound, stop: threading.Event) -> tuple[list[RoundRow], float | None]:
+def _run(setting: Setting, folder: Path, on_round: OnRound, stop: threading.Event) -> Ran:
     if stop.is_set():  # the last moment at which nothing was paid
         raise Interrupted
     _pay(setting)
@@ -182,7 +193,7 @@ def _run(setting: Setting, folder: Path, on_round: OnRound, stop: threading.Even
         return _buffered(setting, on_round, stop)
     match setting.cell.method:
         case Method.POOLED | Method.LOCAL:
-            return _ordinary(setting, on_round, stop), None
+            return _ordinary(setting, on_round, stop), ()
         case Method.PLAIN:
             return _plain(setting, on_round, stop)
         case Method.MASKED:
@@ -205,41 +216,44 @@ def _ordinary(setting: Setting, on_round: OnRound, stop: threading.Event) -> lis
     return rows
 
 
-def _plain(setting: Setting, on_round: OnRound, stop: threading.Event) -> tuple[list[RoundRow], float | None]:
+def _plain(setting: Setting, on_round: OnRound, stop: threading.Event) -> Ran:
     from study.bench.plain import run_plain
 
     given: Any = run_plain(
         setting.plan, setting.start, setting.hospitals, setting.test, setting.task, setting.draws, on_round, stop
     )
-    return given.rounds, _worst(given.rounds)
+    return given.rounds, _histories(given.charged)
 
 
-def _buffered(setting: Setting, on_round: OnRound, stop: threading.Event) -> tuple[list[RoundRow], float | None]:
+def _buffered(setting: Setting, on_round: OnRound, stop: threading.Event) -> Ran:
     from study.bench.buffered import run_buffered
 
     paces = dict(zip(setting.hospitals, setting.cell.partition.paces or [1.0] * len(setting.hospitals), strict=True))
-    rows: list[RoundRow] = run_buffered(setting, paces, on_round, stop)
-    return rows, _worst(rows)
+    rows, charged = run_buffered(setting, paces, on_round, stop)
+    return rows, _histories(charged)
 
 
-def _masked(setting: Setting, folder: Path, on_round: OnRound, stop: threading.Event) -> tuple[list[RoundRow], float | None]:
+def _masked(setting: Setting, folder: Path, on_round: OnRound, stop: threading.Event) -> Ran:
     from study.bench.federation import Seats, run_federation
 
     plan, task, draws = setting.plan, setting.task, setting.draws
     seats = Seats(
         {uri: task.workshop(units, draws) for uri, units in setting.hospitals.items()}, task.workshop(setting.test, draws)
     )
+    cap = cap_of(plan)
     model = Model(task.layout(plan), setting.start, {"made-by": "secagg-study"})
     public = setting.cell.data.kind is not DataKind.PRIVATE
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        done: Any = run_federation(
-            folder, plan, model, seats, cap=_cap(plan), data_is_public=public, on_round=on_round, stop=stop
-        )
+        done: Any = run_federation(folder, plan, model, seats, cap=cap, data_is_public=public, on_round=on_round, stop=stop)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return done.rounds, _worst(done.rounds)
+    return done.rounds, done.charged
+
+
+def _histories(charged: Release | None) -> Sequence[History]:
+    return () if charged is None or not charged.training.steps else ([charged],)
 
 
 def _worst(rounds: Sequence[RoundRow]) -> float | None:
@@ -247,9 +261,17 @@ def _worst(rounds: Sequence[RoundRow]) -> float | None:
     return max(spent) if spent else None
 
 
-def _cap(plan: Plan) -> Cap | None:
+def cap_of(plan: Plan) -> Cap | None:
+    """What each hospital's ledger grants: what the whole plan costs. Raises StudyError where that has no bound."""
     whole = epsilon_of(plan, plan.most_steps)
-    return None if whole is None else Cap(epsilon=CAP_MARGIN * whole, delta=plan.privacy.delta)
+    if whole is None:
+        return None
+    if math.isinf(whole):
+        raise StudyError(
+            f"study '{plan.study}': {plan.most_steps} steps with noise_multiplier {plan.privacy.noise_multiplier:g} have no "
+            f"finite epsilon at delta {plain(plan.privacy.delta)}, and no ledger grants that: ask for more noise"
+        )
+    return Cap(epsilon=CAP_MARGIN * whole, delta=plan.privacy.delta)
 
 
 @contextmanager

@@ -87,6 +87,7 @@ class Cell(Frozen):
     epsilon: Annotated[float, Field(gt=0)] | None = (
         None  # target that sets the noise multiplier; inf: no noise; None: the plan's own
     )
+    epsilon_reading: Literal["charged", "outsider"] = "charged"  # whose reading `epsilon` is; outsider: of shared noise, c = 0
     ordinary: Ordinary = Ordinary()
     plan: dict[str, Any]  # a plan's fields without study, hospitals, evaluators and start_digest
     settings: dict[str, Setting]  # what the study file varied, for tables; names as in the study file
@@ -105,6 +106,8 @@ class Cell(Frozen):
             del fields["partition"]["local_steps"]
         if self.partition.paces is None:
             del fields["partition"]["paces"]
+        if self.epsilon_reading == "charged":
+            del fields["epsilon_reading"]
         if self.epsilon is not None and math.isfinite(self.epsilon) and self.plan.get("participants") is not None:
             fields["rounds_counted"] = MOST_ASKED
         content = json.dumps(fields, sort_keys=True, separators=(",", ":"))
@@ -129,6 +132,17 @@ class RoundRow(Frozen):
     seconds: float  # of a round under a simulated clock: since the last one, in units of `paces`
 
 
+class Readings(Frozen):
+    """The epsilon of one training as others read it, of the worst hospital; None: not read, or no guarantee.
+
+    `outsider`: of shared noise, against whoever knows no hospital's share (c = 0); `at_default`: at the product's usual delta.
+    """
+
+    at_default: float | None = None
+    outsider: float | None = None
+    outsider_at_default: float | None = None
+
+
 class CellResult(Frozen):
     """What a finished cell gave, and what it cost."""
 
@@ -142,6 +156,7 @@ class CellResult(Frozen):
     epsilon: float | None  # worst hospital, over the whole cell
     delta: float
     hospitals: dict[str, int]  # name -> patients
+    readings: Readings | None = None  # None: of a version that stored epsilon alone
     clipped: int = 0  # coordinates of updates outside update_clip, all hospitals and rounds, where counted
 
     @property

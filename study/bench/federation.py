@@ -35,6 +35,7 @@ from hospital_node.config import ConfigError, NodeConfig
 from hospital_node.evaluator import evaluate_with
 from hospital_node.ledger import LedgerError
 from hospital_node.link import Link, LinkRefused
+from hospital_node.releases import Release
 from hospital_node.runner import run_with
 from hospital_node.state import StateError, StateFolder
 from hospital_node.traffic import ByteMeter
@@ -81,6 +82,7 @@ class Federated:
 
     rounds: list[RoundRow]  # the start (round 0) and every round that ended
     model: Vector = field(repr=False)  # the last one
+    charged: tuple[tuple[Release, ...], ...]  # by hospital: what its ledger says
     stopped: Mapping[str, str]  # name -> reason of each hospital that took no part any more
 
 
@@ -211,7 +213,7 @@ class _Play:
             wait([coordinator])
             self._check(coordinator, parties)
             self._tell(reader, reader.ended())
-            return Federated(reader.rows, coordinator.result(), reader.stopped())
+            return Federated(reader.rows, coordinator.result(), reader.charged(), reader.stopped())
 
     def _next_complete(self) -> int | None:
         """A round whose figures are complete; None after a while, or where a thread has ended."""

@@ -34,6 +34,7 @@ OF_THE_CELL = ("data", "partition", "ordinary")  # tables of the study file whos
 ALIASES = {"seeds": "seed", "hospitals": "partition.hospitals"}
 OWN_STEPS = "partition.local_steps"  # of each hospital: ordinary training takes no rounds
 PACES = "partition.paces"  # of each hospital: read where a plan has [buffer]
+READING = "epsilon_reading"  # of a wanted epsilon: with shared noise there are two
 SHORT = {"partition.hospitals": "hospitals"}
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 STAND_IN = "secagg://check/hospital/h{}"  # only for checking a template: who takes part is known when a cell runs
@@ -146,7 +147,7 @@ def unread(name: str, method: Method, *, shifts: bool = False, selects: bool = F
         if name == OWN_STEPS:
             return True
         dealt = table in {"partition", "hospitals"} and method is Method.POOLED and not shifts
-        return dealt or name == "epsilon" or name in ORDINARY_FORM or table in ORDINARY_FORM
+        return dealt or name in {"epsilon", READING} or name in ORDINARY_FORM or table in ORDINARY_FORM
     return table == "ordinary" or (table == "masking" and method is Method.PLAIN and not selects and not buffers)
 
 
@@ -201,6 +202,7 @@ class _Expansion:
             **self._normal_parts(method, parts, buffers=plan["buffer"] is not None),
             "start": start,
             "epsilon": _normal_epsilon(method, plan, chosen.get("epsilon")),
+            READING: _normal_reading(plan, chosen),
             "plan": plan | (_recipe(where, template, plan) if start == "public" else {}),
             "settings": {},
         }
@@ -243,6 +245,8 @@ class _Expansion:
         known = {**cell.model_dump(mode="json"), **cell.plan, "plan": template, "start": cell.start}
         buffers = cell.plan["buffer"] is not None and cell.method not in BASELINES
         read = [name for name in self.varied if not unread(name, cell.method, shifts=shifts, selects=selects, buffers=buffers)]
+        if cell.plan["privacy"]["noise_mode"] != "shared":
+            read = [name for name in read if name != READING]
         shown = {SHORT.get(name, name): _at(known, name) for name in read}
         return {name: value for name, value in shown.items() if value is not None}
 
@@ -281,6 +285,12 @@ def _normal_epsilon(method: Method, plan: Mapping[str, Any], epsilon: object) ->
     if method in BASELINES:
         return None
     return math.inf if epsilon is None and plan["privacy"]["no_guarantee"] else epsilon
+
+
+def _normal_reading(plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> object:
+    """A hospital's own noise is read in one way, and so is what has no wanted epsilon."""
+    two = plan["privacy"]["noise_mode"] == "shared" and chosen.get("epsilon") is not None
+    return chosen.get(READING, "charged") if two else "charged"
 
 
 def _recipe(where: str, template: Template, plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -366,7 +376,7 @@ def _is_list(name: str) -> bool:
 
 
 def _check_name(where: str, name: str) -> None:
-    if name in {"method", "seed", "epsilon", "start", "plan"} or (_head(name) in OF_THE_CELL and "." in name):
+    if name in {"method", "seed", "epsilon", READING, "start", "plan"} or (_head(name) in OF_THE_CELL and "." in name):
         return
     _check_plan_name(where, name)
 

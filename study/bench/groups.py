@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from hospital_node.accounting import Mechanism, outsider_epsilon
-from hospital_node.cap import UNIFORM_SHARE
-from hospital_node.shared_accounting import Shares
-from study.bench.cells import Cell, CellResult, Method
+from study.bench.cells import Cell, CellResult, Method, Readings
 from study.bench.grid import BASELINES, SHIFTING
 from study.bench.intervals import Interval, interval, paired
 from study.bench.naming import shown
+from study.bench.readings import known
 from study.results import CellRow
 
 FLOAT32_BYTES = 4
@@ -63,21 +61,13 @@ class Group:
     @property
     def epsilon(self) -> float | None:
         """Of the worst hospital over all seeds; None: no guarantee."""
-        spent = [one.epsilon for one in self.results.values()]
-        known = [value for value in spent if value is not None and math.isfinite(value)]
-        return max(known) if known and len(known) == len(spent) else None
+        return _largest([one.epsilon for one in self.results.values()])
 
     @property
-    def outsider_epsilon(self) -> float | None:
-        """The same against whoever knows no hospital's share of the noise; None where noise is not shared."""
-        privacy = self.cell.plan["privacy"]
-        if privacy.get("noise_mode") != "shared":
-            return None
-        rate, rounds = 1 / privacy["inverse_sampling_rate"], self.cell.plan["rounds"]
-        members = self.cell.plan.get("participants") or max(len(one.hospitals) for one in self.results.values())
-        shares = Shares(privacy["norm_steps"], members, privacy["may_drop"], privacy["may_collude"])
-        spent = (Mechanism(one.noise_multiplier, rate, rounds, shares) for one in self.results.values())
-        return max(outsider_epsilon([one], UNIFORM_SHARE * self.delta) for one in spent)
+    def readings(self) -> Readings:
+        """The same as others read it; unknown where it is for any seed."""
+        read = [known(self.cell, one) for one in self.results.values()]
+        return Readings(**{name: _largest([getattr(one, name) for one in read]) for name in Readings.model_fields})
 
     @property
     def delta(self) -> float:
@@ -141,6 +131,12 @@ class Difference:
     group: Group
     other: Group
     score: Interval
+
+
+def _largest(spent: Sequence[float | None]) -> float | None:
+    """None where one of them is not known, or no guarantee."""
+    finite = [value for value in spent if value is not None and math.isfinite(value)]
+    return max(finite) if finite and len(finite) == len(spent) else None
 
 
 def grouped(rows: Iterable[CellRow]) -> list[Group]:

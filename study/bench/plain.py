@@ -20,13 +20,14 @@ from typing import Any, cast
 import numpy as np
 
 from coordinator import optimizer
+from hospital_node.releases import Release
 from hospital_node.validation import parts
 from hospital_node.work import Interrupted, Workshop, drifting
 from proto import scaffold
 from proto.layout import Vector
 from proto.parts import sent_layout
 from proto.plan import Plan
-from study.bench.cell import epsilon_of
+from study.bench.cell import epsilon_of, release_of
 from study.bench.cells import RoundRow
 from study.bench.task import Draws, StudyError, Task, Unit, scores_of
 
@@ -38,6 +39,7 @@ class Averaged:
     """What a plain federation gave."""
 
     rounds: list[RoundRow]
+    charged: Release | None  # what a ledger of the hospital that took most steps would hold; None: no guarantee
     model: Vector = field(repr=False)  # after the last round
 
 
@@ -71,7 +73,7 @@ def run_plain(
         model, _ = scaffold.taken_apart(plan, published)
         rows.append(federation.row(number, model, uris, began_s))
         on_round(rows[-1])
-    return Averaged(rows, model)
+    return Averaged(rows, federation.charged(), model)
 
 
 def weighted_mean(updates: Iterable[tuple[int, Vector]]) -> Vector:
@@ -129,11 +131,18 @@ class Plain:
             round=number,
             survivors=len(uris),
             scores=dict(scores),
-            epsilon=epsilon_of(self.plan, self._most_steps(), max(self.rounds_of.values(), default=0)),
+            epsilon=epsilon_of(self.plan, self._most_steps(), self._most_rounds()),
             upload_bytes=VALUE_BYTES * sent * len(uris),
             download_bytes=VALUE_BYTES * scaffold.published_length(self.plan, self.task.layout(self.plan)) * len(uris),
             seconds=time.perf_counter() - began_s,
         )
+
+    def charged(self) -> Release | None:
+        """What a ledger of the hospital that took most steps would hold; None where the plan gives no guarantee."""
+        return release_of(self.plan, self._most_steps(), self._most_rounds())
+
+    def _most_rounds(self) -> int:
+        return max(self.rounds_of.values(), default=0)
 
     def _most_steps(self) -> int:
         """So far, of the hospital that took most."""

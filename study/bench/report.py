@@ -17,6 +17,7 @@ from study.bench.groups import Difference, Group, differences, grouped
 from study.bench.intervals import Interval
 from study.bench.levels import levels_in, reached
 from study.bench.naming import cell_name, shown, telling
+from study.bench.readings import DEFAULT_DELTA
 from study.results import CellRow, StudyRow, open_results
 
 REPORT, TABLES = "report.md", "tables.csv"
@@ -31,7 +32,9 @@ COST_WORDS = (
     "of masked cells as counted on the connection, of plain ones a float32 vector each way. Times smaller: the same updates "
     "as float32, over what was sent."
 )
-OUTSIDERS = "epsilon, c = 0"
+AT_DEFAULT = f"epsilon at {plain(DEFAULT_DELTA)}"
+OUTSIDERS, OUTSIDERS_AT_DEFAULT = "epsilon, c = 0", f"{AT_DEFAULT}, c = 0"
+DEFAULT_WORDS = f" {AT_DEFAULT.capitalize()} is of the same trainings, read at the product's default delta."
 OUTSIDERS_WORDS = (
     " Where hospitals share one noise, epsilon is against the coordinator with the plan's colluders; c = 0 is against whoever "
     "knows no hospital's share. Both rely on masking."
@@ -94,11 +97,14 @@ def _complete(rows: Sequence[CellRow], unlisted: int) -> str:
 def _score_words(metric: str, groups: Sequence[Group]) -> str:
     deltas = sorted({group.delta for group in groups if group.epsilon is not None})
     at = f" at delta {', '.join(map(plain, deltas))}" if deltas else ""
+    columns = _epsilon_columns(groups)
+    more = DEFAULT_WORDS if AT_DEFAULT in columns else ""
+    more += OUTSIDERS_WORDS if OUTSIDERS in columns else ""
     alone = " One seed has no interval." if any(group.score and group.score.half is None for group in groups) else ""
     return (
         f"Mean {metric} of the test cases after the last measured round, ± half of the 95 % interval over seeds (Student's t)."
         f"{alone} Epsilon is that of the worst hospital over the whole training{at}; no guarantee: nothing bounds what the "
-        "model tells of a patient." + (OUTSIDERS_WORDS if any(group.outsider_epsilon is not None for group in groups) else "")
+        f"model tells of a patient.{more}"
     )
 
 
@@ -120,21 +126,36 @@ def _settings_section(groups: Sequence[Group], names: Sequence[str]) -> list[str
 def _score_table(metric: str, groups: Sequence[Group], names: Sequence[str]) -> list[str]:
     labels = list(dict.fromkeys(label for group in groups for label in group.labels))
     several = labels if len(labels) > 1 else []
-    outsiders = [OUTSIDERS] if any(group.outsider_epsilon is not None for group in groups) else []
-    head = ["setting", "seeds", metric, *several, "epsilon", *outsiders, "rounds"]
+    columns = _epsilon_columns(groups)
+    head = ["setting", "seeds", metric, *several, *columns, "rounds"]
     body = [
         [
             cell_name(group.cell, names),
             _seeds(group),
             _measured(group.score),
             *(_measured(group.labels.get(label)) for label in several),
-            _epsilon(group.epsilon),
-            *(_number(group.outsider_epsilon, ".2f") for _ in outsiders),
+            *(values[at] for values in columns.values()),
             group.length,
         ]
-        for group in groups
+        for at, group in enumerate(groups)
     ]
     return _markdown(head, body)
+
+
+def _epsilon_columns(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Name -> a value for each setting. Left out: a further reading that is nobody's, and one delta that all share."""
+    read = [group.readings for group in groups]
+    elsewhere = [group.epsilon is not None and group.delta != DEFAULT_DELTA for group in groups]
+    pairs = list(zip(read, elsewhere, strict=True))
+    columns = {
+        AT_DEFAULT: [one.at_default for one in read] if any(one.at_default and other for one, other in pairs) else [],
+        OUTSIDERS: [one.outsider for one in read],
+        OUTSIDERS_AT_DEFAULT: [one.outsider_at_default if other else None for one, other in pairs],
+    }
+    shown_columns = {name: [_number(one, ".2f") for one in values] for name, values in columns.items() if any(values)}
+    deltas = [NONE if group.epsilon is None else plain(group.delta) for group in groups]
+    several = {"delta": deltas} if len({*deltas} - {NONE}) > 1 else {}
+    return {"epsilon": [_epsilon(group.epsilon) for group in groups], **several, **shown_columns}
 
 
 def _level_section(study: StudyRow, groups: Sequence[Group], names: Sequence[str]) -> list[str]:
@@ -243,8 +264,8 @@ def _values(group: Group, names: Sequence[str], labels: Sequence[str], pairs: Se
         values |= _ends(f"score {label}", group.labels.get(label))
     values |= {
         "spent_epsilon": group.epsilon,
-        "outsider_epsilon": group.outsider_epsilon,
         "delta": group.delta,
+        **{f"epsilon_{name}": value for name, value in group.readings.model_dump().items()},
         "rounds": group.length if group.is_federated else None,
     }
     values |= {"wall_s": group.wall_s, "cpu_s": group.cpu_s, "times_smaller": group.times_smaller}

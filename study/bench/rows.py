@@ -10,6 +10,7 @@ from coordinator import store
 from coordinator.store import StoreReader
 from hospital_node import ledger_rules as rules
 from hospital_node.ledger import Ledger
+from hospital_node.releases import Release
 from proto.plan import Plan, role_of, short_name
 from study.bench.cells import RoundRow
 
@@ -47,6 +48,13 @@ class RoundReader:
             elif event.kind == "ready":
                 found.pop(short_name(event.party), None)
         return found
+
+    def charged(self) -> tuple[tuple[Release, ...], ...]:
+        """What each hospital's ledger was charged, of hospitals that were charged at all; nothing without a guarantee."""
+        if self._plan.privacy.no_guarantee:
+            return ()
+        found = (rules.releases(Ledger.open_readonly(path).events()) for path in self._ledgers.values())
+        return tuple(releases for releases in found if releases)
 
     def _row(self, number: int, ended: store.RoundRow | None) -> RoundRow:
         """Of the start (number 0) or of an ended round."""

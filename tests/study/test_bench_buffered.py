@@ -14,7 +14,7 @@ from test_bench_plain import LENGTH, SILENT, START, TEST, Sums, plan_of, units, 
 from coordinator import optimizer
 from hospital_node.work import Interrupted
 from study.bench.buffered import run_buffered
-from study.bench.cell import Setting, complete_plan, epsilon_of
+from study.bench.cell import Setting, complete_plan, epsilon_of, release_of
 from study.bench.cells import Cell, Data, Method, Partition
 from study.bench.task import StudyError
 
@@ -43,6 +43,10 @@ def setting_of(method=Method.PLAIN, **changes):
 
 
 def played(setting, paces=PACES, stop=None):
+    return play(setting, paces, stop)[0]
+
+
+def play(setting, paces=PACES, stop=None):
     return run_buffered(setting, dict(zip(setting.hospitals, paces, strict=True)), lambda row: None, stop or threading.Event())
 
 
@@ -91,9 +95,10 @@ def test_a_cohort_in_which_one_would_hide_in_too_few_ends_the_cell_with_the_reas
 def test_epsilon_is_that_of_the_hospital_that_was_in_most_sums():
     loud = {**SILENT, "noise_multiplier": 2.0, "no_guarantee": False, "inverse_sampling_rate": 4, "delta": 1e-3}
     setting = setting_of(privacy=loud)
-    rows = played(setting)
+    rows, charged = play(setting)
     releases = [0, 1, 2, 2, 3]  # of a fast hospital
     assert [row.epsilon for row in rows] == [epsilon_of(setting.plan, 2 * count, count) for count in releases]
+    assert charged == release_of(setting.plan, 2 * 3, 3)
 
 
 def test_a_stop_is_noticed():

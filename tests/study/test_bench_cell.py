@@ -15,6 +15,7 @@ from study.bench import segmentation
 from study.bench.calibrate import noised
 from study.bench.cell import complete_plan, planned_epsilon, prepare_cell, run_cell, task_of, uri_of
 from study.bench.cells import Cell, Data, DataKind, Method, Ordinary, Partition
+from study.bench.readings import known
 from study.bench.task import StudyError
 
 PLAN = {
@@ -77,6 +78,8 @@ def test_masks_change_the_mean_by_rounding_alone(workspace, volumes) -> None:
 def test_noise_is_charged_as_planned(workspace, volumes) -> None:
     result = run_cell(cell_of("masked", volumes, epsilon=6.0), workspace, lambda _: None, threading.Event())
     assert 5.5 < result.epsilon <= 6.0
+    assert result.readings.at_default == result.epsilon  # the template's delta is the product's
+    assert result.readings == known(cell_of("masked", volumes, epsilon=6.0), result.model_copy(update={"readings": None}))
     assert result.noise_multiplier > 0
     assert result.rounds[0].epsilon in {0.0, None}
     assert result.rounds[-1].epsilon == pytest.approx(result.epsilon)

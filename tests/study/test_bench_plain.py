@@ -14,7 +14,7 @@ from hospital_node.work import Interrupted, Scored, Workshop
 from proto.layout import Layout
 from proto.plan import Plan
 from study.bench import ordinary
-from study.bench.cell import Setting, planned_epsilon
+from study.bench.cell import Setting, planned_epsilon, release_of
 from study.bench.cells import Cell, Data, Ordinary, Partition
 from study.bench.plain import run_plain, weighted_mean
 from study.bench.task import StudyError, Unit
@@ -161,6 +161,7 @@ def test_epsilon_is_that_of_the_hospital_that_trained_most():
     most = max(trained.values())
     assert min(trained.values()) < most < 5
     assert done.rounds[-1].epsilon == planned_epsilon(plan, most)
+    assert done.charged == release_of(plan, 2 * most, most)
     assert done.rounds[-1].epsilon == pytest.approx(epsilon([Mechanism(1.5, 0.25, 2 * most)], 1e-3), rel=0.01)
     assert done.rounds[0].epsilon == 0.0
     assert sorted(row.epsilon for row in done.rounds) == [row.epsilon for row in done.rounds]

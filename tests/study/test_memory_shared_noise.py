@@ -27,6 +27,7 @@ from secagg import node
 from secagg.discrete_gaussian import NoiseStream
 from secagg.noised import add_shares
 from study.bench.federation import run_federation
+from study.bench.readings import readings_of
 
 SHARED = {"noise_mode": "shared", "noise_multiplier": 4.0, "norm_steps": 200, "may_drop": 1, "may_collude": 1}
 PRIVACY = {"inverse_sampling_rate": 2, "delta": 1e-3, "clip_norm": 0.5, **SHARED}
@@ -161,7 +162,8 @@ def test_more_lost_than_the_noise_allows_ends_the_session_in_words_although_the_
 
 def test_the_ledger_charges_the_reading_against_colluders_and_says_the_other(tmp_path):
     plan = shared_plan(rounds=3)
-    rows = play(tmp_path, plan, cap=Cap(epsilon=50.0, delta=1e-3)).rounds
+    done = play(tmp_path, plan, cap=Cap(epsilon=50.0, delta=1e-3))
+    rows = done.rounds
     ledgers = list(tmp_path.rglob("ledger.db"))
     shares = Shares(200, 4, 1, 1)
     spent = Mechanism(4.0, 0.5, 3, shares)
@@ -176,4 +178,6 @@ def test_the_ledger_charges_the_reading_against_colluders_and_says_the_other(tmp
         assert view.relies.outsider < view.spent
     assert len(ledgers) == 4
     assert rows[-1].epsilon == stated([spent], 1e-3)
+    assert readings_of(done.charged, 1e-3) == readings_of([[spent]], 1e-3)
+    assert len(done.charged) == 4
     assert view.spent < epsilon([Mechanism(4.0, 0.5, 3)], 0.99e-3) * 1.3  # whole orders are near the tightest reading
