@@ -13,7 +13,6 @@ from typing import Final
 
 from hospital_node import accounting
 
-
 M_ARENA_MAX: Final = -8  # of malloc.h
 
 
@@ -21,7 +20,7 @@ def share_one_heap() -> None:
     """Let all threads allocate from one heap; to be called before the first is started.
 
     glibc gives each thread a heap of its own, and `malloc_trim` returns the free end of the first one only: the thread that
-    talks to the coordinator kept the high water of its largest round, 2 MB after 1,000 rounds, and a round reads a longer ledger.
+    talks to the coordinator kept the high water of its largest round, 2 MB after 1,000 of them, and it grew with the ledger.
     """
     mallopt = getattr(_libc(), "mallopt", None)
     if mallopt is not None:
