@@ -20,6 +20,9 @@ from study.cast import Cast, Role
 PLANS = Path(__file__).parent / "plans"
 
 
+Anatomy = Literal["chest", "hippocampus", "temporal-lobe"]
+
+
 class StartRecipe(Frozen):
     """Pretraining on abstract volumes: one-cycle AdamW over `steps` batches of patches."""
 
@@ -33,7 +36,7 @@ class Preset(Frozen):
     """One template: the plan's fields and how its start is made."""
 
     name: str
-    anatomy: Literal["chest", "hippocampus"]
+    anatomy: Anatomy
     fields: dict[str, object]
     start: StartRecipe
     network: Network

@@ -17,7 +17,7 @@ from pathlib import Path
 from hospital_node.durable import write_whole
 from proto.modelfile import Model, encode_model, read_model
 from proto.plan import written
-from study import presets, shapes
+from study import presets, shapes, temporal_lobe
 from study.presets import Preset
 from study.processes import Family
 
@@ -89,9 +89,12 @@ def _candidates(folder: Path, preset: Preset, family: Family) -> list[Path]:
 
 
 def _volumes(preset: Preset, count: int, seed: int) -> Iterator[shapes.Pair]:
+    spacing = preset.preparation.spacing_xyz_mm
+    if preset.anatomy == "temporal-lobe":  # a crop has its own size: how it lies in its crop is part of what is learned
+        return temporal_lobe.public_hippocampi(count, seed, spacing)
     depth, height, width = (side + MARGIN_VOXELS for side in preset.preparation.patch_zyx)
     make = shapes.public_tubes if preset.anatomy == "hippocampus" else shapes.public_volumes
-    return make(count, seed, preset.preparation.spacing_xyz_mm, (depth, height, width))
+    return make(count, seed, spacing, (depth, height, width))
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from study import presets, start
 from study.bench.task import StudyError
 from study.presets import Preset, StartRecipe
 
-ANATOMY_BY_LABELS: Final = MappingProxyType({1: "chest", 2: "hippocampus"})  # what study/shapes.py can label
+ANATOMY_BY_LABELS: Final = MappingProxyType({1: ("chest",), 2: ("hippocampus", "temporal-lobe")})  # the first is the usual one
 USUAL_RECIPE: Final = MappingProxyType({"volumes": 300, "steps": 400, "batch": 6})  # for a plan without [start]
 MIN_STEPS: Final = 10  # fewer leave the learning rate no room to rise and fall
 NOT_OF_THE_RECIPE: Final = frozenset({start.LOSS_KEY, "torch"})  # what came of it, and with what
@@ -102,13 +102,15 @@ def _as_json(fields: Mapping[str, Any]) -> str:
 
 def _usual_anatomy(network: Any) -> str:
     labels = network.get("labels") if isinstance(network, dict) else None
-    return ANATOMY_BY_LABELS.get(len(labels) if isinstance(labels, list) else 1, "chest")
+    return ANATOMY_BY_LABELS.get(len(labels) if isinstance(labels, list) else 1, ("chest",))[0]
 
 
 def _refuse_strange_labels(path: Path, preset: Preset) -> None:
     labels = len(preset.network.labels)
-    if ANATOMY_BY_LABELS.get(labels) != preset.anatomy:
-        known = ", ".join(f"{name} shapes for {count} label{'s'[: count - 1]}" for count, name in ANATOMY_BY_LABELS.items())
+    if preset.anatomy not in ANATOMY_BY_LABELS.get(labels, ()):
+        known = ", ".join(
+            f"{' or '.join(names)} shapes for {count} label{'s'[: count - 1]}" for count, names in ANATOMY_BY_LABELS.items()
+        )
         raise StudyError(f"{path}: anatomy '{preset.anatomy}' and {labels} labels do not fit: the generator knows {known}")
 
 

@@ -154,7 +154,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     (r"\[training\] is missing", without("training")),
     ("'network.labels' is missing", {**TEMPLATE, "network": {"channels": [4, 4, 8]}}),
     ("3 labels", {**TEMPLATE, "network": {"channels": [4, 4, 8], "labels": ["a", "b", "c"]}}),
-    ("chest shapes for 1 label, hippocampus shapes for 2 labels", {**TEMPLATE, "anatomy": "hippocampus"}),
+    ("chest shapes for 1 label, hippocampus or temporal-lobe shapes for 2 labels", {**TEMPLATE, "anatomy": "hippocampus"}),
     ("unknown key 'network.layers'", {**TEMPLATE, "network": {**TEMPLATE["network"], "layers": 3}}),
     ("'start.steps'", {**TEMPLATE, "start": {"volumes": 2, "steps": 0}}),
     ("9 steps are too few", {**TEMPLATE, "start": {"volumes": 2, "steps": 9}}),
