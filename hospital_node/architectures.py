@@ -11,6 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from proto.plan import Network
 
 MAX_PARAMETERS = 100_000_000  # 400 MB as float32, three times the largest nnU-Net; a layout is made before anybody approved
 MAX_TENSORS = 1 << 12  # ten times the most of any class as MONAI sets it; four times as many take ten seconds to build
+REMEMBERED = 16  # networks of one process: a plan has one
 MAX_NUMBER = 1 << 16  # in an argument: a width, a depth, a side
 MAX_LEVELS = 10  # each halves every side: an eleventh would leave nothing of 512 voxels
 GROUPS = 4  # groups of GroupNorm: divides every channel count offered and stays meaningful at 4 channels
@@ -67,7 +69,7 @@ def made(network: Network) -> nn.Module:
     """The class with the plan's arguments and fresh weights. Raises NetworkError where MONAI cannot build it."""
     given = arguments_of(network)
     try:
-        counted(network, given)
+        _size_of(network)
         module: nn.Module = getattr(nets, network.architecture)(**given)
     except NetworkError:
         raise
@@ -100,6 +102,12 @@ def counted(network: Network, given: Options) -> int:
     with torch.device("meta"), size:
         getattr(nets, network.architecture)(**given)
     return size.values
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _size_of(network: Network) -> int:
+    """`counted`, once for each network: every round builds it anew, and its size follows from the plan alone."""
+    return counted(network, arguments_of(network))
 
 
 class _Size(TorchFunctionMode):
@@ -136,10 +144,11 @@ def kind_of(network: Network) -> Kind:
     return KINDS[network.architecture]
 
 
+@lru_cache(maxsize=REMEMBERED)
 def check_patch(network: Network, patches: int, patch_zyx: tuple[int, int, int]) -> None:
     """Return if so many patches go in and logits of every class on their grid come out; otherwise NetworkError.
 
-    Shapes only: on torch's meta device nothing is computed.
+    Shapes only: on torch's meta device nothing is computed. What went through is remembered, a refusal is not.
     """
     module = made(network).to("meta").train()
     try:
