@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NewType, Self, get_args
 from urllib.parse import urlsplit
@@ -338,10 +339,15 @@ def drop_later_defaults(fields: dict[str, Any], kept: tuple[str, ...] = ()) -> N
     """Take out of a plan's JSON fields, in place, those of LATER_FIELDS that hold their default, but for `kept`."""
     for name, table in LATER_FIELDS:
         part = fields if table is None else fields.get(table, {})
-        default = json.loads(json.dumps(_type_of(table).model_fields[name].get_default()))  # a tuple as the list that it is
         for owner in part if isinstance(part, list) else [part]:
-            if name not in kept and name in owner and owner[name] == default:
+            if name not in kept and name in owner and owner[name] == _default_of(name, table):
                 del owner[name]
+
+
+@cache  # of a few tables; a node asks for its plan's digest a dozen times in a round
+def _default_of(name: str, table: str | None) -> Any:
+    """As JSON holds it, a tuple as the list that it is; never changed."""
+    return json.loads(json.dumps(_type_of(table).model_fields[name].get_default()))
 
 
 def written(part: Frozen, table: str) -> dict[str, Any]:
