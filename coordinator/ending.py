@@ -1,8 +1,9 @@
 """Whom a coordinator waits for once its run is over, so that everybody hears of the end and the last model is measured.
 
-Rules: (1) whoever was heard of within `lost_after_s` is waited for until it was told; (2) after a restart everybody may still
-be on the way back, for as long; (3) an evaluator says that it is at work while it measures, and so is heard of, but a
-measurement that never ends does not keep this program: it waits for evaluators at most `evaluation_patience_s` after the end.
+Rules: (1) whoever was heard of within `lost_after_s` is waited for until it was told; (2) after a restart everybody who had not
+left in order may still be on the way back, for as long; (3) an evaluator says that it is at work while it measures, and so is
+heard of, but a measurement that never ends does not keep this program: it waits for evaluators at most `evaluation_patience_s`
+after the end.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coordinator.presence import is_present
-from coordinator.state import Member
+from coordinator.state import Member, Standing
 
 
 @dataclass(slots=True)
@@ -38,7 +39,7 @@ class Ending:
         if self._over_since_s is None:
             self._over_since_s = now_s
         if self.took_over_s is not None and now_s - self.took_over_s < self.lost_after_s:
-            return frozenset({*members, *evaluators})
+            return frozenset({*evaluators, *(uri for uri, one in members.items() if one.standing is not Standing.LEFT)})
         hospitals = {one.uri for one in members.values() if is_present(one, now_s, self.lost_after_s)}
         if now_s - self._over_since_s >= self.evaluation_patience_s:
             return frozenset(hospitals)

@@ -20,6 +20,7 @@ MAX_RECEIPT_BYTES = 64
 MAX_CASES = 100_000  # per label; a public test set is far smaller
 SHORT_CHUNK_BYTES = 4096  # a vector in single bytes would keep everybody waiting for their reader
 MAX_SHORT_CHUNKS = 2  # where an upload goes on, and its end
+FORM = f"an upload is a header, chunks of 1 to {CHUNK_BYTES} bytes, and a trailer"
 SILENT_AFTER_S = 60.0  # an upload without a word for so long is given up; the node begins it again
 
 
@@ -101,15 +102,22 @@ class Receiver:
             self._still(uri, turn)
             self._run.heard(uri)
             match message.WhichOneof("part"):
-                case "words" if 0 < len(message.words) <= CHUNK_BYTES:
-                    short += len(message.words) < SHORT_CHUNK_BYTES
+                case "words":
+                    words = message.words  # a copy each time that it is asked for
+                    short += _is_short(words)
                     if short > MAX_SHORT_CHUNKS:
                         raise UploadError(f"an upload comes in chunks of at least {SHORT_CHUNK_BYTES} bytes but for its ends")
-                    spooled.write(message.words)
+                    spooled.write(words)
                 case "trailer":
                     return message.trailer
                 case _:
-                    raise UploadError(f"an upload is a header, chunks of 1 to {CHUNK_BYTES} bytes, and a trailer")
+                    raise UploadError(FORM)
+
+
+def _is_short(words: bytes) -> bool:
+    if not 0 < len(words) <= CHUNK_BYTES:
+        raise UploadError(FORM)
+    return len(words) < SHORT_CHUNK_BYTES
 
 
 async def _header(messages: AsyncIterator[pb.UploadChunk]) -> pb.UploadHeader:

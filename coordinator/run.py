@@ -34,7 +34,7 @@ from coordinator.record import STORED, shows_at_once, store_effect, store_sessio
 from coordinator.resume import Restored, restore, result_again
 from coordinator.rounds import step
 from coordinator.spool import Spool, SpoolError
-from coordinator.state import State, begin, member_view, seats_of, smallest_cohort, waiting_for
+from coordinator.state import Standing, State, begin, member_view, seats_of, smallest_cohort, waiting_for
 from coordinator.status import HEARTBEAT_S
 from coordinator.store import StoreError
 from coordinator.store_interface import RunStore
@@ -130,6 +130,7 @@ class Run:
             kept=kept,
             held=held,
             models=tuple((model.round, bytes.fromhex(model.digest)) for model in self.store.models()),
+            left=frozenset(row.uri for row in self.store.members() if row.state == Standing.LEFT.value),
         )
 
     def _restored(self) -> Restored | None:

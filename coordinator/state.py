@@ -168,9 +168,14 @@ def begin(
     kept: Kept | None = None,
     held: str = "",
     models: tuple[tuple[int, bytes], ...] = (),
+    left: frozenset[str] = frozenset(),
 ) -> State:
-    """State of a coordinator that has just started and will offer `round` on the model `base_digest`, or go on with `kept`."""
+    """State of a coordinator that has just started and will offer `round` on the model `base_digest`, or go on with `kept`.
+
+    `left`: hospitals that had said goodbye to an earlier start and were not back.
+    """
     members = {h.uri: Member(h.uri, h.weight, last_seen_s=now_s) for h in plan.hospitals}
+    members |= {uri: replace(member, standing=Standing.LEFT) for uri, member in members.items() if uri in left}
     if kept is not None:
         came = kept.members.items()
         members |= {uri: replace(member, last_seen_s=now_s, weight=members[uri].weight) for uri, member in came}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from coordinator.store import ModelRow, RoundRow, ScoreRow
+from coordinator.store import MemberRow, ModelRow, RoundRow, ScoreRow
 from coordinator.store_write import Batch, LastResult, Resume, StoredSession
 from proto.roundlog import Entry
 
@@ -47,6 +47,10 @@ class RunStore(Protocol):
 
     def rounds(self, after: int = 0) -> list[RoundRow]:
         """Rounds above `after`, in order."""
+        ...
+
+    def members(self) -> list[MemberRow]:
+        """Every party that the plan admits, by URI."""
         ...
 
     def models(self) -> list[ModelRow]:

@@ -103,7 +103,8 @@ class Ledger:
         """Verified when made. Raises LedgerMissing, LedgerDamaged or LedgerRolledBack."""
         files.check()
         self._files = files
-        self._hospital = rules.hospital_of(files.read())
+        self._opened_on = files.read()
+        self._hospital = rules.hospital_of(self._opened_on)
 
     @classmethod
     def create(cls, path: Path, hospital_uri: str, at: datetime | None = None, *, witness: Path | None = None) -> Self:
@@ -117,7 +118,7 @@ class Ledger:
     def open(cls, path: Path, *, witness: Path | None = None) -> Self:
         """Open for the node. Verifies schema, pages, chain and counters: LedgerMissing, LedgerDamaged or LedgerRolledBack."""
         ledger = cls(LedgerFiles.beside(path, witness, "rw"))
-        ledger._files.catch_up()
+        ledger._files.catch_up(ledger._opened_on)
         return ledger
 
     @classmethod

@@ -243,11 +243,12 @@ def receive_model(chunks: Iterable[pb.Chunk], digest: bytes, length: int) -> Vec
     state = hashlib.sha256(MODEL_LABEL + length.to_bytes(8, "little"))  # as proto.layout.model_digest
     at = 0
     for chunk in chunks:
-        if at + len(chunk.data) > len(target) or not 0 < len(chunk.data) <= 4 * CHUNK_BYTES:
+        data = chunk.data  # a copy each time that it is asked for
+        if at + len(data) > len(target) or not 0 < len(data) <= 4 * CHUNK_BYTES:
             raise ModelMismatch("the coordinator sends more of the model than it announced, or chunks of a wrong size")
-        target[at : at + len(chunk.data)] = chunk.data
-        state.update(chunk.data)
-        at += len(chunk.data)
+        target[at : at + len(data)] = data
+        state.update(data)
+        at += len(data)
     if at != len(target) or state.digest() != digest:
         raise ModelMismatch("the model that the coordinator sent does not have the announced digest")
     if not np.isfinite(vector).all():

@@ -70,8 +70,8 @@ def _size(message: Sized) -> int:
 
     Fields that this version does not know are not counted in those.
     """
-    if isinstance(message, pb.Chunk) and message.data:
-        return _field_bytes(len(message.data))
+    if isinstance(message, pb.Chunk) and (data_bytes := len(message.data)):  # each look at a field of bytes copies it
+        return _field_bytes(data_bytes)
     if isinstance(message, pb.UploadChunk) and message.WhichOneof("part") == "words":
         return _field_bytes(len(message.words))
     return message.ByteSize()

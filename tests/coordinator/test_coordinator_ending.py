@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.ending import Ending, Evaluator
-from coordinator.state import Member
+from coordinator.state import Member, Standing
 from coordinator.store import open_store
 from proto import federation_pb2 as pb
 
@@ -62,6 +62,8 @@ def test_after_a_restart_everybody_may_still_come_back() -> None:
     absent, evaluator = {"h": Member("h", 1, 0.0)}, {"e": Evaluator()}
     assert ending.awaited(absent, evaluator, 100.0 + LOST_S / 2, 0.0) == {"h", "e"}
     assert ending.awaited(absent, evaluator, 100.0 + LOST_S, 0.0) == set()
+    left = {"h": Member("h", 1, 0.0, standing=Standing.LEFT)}
+    assert ending.awaited(left, evaluator, 100.0 + LOST_S / 2, 0.0) == {"e"}
 
 
 class SlowEvaluator(ScriptedEvaluator):

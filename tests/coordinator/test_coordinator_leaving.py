@@ -25,6 +25,7 @@ from coordinator.state import MASKING, Phase, Standing, member_view, needs_peopl
 from coordinator.store import open_store
 from proto import federation_pb2 as pb
 from proto.buffering import Buffer
+from proto.plan import PROTOCOL_VERSION
 
 LEFT = ev.Report.LEFT
 
@@ -140,6 +141,28 @@ def test_a_goodbye_without_a_hello_or_after_a_revocation_changes_nothing() -> No
 def test_every_report_of_the_wire_has_its_meaning() -> None:
     assert set(REPORTS) == set(pb.NodeReport.State.values()) - {pb.NodeReport.STATE_UNSPECIFIED, pb.NodeReport.MEASURING}
     assert set(REPORTS.values()) == set(ev.Report)
+
+
+def test_a_restarted_coordinator_knows_who_has_left(tmp_path: Path) -> None:
+    plan = small_plan(4, rounds=1, lost_after_s=60.0, phase_deadline_s=60.0)
+    identities = make_identities(tmp_path / "certs")
+    config = write_study(tmp_path, identities, plan)
+    nodes = hospitals(config, identities, plan)
+
+    async def says_goodbye() -> None:
+        async with coordinating(config), connected(config, nodes[3].folder) as stub:
+            await stub.Join(pb.JoinRequest(protocol_version=PROTOCOL_VERSION))
+            await stub.Report(pb.NodeReport(state=pb.NodeReport.LEFT))
+
+    async def goes_on() -> None:
+        async with coordinating(config) as run:
+            assert [member.standing for member in run.state.members.values()] == [Standing.ABSENT] * 3 + [Standing.LEFT]
+            await live_all(nodes[:3])  # which has less patience than `lost_after_s`
+
+    asyncio.run(says_goodbye())
+    asyncio.run(goes_on())
+    with open_store(config.database) as store:
+        assert [len(row.survivors) for row in store.rounds()] == [3]
 
 
 def test_over_real_connections_one_leaves_after_a_round_and_the_run_ends_without_it(tmp_path: Path) -> None:

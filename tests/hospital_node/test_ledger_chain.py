@@ -13,7 +13,7 @@ from hospital_node.ledger_chain import Chain, read_chain
 from hospital_node.ledger_schema import BEFORE_FIRST, ChainError, Charge, Created, Entry, Row, Verified, make_row, row_digest
 
 PLAN = a_plan().digest().hex()
-BYTES_A_ROUND = 700  # kept of a round, two entries; decoded models of pydantic took 4,600
+BYTES_A_ROUND = 300  # kept of a round, two entries, the newest piece not packed; as objects they took 510
 LEDGER = iter(range(10**6))
 
 
