@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from ui import preload
 from ui.palette import theme_options
 from ui.sessions import HEADER, USER_KEY
 from ui.settings import DEFAULT_PORT, LOOPBACK, Settings, SettingsError, checked, load
@@ -59,8 +60,12 @@ def arguments(settings: Settings) -> list[str]:
 
 def serve(told: list[str]) -> None:
     """Be the server until a signal ends it."""
+    preload.rest()
     from streamlit.web import cli as server  # a second of imports: after mistakes were said
 
+    from ui import streamlit_start
+
+    streamlit_start.prepare()
     sys.argv[1:] = told
     server.main(told, prog_name="streamlit")
 

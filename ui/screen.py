@@ -251,10 +251,16 @@ def grid(rows: TableRows, label: str, columns: Mapping[str, Any] | None = None) 
 
 
 def reading(rows: TableRows, label: str) -> None:
-    """A table of sentences: wrapped, all of it on the page and in print, and without Markdown: people wrote some of them."""
+    """A table of sentences: wrapped, all of it on the page and in print, and each cell as it is: people wrote some of them.
+
+    Plain HTML, because Streamlit's own table is made by way of pandas and Arrow, on the server and again in the browser.
+    """
     said = _said(rows)
-    columns = {name: [as_is(told) if isinstance(told := row[name], str) else told for row in said] for name in said[0]}
-    st.table(columns, border="horizontal", hide_index=True, alt=say(label))
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in said[0])
+    lines = ("".join(f"<td>{html.escape(str(cell))}</td>" for cell in row.values()) for row in said)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    name = html.escape(say(label), quote=True)
+    st.html(f'<table class="reading" aria-label="{name}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
 
 
 def _said(rows: TableRows) -> list[dict[str, object]]:

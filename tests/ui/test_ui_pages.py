@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from readings import as_lines, readings
 from streamlit.testing.v1 import AppTest
 from worlds import NAMES, STUDY, World, make_plan, uri
 
@@ -44,7 +45,7 @@ def charts(app: AppTest) -> list[str]:
 
 
 def tables(app: AppTest) -> str:
-    return as_read("\n".join(frame.value.to_csv() for frame in (*app.dataframe, *app.table)))
+    return as_read("\n".join((*(frame.value.to_csv() for frame in app.dataframe), *as_lines(app))))
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +257,7 @@ def test_a_finished_study_says_so(open_page, tmp_path):
         batch.member(uri("st-anna"), "declined", world.clock.timestamp(), code="budget-exhausted")
     app = open_page(world.arguments(hospitals=[]))
     assert "Finished with 1 opened round" in as_read(app.success[0].value)
-    here = {as_read(row["party"]): as_read(row["state"]) for row in app.table[0].value.reset_index().to_dict("records")}
+    here = {row["party"]: row["state"] for row in readings(app)[0]}
     assert here["lakeside"] == here["nordklinik"] == "done: the study is over"
     assert here["st-anna"] == "stopped itself: its privacy cap would be exceeded"
 

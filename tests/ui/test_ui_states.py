@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from readings import as_lines
 from streamlit import config
 from test_ui_pages import as_read
 from test_ui_scans import written as draw_scans
@@ -120,7 +121,7 @@ def test_every_page_says_where_things_stand(open_page, state):
         app = open_page(arguments, page)
         said = [part.value for part in (*app.markdown, *app.caption, *app.info, *app.success, *app.warning, *app.error)]
         said += [f"{metric.label} {metric.value}" for metric in app.metric]
-        said += [table.value.to_csv() for table in app.table]
+        said += as_lines(app)
         text = as_read("\n".join(said))
         assert words.get(page, "") in text, page
         assert not MEANINGLESS.findall(text), page
