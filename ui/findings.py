@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Literal
 from urllib.parse import urlencode
 
-from study.bench.cells import Method, Setting
+from study.bench.cells import HOSPITAL_UNITS, Cell, Method, Setting
 from study.bench.groups import Group, levels_of, place_of
 from study.bench.naming import EPSILON, cell_name, differing, in_words, labels_of, said, shown, telling
 from study.results import CellRow
@@ -41,6 +41,8 @@ METHODS: dict[Method, str] = {
     Method.POOLED: "pooled",
     Method.LOCAL: "each hospital alone",
     Method.PLAIN: "federated, no masks",
+    Method.LAPLACE: "Laplace noise on updates",
+    Method.HOSPITAL_LEVEL: "privacy of hospitals",
     Method.MASKED: "federated, masked",
 }
 METHOD_WORDS = (
@@ -244,7 +246,7 @@ def figures(found: StudyReading, groups: Sequence[Group]) -> tuple[Figure, ...]:
     done = sum(row.state == "done" for row in found.rows)
     seeds = {row.cell.seed for row in found.rows}
     metric = found.study.metric
-    guarded = [one for one in groups if one.epsilon is not None]
+    guarded = [one for one in groups if one.epsilon is not None and one.cell.method not in HOSPITAL_UNITS]
     best = max((one for one in guarded if one.scores), key=lambda one: one.mean, default=None)
     pooled = [one for one in (groups if best is None else levels_of(best, groups)) if one.cell.method is Method.POOLED]
     return (
@@ -314,7 +316,7 @@ def setting_rows(groups: Sequence[Group], metric: str) -> list[dict[str, object]
             "seeds": f"{len(group.results)} of {group.listed}",
             metric: "–" if group.score is None else f"{group.mean:.3f}",
             "± (95 %)": "–" if group.score is None or group.score.half is None else f"{group.score.half:.3f}",
-            "epsilon": NO_GUARANTEE if group.epsilon is None else epsilon(group.epsilon),
+            "epsilon": _spent(group.epsilon) + _of_whom(group.cell),
             "hospitals": hospitals(group),
             "sent by one hospital": "–" if group.megabytes("up") is None else size((group.megabytes("up") or 0) * 1e6),
             "CPU a run": duration(group.cpu_s),
@@ -340,7 +342,7 @@ def run_rows(named: dict[str, CellRow], study: str) -> list[dict[str, object]]:
             "link": f"study?{urlencode({'study': study, 'run': name})}",
             "state": RUN_STATES.get(row.state, row.state),
             "score": "–" if row.result is None or math.isnan(row.result.score) else f"{row.result.score:.3f}",
-            "epsilon": "–" if row.result is None else _spent(row.result.epsilon),
+            "epsilon": "–" if row.result is None else _spent(row.result.epsilon) + _of_whom(row.cell),
             "rounds": max((one.round for one in row.rounds), default=0),
         }
         for name, row in named.items()
@@ -373,7 +375,7 @@ def run_fields(row: CellRow) -> list[dict[str, str]]:
     fields |= {name: shown(value) for name, value in row.cell.settings.items() if name not in fields}
     if row.result is not None:
         fields |= {
-            "epsilon reached": _spent(row.result.epsilon),
+            "epsilon reached": _spent(row.result.epsilon) + _of_whom(row.cell),
             "noise multiplier": plain(row.result.noise_multiplier),
             "hospitals and their patients": listing([f"{name} {count}" for name, count in row.result.hospitals.items()]),
             "sent by all hospitals": size(row.upload_bytes),
@@ -386,6 +388,11 @@ def run_fields(row: CellRow) -> list[dict[str, str]]:
 
 def _spent(value: float | None) -> str:
     return NO_GUARANTEE if value is None else epsilon(value)
+
+
+def _of_whom(cell: Cell) -> str:
+    """What an epsilon that is not about patients has to say."""
+    return " (of a hospital)" if cell.method in HOSPITAL_UNITS else ""
 
 
 def _round(number: int) -> str:

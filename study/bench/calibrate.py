@@ -25,7 +25,7 @@ from hospital_node.releases import EVERYBODY
 from hospital_node.shared_accounting import Shares
 from proto.frozen import parsed
 from proto.plan import Evaluation, Plan
-from study.bench.cells import Cell
+from study.bench.cells import HOSPITAL_UNITS, Cell
 from study.bench.task import StudyError
 
 SILENT: Mapping[str, Any] = {"noise_multiplier": 0.0, "no_guarantee": True}
@@ -38,7 +38,7 @@ def noised(cell: Cell, plan: Plan) -> Plan:
     """
     if cell.epsilon is None:
         return plan
-    if math.isinf(cell.epsilon):
+    if math.isinf(cell.epsilon) or cell.method in HOSPITAL_UNITS:  # whose noise is no part of a plan
         return _with(cell, plan, SILENT)
     for count in range(_least_asked(plan.rounds, plan.participants, len(plan.hospitals)), plan.rounds + 1):
         steps = count * plan.most_local_steps
@@ -52,7 +52,7 @@ def noised(cell: Cell, plan: Plan) -> Plan:
 
 def refuse_unreachable(cell: Cell) -> None:
     """Before anything is dealt: raise StudyError where no noise reaches the cell's epsilon, however the selection falls."""
-    if cell.epsilon is None or math.isinf(cell.epsilon):
+    if cell.epsilon is None or math.isinf(cell.epsilon) or cell.method in HOSPITAL_UNITS:
         return
     least = _least_asked(cell.plan["rounds"], cell.plan["participants"], cell.partition.hospitals)
     own = cell.partition.local_steps or (cell.plan["training"]["local_steps"],)

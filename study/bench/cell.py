@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ from proto.modelfile import Model
 from proto.plan import Hospital, Plan, PlanError
 from study import presets
 from study.bench.calibrate import noised
-from study.bench.cells import Cell, CellResult, DataKind, Method, RoundRow
+from study.bench.cells import Cell, CellResult, DataKind, Method, Readings, RoundRow
 from study.bench.draws import draws_for
 from study.bench.readings import History, readings_of
 from study.bench.task import Draws, Patients, StudyError, Task, Unit
@@ -47,7 +47,15 @@ IN_MEMORY_TIMING = {  # hospitals train one after another here: no deadline may 
 CAP_MARGIN = 1.001  # against rounding: the cap is what the plan costs
 
 OnRound = Callable[[RoundRow], None]
-Ran = tuple[list[RoundRow], Sequence[History]]  # what each hospital's ledger was charged; empty: no guarantee
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a method gave."""
+
+    rounds: list[RoundRow]
+    noise_multiplier: float
+    readings: Readings
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +84,18 @@ def run_cell(cell: Cell, workspace: Path, on_round: OnRound, stop: threading.Eve
     """
     began_s, cpu_began_s = time.monotonic(), time.process_time()
     setting = prepare_cell(cell, workspace / "cache", stop)
-    rounds, charged = _run(setting, workspace / "cells" / cell.id, on_round, stop)
+    ran = _run(setting, workspace / "cells" / cell.id, on_round, stop)
     return CellResult(
         cell=cell.id,
-        rounds=rounds,
+        rounds=ran.rounds,
         wall_s=time.monotonic() - began_s,
         cpu_s=time.process_time() - cpu_began_s,
         vector_length=len(setting.start),
         plan_digest=setting.plan.digest().hex(),
-        noise_multiplier=setting.plan.privacy.noise_multiplier,
-        epsilon=_worst(rounds),
+        noise_multiplier=ran.noise_multiplier,
+        epsilon=_worst(ran.rounds),
         delta=setting.plan.privacy.delta,
-        readings=readings_of(charged, setting.plan.privacy.delta),
+        readings=ran.readings,
         hospitals=setting.sizes,
     )
 
@@ -193,9 +201,11 @@ def _run(setting: Setting, folder: Path, on_round: OnRound, stop: threading.Even
         return _buffered(setting, on_round, stop)
     match setting.cell.method:
         case Method.POOLED | Method.LOCAL:
-            return _ordinary(setting, on_round, stop), ()
+            return _charged(setting, _ordinary(setting, on_round, stop), ())
         case Method.PLAIN:
             return _plain(setting, on_round, stop)
+        case Method.LAPLACE | Method.HOSPITAL_LEVEL:
+            return _hospital_units(setting, on_round, stop)
         case Method.MASKED:
             return _masked(setting, folder, on_round, stop)
 
@@ -222,7 +232,7 @@ def _plain(setting: Setting, on_round: OnRound, stop: threading.Event) -> Ran:
     given: Any = run_plain(
         setting.plan, setting.start, setting.hospitals, setting.test, setting.task, setting.draws, on_round, stop
     )
-    return given.rounds, _histories(given.charged)
+    return _charged(setting, given.rounds, _histories(given.charged))
 
 
 def _buffered(setting: Setting, on_round: OnRound, stop: threading.Event) -> Ran:
@@ -230,7 +240,7 @@ def _buffered(setting: Setting, on_round: OnRound, stop: threading.Event) -> Ran
 
     paces = dict(zip(setting.hospitals, setting.cell.partition.paces or [1.0] * len(setting.hospitals), strict=True))
     rows, charged = run_buffered(setting, paces, on_round, stop)
-    return rows, _histories(charged)
+    return _charged(setting, rows, _histories(charged))
 
 
 def _masked(setting: Setting, folder: Path, on_round: OnRound, stop: threading.Event) -> Ran:
@@ -249,7 +259,20 @@ def _masked(setting: Setting, folder: Path, on_round: OnRound, stop: threading.E
         done: Any = run_federation(folder, plan, model, seats, cap=cap, data_is_public=public, on_round=on_round, stop=stop)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return done.rounds, done.charged
+    return _charged(setting, done.rounds, done.charged)
+
+
+def _hospital_units(setting: Setting, on_round: OnRound, stop: threading.Event) -> Ran:
+    from study.bench.hospital_units import run_hospital_units
+
+    rounds, noise, readings = run_hospital_units(setting, on_round, stop)
+    return Ran(rounds, noise.multiplier, readings)
+
+
+def _charged(setting: Setting, rounds: list[RoundRow], histories: Iterable[History]) -> Ran:
+    """`histories`: what each hospital's ledger was charged; none without a guarantee."""
+    privacy = setting.plan.privacy
+    return Ran(rounds, privacy.noise_multiplier, readings_of(histories, privacy.delta))
 
 
 def _histories(charged: Release | None) -> Sequence[History]:

@@ -30,7 +30,12 @@ class Method(StrEnum):
     POOLED = "pooled"  # ordinary training on all patients together
     LOCAL = "local"  # ordinary training at each hospital by itself; the mean of the hospitals' scores
     PLAIN = "plain"  # federated, updates averaged in float64 without masks
+    LAPLACE = "laplace"  # federated without masks, Laplace noise on every hospital's update: epsilon is a hospital's
+    HOSPITAL_LEVEL = "hospital-level"  # federated without masks, Gaussian noise on the sum: epsilon is a hospital's
     MASKED = "masked"  # federated, quantized and masked; with noise where the plan has some
+
+
+HOSPITAL_UNITS = frozenset({Method.LAPLACE, Method.HOSPITAL_LEVEL})  # whose epsilon is about a hospital, not about a patient
 
 
 class DataKind(StrEnum):
@@ -88,6 +93,7 @@ class Cell(Frozen):
         None  # target that sets the noise multiplier; inf: no noise; None: the plan's own
     )
     epsilon_reading: Literal["charged", "outsider"] = "charged"  # whose reading `epsilon` is; outsider: of shared noise, c = 0
+    hospital_clip: Annotated[float, Field(gt=0)] | None = None  # of HOSPITAL_UNITS: norm of a whole update, L1 or L2
     ordinary: Ordinary = Ordinary()
     plan: dict[str, Any]  # a plan's fields without study, hospitals, evaluators and start_digest
     settings: dict[str, Setting]  # what the study file varied, for tables; names as in the study file
@@ -108,10 +114,20 @@ class Cell(Frozen):
             del fields["partition"]["paces"]
         if self.epsilon_reading == "charged":
             del fields["epsilon_reading"]
+        if self.hospital_clip is None:
+            del fields["hospital_clip"]
         if self.epsilon is not None and math.isfinite(self.epsilon) and self.plan.get("participants") is not None:
             fields["rounds_counted"] = MOST_ASKED
         content = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(CELL_LABEL + content.encode()).hexdigest()[:ID_CHARACTERS]
+
+    @property
+    def epsilon_of(self) -> str:
+        """Whose epsilon is stated, and by which mechanism."""
+        if self.method in HOSPITAL_UNITS:
+            return "a hospital (Laplace)" if self.method is Method.LAPLACE else "a hospital (Gaussian)"
+        shared = self.plan["privacy"].get("noise_mode") == "shared"
+        return "a patient (discrete Gaussian)" if shared else "a patient (Gaussian)"
 
     @property
     def label(self) -> str:

@@ -32,7 +32,7 @@ from hospital_node.ledger import Charge, Ledger, LedgerError, LedgerMissing
 from hospital_node.state import NodeFile, StateFolder
 from proto.plan import Evaluation, Hospital, Plan, PlanError, short_name
 from study import presets
-from study.bench.cells import Cell, Data, DataKind, Method
+from study.bench.cells import HOSPITAL_UNITS, Cell, Data, DataKind, Method
 from study.bench.task import Rand, StudyError
 
 ONE_RELEASE: Final = 1  # number of the only round of a plan that is approved for a cell
@@ -155,8 +155,10 @@ def _all_at_once(evaluation: Evaluation | None, rounds: int) -> dict[str, float]
 def _refuse_without_noise(cell: Cell, *, silent: bool) -> None:
     """`silent`: its plan has no noise."""
     ordinary = cell.method in {Method.POOLED, Method.LOCAL}
-    if ordinary or silent:
+    if ordinary or silent or cell.method in HOSPITAL_UNITS:
         why = f"method '{cell.method.value}' is ordinary training" if ordinary else "its plan has no noise (epsilon inf)"
+        if cell.method in HOSPITAL_UNITS:
+            why = f"method '{cell.method.value}' trains without noise on patients and is there to compare with"
         raise StudyError(
             f"cell {cell.label} is refused: {why}, which protects nobody, and its patients are private; take it out of the "
             "study, or run it on public or synthetic data"

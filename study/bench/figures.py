@@ -194,6 +194,8 @@ def _epsilon_label(groups: Sequence[Group]) -> str:
     seeds = [len(group.results) for group in groups]
     notes = ["small dots: seeds"] if max(seeds) > 1 else []
     notes += ["bars: 95 % interval over seeds"] if max(seeds) >= SEEDS_FOR_BARS else []
+    shared = any(one.cell.plan["privacy"].get("noise_mode") == "shared" for one in groups)
+    notes += ["shared noise: against the plan's colluders"] if shared else []
     label = f"epsilon of the worst hospital at delta {deltas} (logarithmic; smaller protects more)"
     return "\n".join([label, "; ".join(notes)]) if notes else label
 

@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from proto.frozen import Frozen, explain, parsed, read_toml
 from proto.plan import MIN_COHORT, Plan
 from study.bench.calibrate import refuse_unreachable
-from study.bench.cells import Cell, Data, Method, Ordinary, Partition, Setting
+from study.bench.cells import HOSPITAL_UNITS, Cell, Data, Method, Ordinary, Partition, Setting
 from study.bench.task import StudyError
 from study.presets import PLANS, Preset
 
@@ -34,7 +34,9 @@ OF_THE_CELL = ("data", "partition", "ordinary")  # tables of the study file whos
 ALIASES = {"seeds": "seed", "hospitals": "partition.hospitals"}
 OWN_STEPS = "partition.local_steps"  # of each hospital: ordinary training takes no rounds
 PACES = "partition.paces"  # of each hospital: read where a plan has [buffer]
+EPSILON = "epsilon"
 READING = "epsilon_reading"  # of a wanted epsilon: with shared noise there are two
+CLIP = "hospital_clip"  # of methods that noise whole updates
 SHORT = {"partition.hospitals": "hospitals"}
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 STAND_IN = "secagg://check/hospital/h{}"  # only for checking a template: who takes part is known when a cell runs
@@ -65,6 +67,17 @@ ORDINARY_FORM: dict[str, Any] = {
 }
 
 
+# and what methods that noise whole updates do not read: what hides one patient in a plan
+UNITS_FORM: dict[str, Any] = {
+    "privacy.noise_mode": "local",
+    "privacy.noise_multiplier": 0.0,
+    "privacy.no_guarantee": True,
+    "privacy.norm_steps": None,
+    "privacy.may_drop": None,
+    "privacy.may_collude": None,
+}
+
+
 class StudyFile(Frozen):
     """A study file as written; study/STUDIES.md explains it to those who write one."""
 
@@ -74,6 +87,7 @@ class StudyFile(Frozen):
     seeds: tuple[int, ...]
     start: str = "random"
     levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()  # scores whose first round the report names
+    with_epsilon: tuple[str, ...] = ()  # settings that were chosen for each epsilon: names and lines leave them out
     data: Data = Data()
     partition: Partition = Partition()
     ordinary: Ordinary = Ordinary()
@@ -141,7 +155,9 @@ def unread(name: str, method: Method, *, shifts: bool = False, selects: bool = F
     the whole plan, and a plain cell has to ask those that its masked partner asks.
     """
     table = _head(name)
-    if name == PACES and not buffers:
+    if (name == PACES and not buffers) or (name == CLIP and method not in HOSPITAL_UNITS):
+        return True
+    if method in HOSPITAL_UNITS and (name in UNITS_FORM or table == "masking" or name == READING):
         return True
     if method in BASELINES:
         if name == OWN_STEPS:
@@ -162,7 +178,12 @@ class _Expansion:
         for name in self.changes:
             _check_plan_name(f"{path}: [set], which changes plan fields", name)
         self.tables = [self._table(number, table) for number, table in enumerate(file.grid, 1)]
-        self.varied = list(dict.fromkeys(name for table in self.tables for name in table if name not in {"method", "seed"}))
+        self.varied: list[str] = list(
+            dict.fromkeys(name for table in self.tables for name in table if name not in {"method", "seed"})
+        )
+        for name in file.with_epsilon:
+            if ALIASES.get(name, name) not in self.varied or name == EPSILON:
+                raise StudyError(f"{path}: with_epsilon: no [[grid]] varies '{name}': remove it or correct its spelling")
 
     def cells(self) -> Iterator[Cell]:
         for number, table in enumerate(self.tables, 1):
@@ -193,6 +214,8 @@ class _Expansion:
         plan = _checked(where, _normal_plan(where, method, plan, chosen.get("epsilon")), hospitals)
         if method is Method.PLAIN and plan["privacy"]["noise_mode"] == "shared":
             raise StudyError(f"{where}: method plain has no masks in which noise could be shared: use masked")
+        if method in HOSPITAL_UNITS:
+            _check_hospital_units(where, method, plan, chosen)
         start = chosen.get("start", self.file.start)
         fields = {
             "study": self.file.study,
@@ -203,6 +226,7 @@ class _Expansion:
             "start": start,
             "epsilon": _normal_epsilon(method, plan, chosen.get("epsilon")),
             READING: _normal_reading(plan, chosen),
+            CLIP: chosen.get(CLIP) if method in HOSPITAL_UNITS else None,
             "plan": plan | (_recipe(where, template, plan) if start == "public" else {}),
             "settings": {},
         }
@@ -217,7 +241,7 @@ class _Expansion:
         changes = {**self.changes, **own}
         if "privacy.noise_multiplier" in changes and "privacy.no_guarantee" not in changes:
             changes["privacy.no_guarantee"] = changes["privacy.noise_multiplier"] == 0
-        return _checked(where, _with(where, template.fields, changes), hospitals)
+        return _checked(where, with_changes(where, template.fields, changes), hospitals)
 
     def _parts(self, chosen: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """The tables of the study file, with the cell's own values."""
@@ -273,11 +297,13 @@ def load_template(name: str, folder: Path, where: str) -> Template:
 def _normal_plan(where: str, method: Method, plan: dict[str, Any], epsilon: object) -> dict[str, Any]:
     """`plan` with what the method does not read in its normal form."""
     if method in BASELINES:
-        return _with(where, plan, ORDINARY_FORM)
+        return with_changes(where, plan, ORDINARY_FORM)
+    if method in HOSPITAL_UNITS:
+        return with_changes(where, plan, {**UNITS_FORM, "masking": {}})
     silent = {"privacy.noise_multiplier": 0.0, "privacy.no_guarantee": True} if epsilon == math.inf else {}
     in_step = plan["participants"] is None and plan["buffer"] is None  # else who takes part follows from masking too: `unread`
     unmasked = method is Method.PLAIN and in_step
-    return _with(where, plan, {**silent, "masking": {}} if unmasked else silent)
+    return with_changes(where, plan, {**silent, "masking": {}} if unmasked else silent)
 
 
 def _normal_epsilon(method: Method, plan: Mapping[str, Any], epsilon: object) -> object:
@@ -285,6 +311,18 @@ def _normal_epsilon(method: Method, plan: Mapping[str, Any], epsilon: object) ->
     if method in BASELINES:
         return None
     return math.inf if epsilon is None and plan["privacy"]["no_guarantee"] else epsilon
+
+
+def _check_hospital_units(where: str, method: Method, plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+    """Raise StudyError for what a method that noises whole updates needs or cannot do."""
+    parts = [part for part in ("participants", "buffer", "evaluation") if plan[part] is not None]
+    if parts:
+        raise StudyError(f"{where}: method {method.value} asks every hospital in every round: leave out {', '.join(parts)}")
+    if chosen.get(CLIP) is None:
+        raise StudyError(f"{where}: method {method.value} clips whole updates: say {CLIP}, the largest norm of one")
+    epsilon = chosen.get("epsilon")
+    if not isinstance(epsilon, int | float) or math.isinf(epsilon):
+        raise StudyError(f"{where}: method {method.value} needs a finite epsilon, a hospital's; without noise use plain")
 
 
 def _normal_reading(plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> object:
@@ -320,7 +358,7 @@ def _checked(where: str, fields: Mapping[str, Any], hospitals: object = None) ->
     return plan.model_dump(mode="json", exclude=set(OF_THE_STUDY))
 
 
-def _with(where: str, fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def with_changes(where: str, fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `fields` with dotted names set."""
     whole = copy.deepcopy(dict(fields))
     for name, value in changes.items():
@@ -376,7 +414,7 @@ def _is_list(name: str) -> bool:
 
 
 def _check_name(where: str, name: str) -> None:
-    if name in {"method", "seed", "epsilon", READING, "start", "plan"} or (_head(name) in OF_THE_CELL and "." in name):
+    if name in {"method", "seed", "epsilon", READING, CLIP, "start", "plan"} or (_head(name) in OF_THE_CELL and "." in name):
         return
     _check_plan_name(where, name)
 

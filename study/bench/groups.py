@@ -15,12 +15,13 @@ from typing import Any
 from study.bench.cells import Cell, CellResult, Method, Readings
 from study.bench.grid import BASELINES, SHIFTING
 from study.bench.intervals import Interval, interval, paired
-from study.bench.naming import shown
+from study.bench.naming import Settings, shown, with_epsilon_in, without
 from study.bench.readings import known
 from study.results import CellRow
 
 FLOAT32_BYTES = 4
 MEGABYTE = 1e6
+NO_DEAL = {"weights", "local_steps", "paces"}  # of a partition: how hospitals train and count, not who has which patients
 NOISE = ("noise_multiplier", "no_guarantee", "delta")
 
 
@@ -28,9 +29,10 @@ NOISE = ("noise_multiplier", "no_guarantee", "delta")
 class Group:
     """One setting: its finished cells by seed, of `listed` in the study file."""
 
-    cell: Cell  # any of them
+    cell: Cell  # any of them; its settings are those that names are made of
     results: dict[int, CellResult] = field(repr=False)
     listed: int
+    settings: Settings = field(repr=False)  # everything that was varied
 
     @property
     def is_federated(self) -> bool:
@@ -139,8 +141,9 @@ def _largest(spent: Sequence[float | None]) -> float | None:
     return max(finite) if finite and len(finite) == len(spent) else None
 
 
-def grouped(rows: Iterable[CellRow]) -> list[Group]:
-    """Settings with at least one finished cell, in the order of the study file."""
+def grouped(rows: Iterable[CellRow], source: str = "") -> list[Group]:
+    """Settings with at least one finished cell, in the order of the study file, whose text is `source`."""
+    hidden = with_epsilon_in(source)
     cells: dict[str, list[CellRow]] = {}
     for row in rows:
         cells.setdefault(_identity(row.cell), []).append(row)
@@ -148,7 +151,9 @@ def grouped(rows: Iterable[CellRow]) -> list[Group]:
     for same in cells.values():
         results = {row.cell.seed: row.result for row in same if row.result is not None}
         if results:
-            found.append(Group(same[0].cell, dict(sorted(results.items())), len(same)))
+            settings = same[0].cell.settings
+            named = same[0].cell.model_copy(update={"settings": without(settings, hidden)}) if hidden else same[0].cell
+            found.append(Group(named, dict(sorted(results.items())), len(same), settings))
     return found
 
 
@@ -207,7 +212,7 @@ def _only(groups: Sequence[Group], method: Method, likeness: Callable[[Cell], st
 
 def _patients(cell: Cell, dealt: bool) -> str:
     """Whose images, and with `dealt` in which hospitals; a deal that changes images counts always."""
-    deal = cell.partition.model_dump(mode="json") if dealt or cell.partition.kind in SHIFTING else None
+    deal = cell.partition.model_dump(mode="json", exclude=NO_DEAL) if dealt or cell.partition.kind in SHIFTING else None
     return json.dumps((cell.task, cell.data.model_dump(mode="json"), deal), sort_keys=True)
 
 

@@ -7,6 +7,7 @@ all of them do, and a name that lists every one cannot be read. Epsilon is never
 from __future__ import annotations
 
 import math
+import tomllib
 from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
 
@@ -15,6 +16,19 @@ from study.bench.cells import Cell, Setting
 EPSILON = "epsilon"
 
 Settings = Mapping[str, Setting]
+
+
+def with_epsilon_in(source: str) -> frozenset[str]:
+    """Settings that a stored study file says were chosen for each epsilon; it was checked when it was read."""
+    try:
+        return frozenset(tomllib.loads(source).get("with_epsilon", ()))
+    except tomllib.TOMLDecodeError:  # results that were written without a study file
+        return frozenset()
+
+
+def without(settings: Settings, names: Collection[str]) -> dict[str, Setting]:
+    """The other settings."""
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 def telling(several: Sequence[Settings], kinds: Sequence[Hashable] | None = None) -> tuple[str, ...]:

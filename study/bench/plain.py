@@ -61,7 +61,14 @@ def run_plain(
     if plan.privacy.is_shared:
         raise StudyError(f"plan '{plan.study}' shares its noise inside the masks, which method plain has not: use masked")
     federation = Plain(plan, hospitals, test, task, draws, stop)
-    model, layout = start, task.layout(plan)
+    rows, model = play(federation, start, on_round)
+    return Averaged(rows, federation.charged(), model)
+
+
+def play(federation: Plain, start: Vector, on_round: Callable[[RoundRow], None]) -> tuple[list[RoundRow], Vector]:
+    """All rounds of the federation's plan from `start`: their figures, and the last model."""
+    plan = federation.plan
+    model, layout = start, federation.task.layout(plan)
     published, memory = scaffold.begun(plan, start), None
     rows = [federation.row(0, model, (), time.perf_counter())]
     on_round(rows[0])
@@ -73,7 +80,7 @@ def run_plain(
         model, _ = scaffold.taken_apart(plan, published)
         rows.append(federation.row(number, model, uris, began_s))
         on_round(rows[-1])
-    return Averaged(rows, federation.charged(), model)
+    return rows, model
 
 
 def weighted_mean(updates: Iterable[tuple[int, Vector]]) -> Vector:
@@ -92,7 +99,7 @@ def unless_stopped(stop: threading.Event) -> None:
         raise Interrupted
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Plain:
     """The hospitals of one run and how often each took part."""
 
@@ -119,7 +126,7 @@ class Plain:
     def mean_update(self, number: int, base: Vector, common: Vector | None, uris: Sequence[str]) -> Vector:
         """What one round gives before the server step; `common`: the control variate of all, where the plan has one."""
         self.rounds_of.update(uris)
-        return weighted_mean((self.plan.hospital(uri).weight, self._update(number, base, uri, common)) for uri in uris)
+        return weighted_mean((self.plan.hospital(uri).weight, self.trained(number, base, uri, common)) for uri in uris)
 
     def row(self, number: int, model: Vector, uris: Sequence[str], began_s: float) -> RoundRow:
         """The round's figures, with scores where the plan wants them."""
@@ -148,7 +155,8 @@ class Plain:
         """So far, of the hospital that took most."""
         return max((count * self.plan.local_steps(uri) for uri, count in self.rounds_of.items()), default=0)
 
-    def _update(self, number: int, base: Vector, uri: str, common: Vector | None) -> Vector:
+    def trained(self, number: int, base: Vector, uri: str, common: Vector | None) -> Vector:
+        """One hospital's update."""
         drift = None if common is None else common - self.variates.get(uri, np.float32(0))
         trained = self.workshops[uri].train(
             self.plan,

@@ -12,11 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from hospital_node.cap import plain
+from study.bench.cells import HOSPITAL_UNITS
 from study.bench.figures import Picture, draw
 from study.bench.groups import Difference, Group, differences, grouped
 from study.bench.intervals import Interval
 from study.bench.levels import levels_in, reached
-from study.bench.naming import cell_name, shown, telling
+from study.bench.naming import cell_name, shown, telling, with_epsilon_in, without
 from study.bench.readings import DEFAULT_DELTA
 from study.results import CellRow, StudyRow, open_results
 
@@ -35,6 +36,11 @@ COST_WORDS = (
 AT_DEFAULT = f"epsilon at {plain(DEFAULT_DELTA)}"
 OUTSIDERS, OUTSIDERS_AT_DEFAULT = "epsilon, c = 0", f"{AT_DEFAULT}, c = 0"
 DEFAULT_WORDS = f" {AT_DEFAULT.capitalize()} is of the same trainings, read at the product's default delta."
+UNITS = "epsilon of"
+UNITS_WORDS = (
+    " Where epsilon is a hospital's, it says what the model tells of a hospital's taking part, and its neighbours differ by a "
+    "whole hospital: no such figure can be compared with a patient's."
+)
 OUTSIDERS_WORDS = (
     " Where hospitals share one noise, epsilon is against the coordinator with the plan's colluders; c = 0 is against whoever "
     "knows no hospital's share. Both rely on masking."
@@ -54,7 +60,7 @@ def write_report(folder: Path) -> list[Path]:
     """Write report.md, tables.csv and the figures into a study's folder and return them. Raises ResultsError."""
     with open_results(folder) as results:
         study, rows, unlisted = results.study(), results.cells(), results.unlisted()
-    groups = grouped(rows)
+    groups = grouped(rows, study.source)
     pairs = differences(groups)
     pictures = draw(groups, study.metric, folder)
     _replace(folder / REPORT, "\n".join(_report(study, rows, groups, pairs, pictures, unlisted)) + "\n")
@@ -70,7 +76,8 @@ def _report(
     pictures: Sequence[Picture],
     unlisted: int,
 ) -> list[str]:
-    names = telling([row.cell.settings for row in rows], [row.cell.method for row in rows])
+    hidden = with_epsilon_in(study.source)
+    names = telling([without(row.cell.settings, hidden) for row in rows], [row.cell.method for row in rows])
     lines = [f"# Study {study.name}", "", _complete(rows, unlisted), "", study.honesty, ""]
     if groups:
         lines += ["## Scores", "", _score_words(study.metric, groups), "", *_score_table(study.metric, groups, names), ""]
@@ -99,6 +106,7 @@ def _score_words(metric: str, groups: Sequence[Group]) -> str:
     at = f" at delta {', '.join(map(plain, deltas))}" if deltas else ""
     columns = _epsilon_columns(groups)
     more = DEFAULT_WORDS if AT_DEFAULT in columns else ""
+    more += UNITS_WORDS if UNITS in columns else ""
     more += OUTSIDERS_WORDS if OUTSIDERS in columns else ""
     alone = " One seed has no interval." if any(group.score and group.score.half is None for group in groups) else ""
     return (
@@ -110,13 +118,13 @@ def _score_words(metric: str, groups: Sequence[Group]) -> str:
 
 def _settings_section(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
     """Everything that was varied, where the short names leave something out."""
-    varied = list(dict.fromkeys(name for group in groups for name in group.cell.settings))
+    varied = list(dict.fromkeys(name for group in groups for name in group.settings))
     if set(varied) <= set(names):
         return []
     body = [
         [
             cell_name(group.cell, names),
-            *(shown(group.cell.settings[name]) if name in group.cell.settings else NONE for name in varied),
+            *(shown(group.settings[name]) if name in group.settings else NONE for name in varied),
         ]
         for group in groups
     ]
@@ -155,7 +163,12 @@ def _epsilon_columns(groups: Sequence[Group]) -> dict[str, list[str]]:
     shown_columns = {name: [_number(one, ".2f") for one in values] for name, values in columns.items() if any(values)}
     deltas = [NONE if group.epsilon is None else plain(group.delta) for group in groups]
     several = {"delta": deltas} if len({*deltas} - {NONE}) > 1 else {}
-    return {"epsilon": [_epsilon(group.epsilon) for group in groups], **several, **shown_columns}
+    units = {UNITS: [_unit(group) for group in groups]} if any(one.cell.method in HOSPITAL_UNITS for one in groups) else {}
+    return {"epsilon": [_epsilon(group.epsilon) for group in groups], **units, **several, **shown_columns}
+
+
+def _unit(group: Group) -> str:
+    return NONE if group.epsilon is None else group.cell.epsilon_of
 
 
 def _level_section(study: StudyRow, groups: Sequence[Group], names: Sequence[str]) -> list[str]:
@@ -243,7 +256,7 @@ def _markdown(head: Sequence[str], body: Sequence[Sequence[str]], words: int = 1
 
 def _write_tables(path: Path, groups: Sequence[Group], pairs: Sequence[Difference]) -> None:
     """One row a setting, in plain numbers; empty: not known, not applicable, or no guarantee."""
-    names = list(dict.fromkeys(name for group in groups for name in group.cell.settings))
+    names = list(dict.fromkeys(name for group in groups for name in group.settings))
     labels = list(dict.fromkeys(label for group in groups for label in group.labels))
     rows = [_values(group, names, labels, [pair for pair in pairs if pair.group is group]) for group in groups]
     part = path.with_suffix(".part")
@@ -257,13 +270,14 @@ def _write_tables(path: Path, groups: Sequence[Group], pairs: Sequence[Differenc
 
 def _values(group: Group, names: Sequence[str], labels: Sequence[str], pairs: Sequence[Difference]) -> dict[str, object]:
     values: dict[str, object] = {"method": group.cell.method.value}
-    values |= {name: shown(group.cell.settings[name]) if name in group.cell.settings else None for name in names}
+    values |= {name: shown(group.settings[name]) if name in group.settings else None for name in names}
     values |= {"seeds": len(group.results), "seeds_listed": group.listed}
     values |= _ends("score", group.score)
     for label in labels:
         values |= _ends(f"score {label}", group.labels.get(label))
     values |= {
         "spent_epsilon": group.epsilon,
+        "epsilon_of": None if group.epsilon is None else group.cell.epsilon_of,
         "delta": group.delta,
         **{f"epsilon_{name}": value for name, value in group.readings.model_dump().items()},
         "rounds": group.length if group.is_federated else None,

@@ -11,7 +11,7 @@ from bench_world import STUDY, written
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from study.bench.cells import Cell, Method
+from study.bench.cells import HOSPITAL_UNITS, Cell, Method
 from study.bench.grid import BASELINES, Study, load_study, unread
 from study.bench.task import StudyError
 from study.presets import PLANS
@@ -54,7 +54,8 @@ def test_a_table_is_the_product_of_its_lists_and_a_study_their_union(tmp_path: P
 def test_the_number_of_cells_follows_from_what_the_method_reads(
     tmp_path: Path, rounds: list[int], lanes: list[int], seeds: list[int], method: Method
 ) -> None:
-    grid = f'[[grid]]\nmethod = "{method}"\nrounds = {rounds}\nseeds = {seeds}\n"masking.lanes" = {lanes}\n'
+    needed = "epsilon = 8\nhospital_clip = 1.0\n" if method in HOSPITAL_UNITS else ""
+    grid = f'[[grid]]\nmethod = "{method}"\nrounds = {rounds}\nseeds = {seeds}\n"masking.lanes" = {lanes}\n{needed}'
     cells = study_of(tmp_path, grid).cells()
     reads_rounds, reads_lanes = method not in BASELINES, method is Method.MASKED
     assert len(cells) == len(seeds) * (len(rounds) if reads_rounds else 1) * (len(lanes) if reads_lanes else 1)

@@ -24,7 +24,7 @@ def page() -> None:
         return
     screen.text(f"**{found.study.name}** · {found.study.task}")
     screen.banner(study_state(found.rows))
-    groups = grouped(found.rows)
+    groups = grouped(found.rows, found.study.source)
     screen.figures(findings.figures(found, groups))
     screen.note(found.study.honesty)
     if groups:
