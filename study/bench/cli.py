@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -20,6 +22,21 @@ from study.bench.worker import Engine
 LOG_WIDTH = 140  # columns where the output is no terminal: one line an event
 STUDIES = Path("studies")
 INTERRUPTED, FAILED_CELLS, BAD_INPUT = 130, 1, 2  # exit status
+
+
+class Noise(StrEnum):
+    """Whose noise."""
+
+    LOCAL = "local"
+    SHARED = "shared"
+
+
+class Reading(StrEnum):
+    """Whose reading of shared noise."""
+
+    CHARGED = "charged"
+    OUTSIDER = "outsider"
+
 
 StudyFile = Annotated[Path, typer.Argument(help="The study file (TOML): study/STUDIES.md says how to write one.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the results; studies/<name of the study> if left out.")]
@@ -109,9 +126,48 @@ def processes(
             print(f"| {done.way} | {done.seed} | {score:.3f} | {done.wall_s:.0f} | {done.cpu_s:.0f} |", flush=True)
 
 
+def advise(
+    patients: Annotated[int, typer.Option(min=1, help="Patients of all hospitals together, as they declare them.")],
+    hospitals: Annotated[int, typer.Option(min=1, help="How many there are; they count as equally large.")],
+    epsilon: Annotated[float, typer.Option(help="What one patient may cost at most over the whole training.")],
+    noise: Annotated[
+        Noise, typer.Option(help="local: each hospital's own; shared: one of all, which relies on masking.")
+    ] = Noise.LOCAL,
+    reading: Annotated[
+        Reading, typer.Option(help="Of shared noise: charged, against colluders; outsider, against whoever knows no share.")
+    ] = Reading.CHARGED,
+    delta: Annotated[float | None, typer.Option(help="1 / (10 x patients) if left out.")] = None,
+    may_drop: Annotated[
+        int | None, typer.Option(min=0, help="Hospitals that shared noise survives losing; 3 in 16, 1 at least.")
+    ] = None,
+    may_collude: Annotated[
+        int, typer.Option(min=1, help="Hospitals that may work with the coordinator, for shared noise.")
+    ] = 1,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the plan's template (TOML), for `plan` of a study file.")] = None,
+) -> None:
+    """Recommend settings for so many patients and hospitals and an epsilon, from public numbers alone.
+
+    Says what they cost at this delta and at 1e-5, in each reading, and what the public study reached with such noise. Exit
+    status 2 where nothing was measured that comes near.
+    """
+    from study.bench import advice, advice_text
+
+    with sentences():
+        asked = advice.Question(patients, hospitals, epsilon, noise.value, reading.value, delta, may_drop, may_collude)
+        found = advice.advise(asked, advice.load())
+        if out is not None:
+            advice_text.write_template(found, out)
+        if as_json:
+            print(json.dumps(advice_text.as_json(found), indent=1))
+        else:
+            advice_text.show(found, console())
+
+
 def register(app: typer.Typer) -> None:
     """Make these functions commands of `app`."""
-    for command in (run, cells, report, pretrain, processes):
+    for command in (run, cells, report, advise, pretrain, processes):
         app.command()(command)
 
 
