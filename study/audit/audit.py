@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hospital_node.noise import Rand
 from study.audit import bound, distributions
+from study.audit.bound import Signal
 from study.audit.canaries import Setting, World, linear_world
 from study.audit.distributions import Check
 from study.audit.faults import AS_BUILT, GROSS, SUBTLE, Fault
 from study.audit.inversion import Attempt, attempts
 from study.audit.scans import scan_world
+from study.audit.shared import SHARED_BROKEN, SHARED_GROSS, shared_world
 from study.audit.trial import Observed, Verdict, judge, observe
 
+SHARED = "shared noise"  # name of a world
+Made = Callable[[Setting, float, int], World]
 Tick = Callable[[str], None]  # one unit of work done, and what is being worked on
 
 
@@ -25,13 +29,18 @@ class Extent:
     scans: Setting | None
     distribution_runs: int
     inversion: bool
+    shared: Setting | None = None  # the same attack where hospitals share one noise
 
     @property
     def units(self) -> int:
         """Units of work in all, as `Tick` counts them."""
         conditions = 1 + len(GROSS)
         scans = self.scans.runs if self.scans else 0
-        return conditions * (self.linear.runs + scans) + (1 + len(SUBTLE)) * self.distribution_runs + 6 * self.inversion
+        checked = 1 + len(SUBTLE)
+        own = conditions * (self.linear.runs + scans) + checked * self.distribution_runs + 6 * self.inversion
+        if self.shared is None:
+            return own
+        return own + (1 + len(SHARED_GROSS)) * self.shared.runs + (1 + len(SHARED_BROKEN)) * self.distribution_runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,7 @@ class Audit:
     worlds: tuple[Attacked, ...]
     distributions: tuple[Checked, ...]  # as built first; empty where left out
     attempts: tuple[Attempt, ...]
+    shared_distributions: tuple[Checked, ...] = ()  # likewise, under shared noise
 
     @property
     def complaints(self) -> tuple[str, ...]:
@@ -88,44 +98,56 @@ class Audit:
                     f"{world.name}: the attack shows epsilon {built.shown:.2f}, more than the {built.reported:.2f} reported."
                 )
             found += [f"{world.name}: the fault '{one.fault}' was not noticed." for one in broken if not one.exceeds]
-        for place, one in enumerate(self.distributions):
-            if place == 0 and not one.holds:
-                found += [f"as built it does not hold that {check.sentence}." for check in one.checks if not check.holds]
-            if place > 0 and one.holds:
-                found.append(f"distributions: the fault '{one.fault}' was not noticed.")
+        for where, checked in (("", self.distributions), ("shared noise, ", self.shared_distributions)):
+            found += _complaints(where, checked)
         return tuple(found)
+
+
+def _complaints(where: str, checked: Sequence[Checked]) -> list[str]:
+    """About distributions, as built first."""
+    found = []
+    for place, one in enumerate(checked):
+        if place == 0 and not one.holds:
+            found += [f"{where}as built it does not hold that {check.sentence}." for check in one.checks if not check.holds]
+        if place > 0 and one.holds:
+            found.append(f"{where}distributions: the fault '{one.fault}' was not noticed.")
+    return found
 
 
 def run(extent: Extent, rand: Rand, tick: Tick = lambda _: None) -> Audit:
     """Do everything. Raises ValueError where an attack could show nothing, and what training raises."""
-    for setting in (extent.linear, extent.scans):
+    for setting in (extent.linear, extent.scans, extent.shared):
         _refuse_powerless(setting)
     worlds = [attacked("one direction for each patient", extent.linear, linear_world(extent.linear), rand, tick)]
     if extent.scans is not None:
         worlds.append(attacked("segmentation network", extent.scans, scan_world(extent.scans), rand, tick))
-    checked = []
-    if extent.distribution_runs:
-        conditions = (AS_BUILT, *SUBTLE)
-        checked = [_checked(extent.linear, extent.distribution_runs, fault, rand, tick) for fault in conditions]
+    if extent.shared is not None:
+        worlds.append(attacked(SHARED, extent.shared, shared_world(extent.shared), rand, tick, SHARED_GROSS))
+    checked = _all_checked(extent.linear, extent.distribution_runs, SUBTLE, linear_world, rand, tick)
+    shared = _all_checked(extent.shared, extent.distribution_runs, SHARED_BROKEN, shared_world, rand, tick)
     drawn = attempts(rand, on_attempt=lambda: tick("drawing scans from updates")) if extent.inversion else ()
-    return Audit(tuple(worlds), tuple(checked), drawn)
+    return Audit(tuple(worlds), checked, drawn, shared)
 
 
-def attacked(name: str, setting: Setting, world: World, rand: Rand, tick: Tick) -> Attacked:
+def attacked(name: str, setting: Setting, world: World, rand: Rand, tick: Tick, gross: Sequence[Fault] = GROSS) -> Attacked:
     """One world as built and with each gross fault."""
     verdicts, seen = [], []
-    for fault in (AS_BUILT, *GROSS):
+    for fault in (AS_BUILT, *gross):
         label = f"{name}, {fault.name}"
         observed = observe(setting, world, fault, rand, lambda label=label: tick(label))  # type: ignore[misc]
         seen.append(observed)
         verdicts.append(judge(setting, fault, observed))
-    known = power_of(setting, verdicts[0].reported) if world.plan.network.architecture.startswith("task:") else None
+    known = None
+    if world.plan.network.architecture.startswith("task:"):
+        known = power_of(setting, verdicts[0].reported, world.plan.privacy.noise_multiplier)
     return Attacked(name, setting, known, tuple(verdicts), tuple(seen))
 
 
-def power_of(setting: Setting, reported: float) -> Power:
-    """The power of an audit of the linear world, in closed form."""
+def power_of(setting: Setting, reported: float, noise_multiplier: float | None = None) -> Power:
+    """The power of an audit of the linear world, in closed form; `noise_multiplier` where it is not the setting's own."""
     attack, signal = setting.attack, setting.signal
+    if noise_multiplier is not None:
+        signal = Signal(setting.steps, 1 / setting.inverse_rate, noise_multiplier)
     accuracy = signal.accuracy(attack.guesses / attack.coins)
     return Power(
         strongest=bound.strongest(attack),
@@ -146,6 +168,14 @@ def _refuse_powerless(setting: Setting | None) -> None:
         )
 
 
-def _checked(setting: Setting, runs: int, fault: Fault, rand: Rand, tick: Tick) -> Checked:
-    seen = distributions.read(setting, runs, fault, rand, lambda: tick(f"distributions, {fault.name}"))
-    return Checked(fault.name, fault.sentence, distributions.checks(seen))
+def _all_checked(
+    setting: Setting | None, runs: int, faults: Sequence[Fault], made: Made, rand: Rand, tick: Tick
+) -> tuple[Checked, ...]:
+    """As built and with each fault; nothing where this part is left out."""
+    if setting is None or not runs:
+        return ()
+    found = []
+    for fault in (AS_BUILT, *faults):
+        seen = distributions.read(setting, runs, fault, rand, lambda: tick("distributions"), made)
+        found.append(Checked(fault.name, fault.sentence, distributions.checks(seen)))
+    return tuple(found)

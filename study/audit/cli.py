@@ -22,6 +22,7 @@ def audit(
     inverse_rate: Annotated[int, typer.Option("--inverse-rate", min=1, help="Patients are drawn with chance 1 in this.")] = 2,
     epsilon: Annotated[float, typer.Option(min=0.01, help="What the node reports: the noise is solved for it.")] = 0.9,
     scan_runs: Annotated[int, typer.Option("--scan-runs", min=0, help="Rounds with a segmentation network, or 0.")] = 1100,
+    shared_runs: Annotated[int, typer.Option("--shared-runs", min=0, help="Rounds under shared noise, or 0.")] = 1200,
     checks: Annotated[int, typer.Option(min=0, help="Rounds for divisor, sampling and noise; 0 for none.")] = 2000,
     *,
     pictures: Annotated[bool, typer.Option(help="Try to draw a scan from a plain, a masked and a noised update.")] = True,
@@ -29,7 +30,8 @@ def audit(
     """Attack the node's private training with canary patients. Exit status 1 where something is not as reported.
 
     As built, the attack must show no more than the epsilon reported; with the noise off, the clip off, or a clip for each
-    patch, the same attack must show more. Only invented patients are trained on; no ledger is touched.
+    patch, the same attack must show more; likewise under shared noise, where one hospital tells the coordinator its share. Only
+    invented patients are trained on; no ledger is touched.
     """
     from study.audit import audit as whole
     from study.audit import report
@@ -38,7 +40,10 @@ def audit(
     try:
         linear = Setting(runs=runs, canaries=canaries, steps=steps, inverse_rate=inverse_rate, epsilon=epsilon)
         scans = Setting(runs=scan_runs, steps=1, inverse_rate=1, guessed=1 / 4, epsilon=epsilon) if scan_runs else None
-        extent = whole.Extent(linear, scans, checks, pictures)
+        shared = None
+        if shared_runs:
+            shared = Setting(runs=shared_runs, canaries=canaries, steps=1, inverse_rate=inverse_rate, epsilon=epsilon)
+        extent = whole.Extent(linear, scans, checks, pictures, shared)
         with _bar(extent.units) as tick:
             found = whole.run(extent, os.urandom, tick)
     except ValueError as error:

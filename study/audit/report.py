@@ -12,10 +12,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from study.audit import inversion
-from study.audit.audit import Attacked, Audit, Checked
+from study.audit.audit import SHARED, Attacked, Audit, Checked
 from study.audit.distributions import SMALLEST_P
 from study.audit.faults import GROSS
 from study.audit.inversion import Attempt
+from study.audit.shared import MAY_COLLUDE, MAY_DROP, MEMBERS, SHARED_GROSS
 from study.audit.victims import body
 
 REPORT, FIGURES, SCORES, SCANS = "audit.md", "audit.json", "audit-scores.png", "audit-scans.png"
@@ -48,9 +49,14 @@ def text(audit: Audit) -> list[str]:
     lines += [f"![Scores of the attack]({SCORES})", ""]
     if audit.distributions:
         lines += ["## Divisor, sampling and noise", "", *_distributions(audit.distributions), ""]
+    if audit.shared_distributions:
+        lines += ["## The same under shared noise", "", *_distributions(audit.shared_distributions), ""]
     if audit.attempts:
         lines += ["## Drawing a scan from an update", "", *_inversion(audit.attempts), ""]
-    return [*lines, "## The faults", "", *[f"- **{fault.name}**: {fault.sentence}" for fault in GROSS]]
+    lines += ["## The faults", "", *[f"- **{fault.name}**: {fault.sentence}" for fault in GROSS]]
+    if any(world.name == SHARED for world in audit.worlds):
+        lines += ["", "Of shared noise:", "", *[f"- **{fault.name}**: {fault.sentence}" for fault in SHARED_GROSS]]
+    return lines
 
 
 def _verdict(audit: Audit) -> list[str]:
@@ -62,7 +68,11 @@ def _verdict(audit: Audit) -> list[str]:
 
 def _setting(world: Attacked) -> str:
     setting, built = world.setting, world.verdicts[0]
-    return (
+    shared = (
+        f"{MEMBERS} hospitals share one noise, of whom {MAY_COLLUDE} works with the coordinator and {MAY_DROP} may be lost; "
+        "the attack sees the opened sum without what that one added, and epsilon is what a ledger charges. "
+    )
+    return (shared if world.name == SHARED else "") + (
         f"{setting.runs:,} rounds of the node's own training of {counted(setting.steps, 'step')} each; every patient is drawn "
         f"with chance 1/{setting.inverse_rate}. {setting.canaries} canary patients take part by coins of their own, "
         f"{built.fewest_runs_a_side} rounds or more with and without each. The attack sees updates only, and says of the "
@@ -145,6 +155,9 @@ def figures(audit: Audit) -> dict[str, object]:
             for world in audit.worlds
         ],
         "distributions": {one.fault: {check.name: check.p_value for check in one.checks} for one in audit.distributions},
+        "shared_distributions": {
+            one.fault: {check.name: check.p_value for check in one.checks} for one in audit.shared_distributions
+        },
         "inversion": [{"network": one.network, "update": one.update, "likeness": one.likeness} for one in audit.attempts],
     }
 

@@ -27,7 +27,7 @@ from secagg.discrete_gaussian import NoiseStream
 from secagg.noise_shares import NoiseShares
 from secagg.params import Integers
 from study.audit.canaries import STUDY, Reals, Setting, World, linear_world, reported
-from study.audit.faults import Fault
+from study.audit.faults import SUBTLE, Fault
 
 NORM_STEPS = 1 << 16  # noise of a fiftieth of it still has hundreds of steps
 MEMBERS, MAY_DROP, MAY_COLLUDE = 5, 1, 1
@@ -114,6 +114,12 @@ SHARED_SUBTLE = (
         lambda: patch.object(NoiseShares, "components", _as_if_all_were_honest),
     ),
 )
+
+
+SHARED_BROKEN = (
+    *SHARED_SUBTLE,
+    *(one for one in SUBTLE if one.name in {"doubled rate", "one coin for all"}),
+)  # what also applies
 
 
 def _fewer(_shares: NoiseShares, lost: int) -> int:

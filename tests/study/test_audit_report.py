@@ -16,7 +16,7 @@ from study.audit.report import text, write
 from study.bench.draws import seeded
 from study.cli import APP
 
-SMALL = Extent(Setting(runs=200, patches=16), None, 300, inversion=False)
+SMALL = Extent(Setting(runs=200, patches=16), None, 300, inversion=False, shared=Setting(runs=200, steps=1, patches=2))
 SHELL = CliRunner()
 
 
@@ -41,6 +41,11 @@ def test_an_audit_that_passed_says_so_with_its_power(audit: Audit, tmp_path: Pat
     assert kept["complaints"] == []
     assert [one["fault"] for one in kept["worlds"][0]["conditions"]] == ["as built", "no noise", "no clip", "clip per patch"]
     assert set(kept["distributions"]) > {"as built", "doubled rate"}
+    assert [one["name"] for one in kept["worlds"]] == ["one direction for each patient", "shared noise"]
+    assert [one["fault"] for one in kept["worlds"][1]["conditions"]] == ["as built", "all taken out", "no clip"]
+    assert set(kept["shared_distributions"]) == {"as built", "colluders forgotten", "doubled rate", "one coin for all"}
+    assert "5 hospitals share one noise, of whom 1 works with the coordinator" in said
+    assert "- **all taken out**" in said
     with Image.open(tmp_path / "audit-scores.png") as picture:
         assert picture.size[0] == 800
 
@@ -54,6 +59,8 @@ def test_what_went_wrong_is_the_first_thing_said(audit: Audit) -> None:
     assert lines[2] == "**Failed.**"
     assert "the attack shows epsilon 1.20, more than the 0.90 reported" in lines[3]
     assert "the fault 'no noise' was not noticed" in lines[4]
+    unnoticed = replace(audit, shared_distributions=(audit.shared_distributions[0],) * 2)
+    assert unnoticed.complaints == ("shared noise, distributions: the fault 'as built' was not noticed.",)
     assert any("as built it does not hold that the sum is divided by the declared size" in line for line in lines)
 
 
@@ -65,7 +72,7 @@ def test_an_audit_that_could_show_nothing_is_refused() -> None:
 
 
 def test_the_command_writes_pictures_and_ends_with_0(tmp_path: Path) -> None:
-    sizes = ["--runs", "60", "--canaries", "8", "--scan-runs", "0", "--checks", "0", "--epsilon", "0.5"]
+    sizes = ["--runs", "60", "--canaries", "8", "--scan-runs", "0", "--shared-runs", "0", "--checks", "0", "--epsilon", "0.5"]
     shown = SHELL.invoke(APP, ["audit", "--out", str(tmp_path), *sizes, "--no-pictures"])
     assert shown.exit_code in {0, 1}, shown.output  # unseeded: a fault near the limit of so few rounds may escape
     assert (tmp_path / "audit.md").exists()
