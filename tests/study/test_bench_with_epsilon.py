@@ -39,16 +39,16 @@ rounds = 3
 LOCAL = """
 [[grid]]
 method = "masked"
-"partition.weights" = "patients"
 "privacy.noise_mode" = "local"
+"partition.weights" = "patients"
 epsilon = {epsilon}
 "aggregation.learning_rate" = {rate}
 """
 SHARED = """
 [[grid]]
 method = "masked"
-"partition.weights" = "equal"
 "privacy.noise_mode" = "shared"
+"partition.weights" = "equal"
 "privacy.norm_steps" = 1000
 "privacy.may_drop" = 1
 "privacy.may_collude" = 1
