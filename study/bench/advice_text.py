@@ -13,8 +13,11 @@ from rich.table import Table
 
 from hospital_node.cap import plain, rounded_up
 from study.bench.advice import Advice, Score, scores_near
+from study.bench.cells import Method
+from study.bench.groups import Group, grouped
 from study.bench.readings import DEFAULT_DELTA
 from study.bench.task import StudyError
+from study.results import open_results
 
 SHOWN = (  # fields of the plan that are worth a line; those that it leaves out are left out
     "rounds",
@@ -113,6 +116,33 @@ def write_template(advice: Advice, path: Path) -> None:
         path.write_text(remark + tomli_w.dumps(advice.template), encoding="utf-8")
     except OSError as error:
         raise StudyError(f"cannot write {path}: {error.strerror}; name another file with --out") from error
+
+
+def scores_toml(folder: Path) -> str:
+    """[[scores]] of study/recommendations.toml from a study's results: its masked settings with a guarantee.
+
+    Raises ResultsError.
+    """
+    with open_results(folder) as results:
+        groups = grouped(results.cells(), results.study().source)
+    guarded = [group for group in groups if group.cell.method is Method.MASKED and group.epsilon is not None and group.scores]
+    return tomli_w.dumps({"scores": [_score_fields(group) for group in guarded]})
+
+
+def _score_fields(group: Group) -> dict[str, Any]:
+    one, score = next(iter(group.results.values())), group.score
+    assert score is not None, "a group with scores has a mean"
+    half = {} if score.half is None else {"half": round(score.half, 4)}
+    return {
+        "noise_mode": group.cell.plan["privacy"]["noise_mode"],
+        "hospitals": len(one.hospitals),
+        "epsilon": round(group.epsilon or 0.0, 3),
+        "delta": group.delta,
+        "noise_multiplier": one.noise_multiplier,
+        "dice": round(score.mean, 4),
+        **half,
+        "seeds": len(group.scores),
+    }
 
 
 def _deltas(advice: Advice) -> list[float]:

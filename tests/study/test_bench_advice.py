@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import tomllib
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_bench_readings import LOCAL, SHARED, cells_of, done, store
 from typer.testing import CliRunner
 
 from hospital_node.accounting import Mechanism, epsilon, outsider_epsilon
 from hospital_node.cap import UNIFORM_SHARE
 from hospital_node.shared_accounting import Shares
 from study.bench.advice import FILE, Advice, Question, Rate, Recommendations, Score, advise, interpolated, load, strength_of
-from study.bench.advice_text import as_json, write_template
+from study.bench.advice_text import as_json, scores_toml, write_template
 from study.bench.grid import load_study
 from study.bench.task import StudyError
 from study.cli import APP
@@ -142,6 +144,18 @@ def test_the_rows_beside_this_noise_are_shown(factors: tuple[float, ...], shown:
 
 def test_scores_of_the_other_mode_are_not_shown() -> None:
     assert advise(Question(131, 4, 8.0, "shared"), with_scores(1.7)).near == ()
+
+
+def test_scores_of_a_study_are_what_its_report_says(tmp_path: Path) -> None:
+    listed = [cell for cell in cells_of(tmp_path, LOCAL + SHARED) if cell.epsilon_reading == "charged"]
+    store(tmp_path / "out", *((cell, done(cell)) for cell in listed))
+    rows = [Score.model_validate(one) for one in tomllib.loads(scores_toml(tmp_path / "out"))["scores"]]
+    assert [one.noise_mode for one in rows] == ["local", "shared"]
+    for cell, one in zip(listed, rows, strict=True):
+        result = done(cell)
+        assert (one.hospitals, one.seeds, one.half, one.delta) == (4, 1, None, result.delta)
+        assert (one.dice, one.noise_multiplier) == (round(result.score, 4), result.noise_multiplier)
+        assert one.epsilon == pytest.approx(result.epsilon, abs=1e-3)
 
 
 # ---- the file, and what comes out ----
