@@ -108,6 +108,19 @@ def write_scans(
     return index
 
 
+def forget_scans(state: Path) -> None:
+    """Delete the set of a state folder with all its pictures, if there is one. Raises ScansError where anything stays."""
+    top = state / SCANS_FOLDER
+    try:
+        shutil.rmtree(top)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ScansError(
+            f"cannot delete the pictures in {top} ({error.strerror}): correct the permissions, then give the command again"
+        ) from error
+
+
 def _write_scan(folder: Path, number: int, drawn: Drawn, plan: Plan) -> ScanEntry:
     content = io.BytesIO()
     image = hounsfield(drawn.scan.image, plan.preparation.window_hu).astype(np.float16)

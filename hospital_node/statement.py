@@ -233,7 +233,7 @@ def _strength(view: BudgetView, mechanisms: Sequence[Mechanism]) -> tuple[Statem
             group,
             "best guess",
             f"{100 * best_guess(mechanisms):.1f} %",
-            "How often anyone can be right, from a coin flip, whether a given patient took part.",
+            f"How often {_guesser(view)} can be right, from a coin flip, whether a given patient took part.",
         ),
     ]
     if view.relies is not None:
@@ -249,6 +249,13 @@ def _attacker(view: BudgetView) -> str:
     if view.relies is None:
         return "whatever the attacker knows"
     return f"by whoever knows the noise of at most {view.relies.colluders} of the hospitals"
+
+
+def _guesser(view: BudgetView) -> str:
+    """Against whom the charged epsilon holds."""
+    if view.relies is None:
+        return "anyone"
+    return f"the coordinator, together with at most {view.relies.colluders} of the hospitals,"
 
 
 def _by(view: BudgetView) -> str:

@@ -7,7 +7,6 @@ The ledger keeps a salted code and decides who may be used from then on; the aud
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from hospital_node.prepared_cache import PreparedCache
 from hospital_node.reporting.kept import write_folder
 from hospital_node.reporting.model import ReportError, ReportTampered, Signer
 from hospital_node.reporting.write import signer_of
-from hospital_node.scans import SCANS_FOLDER
+from hospital_node.scans import forget_scans
 from hospital_node.state import StateFolder
 from hospital_node.statement import guaranteed
 from hospital_node.studies import usable_studies
@@ -109,8 +108,8 @@ def withdraw(
 ) -> Certificate:
     """Record the withdrawal, forget what was prepared, keep a signed certificate.
 
-    Where it is recorded and has no certificate, as after a power cut, the rest is done and the entry stays the only one.
-    Raises what `people.REFUSALS` names, CohortError, CacheError, ReportError.
+    Where it is recorded and has no certificate, as after a power cut or where something could not be deleted, the rest is done
+    and the entry stays the only one. Raises what `people.REFUSALS` names, CohortError, CacheError, ReportError, ScansError.
     """
     patient = identified(patient)
     shown = show(node, patient)
@@ -127,10 +126,8 @@ def withdraw(
         refuse_named(patient, by, reason)
         kind = "withdrawal-completed"
     people.record(node, ledger, at, kind, by, reason, code=entry.code[:SHORT_CODE])
-    shutil.rmtree(
-        node.state / SCANS_FOLDER, ignore_errors=True
-    )  # pictures of the hospital's own app, which may show the patient
     usable_studies(node)  # deletes what was prepared of the patient
+    forget_scans(node.state)  # pictures of the hospital's own app, which may show the patient
     return _certify(node, ledger.events(), entry, _part_of(node, patient))
 
 

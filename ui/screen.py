@@ -37,6 +37,8 @@ PAUSE = "pause"
 LANGUAGE = "language"
 SHOWN_IN_CHARTS = ("title", "text")  # names of what a reader sees in a chart's description
 SEEN = "signature"
+LONGEST_WORD = 24  # letters; a longer one is a digest or a path and may be broken anywhere
+CLASS_LONG = ' class="long"'
 
 TableRows = Sequence[Mapping[str, object]]
 
@@ -257,10 +259,15 @@ def reading(rows: TableRows, label: str) -> None:
     """
     said = _said(rows)
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in said[0])
-    lines = ("".join(f"<td>{html.escape(str(cell))}</td>" for cell in row.values()) for row in said)
+    lines = ("".join(_cell(str(cell)) for cell in row.values()) for row in said)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     name = html.escape(say(label), quote=True)
     st.html(f'<table class="reading" aria-label="{name}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+
+
+def _cell(told: str) -> str:
+    long = any(len(word) > LONGEST_WORD for word in told.split())
+    return f"<td{CLASS_LONG if long else ''}>{html.escape(told)}</td>"
 
 
 def _said(rows: TableRows) -> list[dict[str, object]]:

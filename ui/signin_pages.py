@@ -5,7 +5,9 @@ It shows nothing of the study and nothing that came from outside but names of ho
 
 from __future__ import annotations
 
+import base64
 import html
+from pathlib import Path
 from typing import Final
 
 from starlette.responses import HTMLResponse
@@ -13,9 +15,14 @@ from starlette.responses import HTMLResponse
 from ui.language import Language, preferred, translate
 from ui.signin_links import start_link
 
+NAME: Final = "Hospital SecAgg"
+ICON: Final = Path(__file__).parent / "static" / "icon.png"
+MARK: Final = f"data:image/png;base64,{base64.b64encode(ICON.read_bytes()).decode()}"  # nothing else is open before a sign-in
 STYLE: Final = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:34rem;margin:12vh auto;padding:0 1.5rem;color:#1a1a1a;background:#fff}"
-    "h1{font-size:1.5rem}a.button{display:inline-block;margin-top:1rem;padding:.6rem 1.2rem;background:#0072b2;color:#fff;"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:36rem;margin:12vh auto;padding:0 1.5rem;color:#1a1a1a;background:#fff}"
+    ".name{display:flex;align-items:center;gap:.6rem;font-weight:600}.name img{width:28px;height:28px}"
+    "h1{font-size:1.5rem;margin:1.5rem 0 .75rem}p{margin:.75rem 0;text-wrap:pretty;overflow-wrap:anywhere}"
+    "a.button{display:inline-block;margin-top:1rem;padding:.6rem 1.2rem;background:#0072b2;color:#fff;"
     "text-decoration:none;border-radius:.4rem}a.button:focus-visible{outline:3px solid #000;outline-offset:2px}"
     "@media(prefers-color-scheme:dark){body{color:#eee;background:#16181d}a.button:focus-visible{outline-color:#fff}}"
 )
@@ -31,9 +38,11 @@ def page(title: str, sentences: tuple[str, ...], link: tuple[str, str] | None, w
         shown = f'<a class="button" href="{html.escape(link[0], quote=True)}">{html.escape(translate(link[1], language))}</a>'
     head = html.escape(translate(title, language))
     body = (
-        f'<!doctype html><html lang="{CODES[language]}"><head><meta charset="utf-8"><title>{head} · Hospital SecAgg</title>'
+        f'<!doctype html><html lang="{CODES[language]}"><head><meta charset="utf-8"><title>{head} · {NAME}</title>'
+        f'<link rel="icon" href="{MARK}">'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
-        f"<body><main><h1>{head}</h1>{''.join(said)}{shown}</main></body></html>"
+        f'<body><header class="name"><img src="{MARK}" alt="">{NAME}</header>'
+        f"<main><h1>{head}</h1>{''.join(said)}{shown}</main></body></html>"
     )
     return HTMLResponse(body, status_code=status)
 
@@ -41,8 +50,9 @@ def page(title: str, sentences: tuple[str, ...], link: tuple[str, str] | None, w
 def sign_in(provider: str, then: str, wants: str) -> HTMLResponse:
     """Before anything."""
     sentences = (
+        "Here the hospitals of a study see what of their patients' privacy budget is spent, and what leaves each hospital.",
         "Only people of this study's hospitals and coordinator see anything here.",
-        f"You prove who you are at {provider}.",
+        f"You prove who you are at {provider}. This app does not see your password.",
     )
     return page("Sign in", sentences, (start_link(then), "Sign in"), wants)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -42,6 +43,7 @@ from hospital_node.cohort import Case, Cohort, Nodules
 from hospital_node.ledger import Charge, DecisionRefused, Ledger, LedgerDamaged
 from hospital_node.ledger_schema import PatientWithdrawn
 from hospital_node.reporting.model import ReportError, ReportTampered
+from hospital_node.scans import ScansError
 from hospital_node.withdraw_cli import verify
 from hospital_node.withdrawal import Withdrawals, code_of, withdrawal_entry
 from hospital_node.withdrawing import bytes_of, eligible_rounds, read_certificate, sentences, show, spent, withdraw
@@ -274,6 +276,25 @@ def test_a_withdrawal_that_was_cut_off_is_completed_once(
     assert [one.action.kind for one in AuditLog.within(folders.state.path).read()] == ["withdrawal-completed"]
     with pytest.raises(DecisionRefused, match="has withdrawn already"):
         withdraw(folders.config, PATIENT, *WHO, AT)
+
+
+def test_pictures_that_cannot_be_deleted_are_said_and_nothing_is_certified_before_they_are_gone(
+    studied: tuple[Folders, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders, _ = studied
+    scans = folders.state.path / "scans"
+    scans.mkdir()
+
+    def refused(path: Path, **_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hospital_node.scans.shutil.rmtree", refused)
+        with pytest.raises(ScansError, match=r"cannot delete the pictures in .*scans \(Permission denied\): correct"):
+            withdraw(folders.config, PATIENT, *WHO, AT)
+    assert not (folders.state.path / "withdrawals").exists()
+    assert withdraw(folders.config, PATIENT, "Dr Okoro", "pictures deleted by hand", AT).recorded_by == WHO[0]
+    assert not scans.exists()
 
 
 def test_a_node_without_the_pages_library_certifies_all_the_same(

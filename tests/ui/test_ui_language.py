@@ -10,6 +10,7 @@ from worlds import World, make_plan
 
 from hospital_node.budget import budget_view
 from hospital_node.ledger import Cap, Charge
+from hospital_node.offer import terms
 from hospital_node.statement import paragraph, statement
 from proto.plan import DECLINE_CODES, Evaluation, Plan
 from ui.language import CATALOGUES, LANGUAGES, PLACEHOLDER, Catalogue, preferred, translate, translated
@@ -114,9 +115,12 @@ def test_the_guarantee_of_shared_noise_is_said_in_chinese(tmp_path):
     made = statement(world.ledger("lakeside").events(), world.plan)
     before = set(CHINESE.missed)
     said = [CHINESE.text(made.paragraph), *(CHINESE.text(assumption.text) for assumption in made.assumptions)]
+    said += [CHINESE.text(one.explanation) for one in made.fields if one.label in {"attacker", "best guess"}]
+    said += [CHINESE.text(asked) for name, asked in terms(world.plan, "lakeside").items() if name != "digest"]
     assert CHINESE.missed == before
     assert all(chinese(one) for one in said)
     assert "与 1 家医院串通" in said[0]
+    assert any("协调方连同至多 1 家医院判断" in one for one in said)
 
 
 def test_what_is_not_known_stays_and_is_noted():

@@ -68,7 +68,8 @@ def spending(found: Hospital, view: BudgetView) -> None:
         return
     rows = [{"after round": number, "epsilon": epsilon(reached), "kind": "spent"} for number, reached in shown.spent]
     rows += [{"after round": number, "epsilon": epsilon(reached), "kind": "forecast"} for number, reached in view.forecast]
-    sentence = f"{budget.sentence(view)} Solid is spent, dashed is the accountant's forecast at the plan's settings."
+    lines = "Solid is spent, dashed is the accountant's forecast at the plan's settings." if view.forecast else ""
+    sentence = f"{budget.sentence(view)} {lines}".strip()
     screen.chart(charts.budget(shown, screen.paper()), sentence, rows, "spending", "Epsilon by round")
 
 
