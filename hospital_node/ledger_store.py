@@ -16,7 +16,7 @@ import hmac
 import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -200,18 +200,14 @@ class LedgerFiles:
         The chain is not hashed again where nobody wrote to the file since; the counters always are compared.
         """
         counters = self._read_counters()  # first: entries may be added meanwhile, and a ledger ahead of its counters is fine
-
-        def from_disk() -> Chain:
-            with self._connected(self.mode) as connection:
-                return read_chain(_rows(connection))
-
-        return self._verified(from_disk, counters)
+        with self._connected(self.mode) as connection:
+            return self._verified(connection, counters)
 
     def read_rows(self) -> tuple[Row, ...]:
         """All rows, verified like `read`."""
         counters = self._read_counters()
         with self._connected(self.mode) as connection:
-            self._verified(lambda: read_chain(_rows(connection)), counters)  # what is added meanwhile its reader verifies
+            self._verified(connection, counters)  # the same connection: what is added in between is verified by its reader
             return tuple(_rows(connection))
 
     @contextlib.contextmanager
@@ -220,7 +216,7 @@ class LedgerFiles:
         with self._connected("rw") as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
-                yield Appender(connection, self._verified(lambda: read_chain(_rows(connection)), self._read_counters()))
+                yield Appender(connection, self._verified(connection, self._read_counters()))
                 connection.execute("COMMIT")
             finally:
                 if connection.in_transaction:
@@ -273,9 +269,9 @@ class LedgerFiles:
         for counter in self.counters:
             write_whole(counter, newest.model_dump_json().encode())
 
-    def _verified(self, from_disk: Callable[[], Chain], counters: Sequence[Counter]) -> Chain:
+    def _verified(self, connection: sqlite3.Connection, counters: Sequence[Counter]) -> Chain:
         try:
-            events = _chains.of(self.database, from_disk)
+            events = _chains.of(self.database, lambda: read_chain(_rows(connection)))
         except ChainError as error:
             raise LedgerDamaged(f"{self.database} does not verify: {error}; {RESTORE}") from error
         for counter in counters:
