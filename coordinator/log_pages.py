@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 from coordinator.store_interface import RunStore
 from proto import federation_pb2 as pb
@@ -10,6 +10,7 @@ from proto import wire
 from secagg.coordinate import SessionView
 
 PAGE_ENTRIES = 256
+KEPT_PAGES = 2  # the newest entry, and what follows it: nothing
 PAGE_BYTES = 1 << 20  # an entry of a thousand survivors takes about 60 kB
 
 
@@ -30,6 +31,27 @@ def log_page(store: RunStore, after: int) -> pb.LogPage:
             break
         page.entries.append(message)
     return page
+
+
+class Pages:
+    """Pages of one run's log, kept until a round ends: every hospital reads the newest one twice a round.
+
+    `ended` gives another value once a round has ended, in the step that appends to the log.
+    """
+
+    def __init__(self, store: RunStore, ended: Callable[[], Hashable]) -> None:
+        self._store, self._ended = store, ended
+        self._as_of: Hashable = None
+        self._kept: dict[int, pb.LogPage] = {}
+
+    def after(self, number: int) -> pb.LogPage:
+        """As `log_page`; not to be changed."""
+        if self._as_of != self._ended() or (len(self._kept) >= KEPT_PAGES and number not in self._kept):
+            self._kept.clear()
+            self._as_of = self._ended()
+        if number not in self._kept:
+            self._kept[number] = log_page(self._store, number)
+        return self._kept[number]
 
 
 def bound_head(views: Mapping[bytes, SessionView], session: bytes) -> bytes:

@@ -21,7 +21,7 @@ from certs.peers import AllowList
 from certs.tls import expiry_of, party_of
 from coordinator import events as ev
 from coordinator.gate import Gate, TooMuch
-from coordinator.log_pages import bound_head, log_page, log_state
+from coordinator.log_pages import Pages, bound_head, log_state
 from coordinator.membership import Membership, check_version
 from coordinator.meter import Direction, Lane
 from coordinator.models import pieces
@@ -86,6 +86,7 @@ class Federation(rpc.FederationServicer):
         self._run = run
         self.membership = Membership(run, allow)
         self._receiver = Receiver(run)
+        self._pages = Pages(run.store, lambda: (run.state.round, run.state.finished))
         self._instructions = Instructions()
         self._gate = Gate()
         self.serving = True  # the last tick could be stored
@@ -225,7 +226,7 @@ class Federation(rpc.FederationServicer):
         return reply
 
     async def _read_log(self, caller: Caller, request: pb.LogRequest) -> pb.LogPage:
-        reply = log_page(self._run.store, request.after)
+        reply = self._pages.after(request.after)
         self._count(caller, "up", "result", request)
         self._count(caller, "down", "result", reply)
         return reply

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from coordinator.cli import app
 from coordinator.export import ExportError, export_run
-from coordinator.log_pages import PAGE_ENTRIES, log_page
+from coordinator.log_pages import KEPT_PAGES, PAGE_ENTRIES, Pages, log_page
 from coordinator.replay import log_of
 from coordinator.store import StoreError, open_store
 from coordinator.store_write import StoreWriter
@@ -163,6 +163,21 @@ def test_a_page_of_long_entries_is_cut_by_its_bytes(writer, monkeypatch):
     end(writer, 2, opened=True)
     monkeypatch.setattr("coordinator.log_pages.PAGE_BYTES", 10)
     assert [one.index for one in log_page(writer, 0).entries] == [1]
+
+
+def test_pages_are_read_once_while_no_round_ends(writer, monkeypatch):
+    reads, ended = [], 0
+    monkeypatch.setattr("coordinator.log_pages.log_page", lambda store, after: reads.append(after) or log_page(store, after))
+    pages = Pages(writer, lambda: ended)
+    for number in range(1, 4):
+        for after in (number - 1, number - 2, number - 1, number - 2, number - 1):
+            assert pages.after(max(0, after)) == log_page(writer, max(0, after))
+        end(writer, number, opened=True)
+        ended += 1
+    assert reads == [0, 1, 0, 2, 1]
+    for after in range(20):
+        assert pages.after(after) == log_page(writer, after)
+    assert len(pages._kept) <= KEPT_PAGES
 
 
 # ---- a whole run, killed on its way, and its export ----
