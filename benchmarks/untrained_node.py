@@ -20,6 +20,7 @@ from benchmarks.masking_round import update_of
 from hospital_node import logs
 from hospital_node.config import load_config
 from hospital_node.link import dial
+from hospital_node.memory import share_one_heap
 from hospital_node.runner import run_with
 from hospital_node.work import Workshop
 from proto.layout import Layout, Vector, model_digest
@@ -66,6 +67,7 @@ def untrained_workshop(layout: Layout) -> Workshop:
 
 def main() -> None:
     """Run until the study is over or the parent asks to stop."""
+    share_one_heap()  # as the command does
     layout, config = read_model(Path(sys.argv[1])).layout, load_config(Path(sys.argv[2]))
     logs.configure()
     stop = threading.Event()

@@ -70,7 +70,7 @@ class Batch:
     def event(self, at: float, round: int, kind: str, text: str, *, party: str = "", phase: str = "") -> None:  # noqa: A002
         """Append one event."""
         row = {"at": at, "round": round, "party": party, "kind": kind, "phase": phase, "text": text}
-        self._connection.execute(insert(tables.events).values(row))
+        self._connection.execute(insert(tables.events), row)
 
     def round_state(
         self,
@@ -125,7 +125,7 @@ class Batch:
     def session_message(self, session: bytes, message: Message) -> None:
         """Append a message that was taken."""
         row = {"session": session.hex(), "kind": message.kind, "party": message.party, "body": message.body}
-        self._connection.execute(insert(tables.session_messages).values(row))
+        self._connection.execute(insert(tables.session_messages), row)
 
     def forget_message(self, session: bytes, kind: str, party: str) -> None:
         """Delete a message whose upload is gone; its sender is asked again."""
