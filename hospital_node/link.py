@@ -21,7 +21,7 @@ from hospital_node.progress import Item
 from hospital_node.traffic import ByteMeter
 from proto import federation_pb2 as pb
 from proto.federation_pb2_grpc import FederationStub
-from proto.layout import MODEL_LABEL, Vector
+from proto.layout import MODEL_LABEL, Vector, all_finite
 from proto.plan import PROTOCOL_VERSION
 from proto.wire import CHUNK_BYTES, MAX_MESSAGE_BYTES, PLAN_KEY, Sized
 
@@ -251,7 +251,7 @@ def receive_model(chunks: Iterable[pb.Chunk], digest: bytes, length: int) -> Vec
         at += len(data)
     if at != len(target) or state.digest() != digest:
         raise ModelMismatch("the model that the coordinator sent does not have the announced digest")
-    if not np.isfinite(vector).all():
+    if not all_finite(vector):
         raise ModelMismatch("the model that the coordinator sent holds values that are not finite")
     return vector.astype(np.float32, copy=False)
 

@@ -30,7 +30,7 @@ from hospital_node.state import StateFolder
 from hospital_node.variates import Variates
 from proto import federation_pb2 as pb
 from proto import scaffold, wire
-from proto.layout import Layout, Vector
+from proto.layout import Layout, Vector, all_finite
 from proto.plan import DECLINE_CODES, Plan
 from secagg import RoundParams
 from secagg.coding import as_sent
@@ -114,7 +114,7 @@ class ReleaseDesk:
     ) -> None:
         """Take a freshly trained update, the sums that ride with it and the drift that it was trained with."""
         kind = np.int64 if self._plan.privacy.is_shared else np.float32
-        if vector.shape != (self._layout.length,) or vector.dtype != kind or not np.isfinite(vector).all():
+        if vector.shape != (self._layout.length,) or vector.dtype != kind or not all_finite(vector):
             raise UpdateUnusable("training gave a vector of a wrong length, a wrong type or with values that are not finite")
         number = authorization.round
         if len(sums) != len(wire.extra_clips_of(self._plan, number)) or not np.isfinite(sums).all():

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proto.layout import Layout, LayoutError, model_digest
+from proto import layout as of_layout
+from proto.layout import Layout, LayoutError, all_finite, model_digest
 
 shapes = st.lists(st.lists(st.integers(1, 4), max_size=3).map(tuple), min_size=1, max_size=6)
 
@@ -71,3 +72,13 @@ def test_what_is_not_averaged_is_named_in_the_digest_and_has_no_values():
 def test_layouts_without_such_buffers_keep_the_digest_that_they_had():
     """Of the first version of this file: starts and sessions of earlier plans stay what they were."""
     assert Layout((("conv.weight", (7, 3)), ("conv.bias", (7,)))).to_json() == '[["conv.weight",[7,3]],["conv.bias",[7]]]'
+
+
+@given(st.integers(0, 3 * 7 + 2), st.sampled_from([np.nan, np.inf, -np.inf, 3.0e38, -0.0]), st.integers(0, 3 * 7 + 1))
+def test_one_value_that_is_not_finite_is_found_wherever_it_lies(length, value, place):
+    vector = np.zeros(length, np.float32)
+    vector[place : place + 1] = value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of_layout, "FINITE_RUN", 7)
+        assert all_finite(vector) == (place >= length or bool(np.isfinite(value)))
+    assert all_finite(np.arange(length))
