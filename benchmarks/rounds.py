@@ -139,15 +139,20 @@ def around_training(folder: Path, sizes: Sizes) -> Row:
 
 
 def _watched(federation: Federation, family: Family, processes: dict[str, int]) -> list[RoundRow]:
+    """The rounds of the run; says what one cost after the first, which also starts and connects everybody."""
+    first: dict[str, float] = {}
     spent: dict[str, float] = {}
     until_s = time.monotonic() + WITHIN_S
-    while family.is_running("coordinator") and time.monotonic() < until_s:
-        spent |= {name: used for name, pid in processes.items() if (used := cpu_s(pid))}
-        time.sleep(0.2)
+    with federation.store() as store:
+        while family.is_running("coordinator") and time.monotonic() < until_s:
+            spent |= {name: used for name, pid in processes.items() if (used := cpu_s(pid))}
+            if not first and any(row.ended_at is not None for row in store.rounds()):
+                first = dict(spent)
+            time.sleep(0.2)
     rounds = _over(federation, family)
-    nodes = [used for name, used in spent.items() if name != "coordinator"]
-    each_s = sum(nodes) / len(nodes) / len(rounds)
-    _say(f"CPU a round, start included: coordinator {spent['coordinator'] / len(rounds):.2f} s, a node {each_s:.2f} s")
+    each_s = {name: (used - first.get(name, 0.0)) / max(1, len(rounds) - 1) for name, used in spent.items()}
+    coordinator_s = each_s.pop("coordinator")
+    _say(f"CPU a round after the first: coordinator {coordinator_s:.2f} s, a node {mean(each_s.values()):.2f} s")
     return rounds
 
 
