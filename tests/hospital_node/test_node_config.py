@@ -129,6 +129,8 @@ def test_a_torn_last_line_loses_no_session_that_was_answered(
     os.truncate(folder.sessions, len(whole) + cut)  # a power cut in the middle of the next line
     expected = set(ids) | ({b"\xab" * SESSION_BYTES} if cut >= 32 else set())
     assert folder.seen_sessions() == expected
+    assert all(map(folder.has_answered, expected))
+    assert folder.has_answered(b"\x02" * 16) == (not expected or b"\x02" * 16 in expected)  # where none is known, any may be
     folder.remember_session(b"\x01" * SESSION_BYTES)
     assert folder.seen_sessions() == expected | {b"\x01" * SESSION_BYTES}
 
@@ -150,8 +152,9 @@ def test_a_session_is_synced_before_remember_returns(folder: StateFolder, monkey
 @pytest.mark.parametrize("content", [b"zz" * SESSION_BYTES + b"\n", b"\xff" * 40 + b"\n"])
 def test_a_damaged_list_of_sessions_stops_the_node(folder: StateFolder, content: bytes) -> None:
     folder.sessions.write_bytes(content)
-    with pytest.raises(StateError, match="is damaged"):
-        folder.seen_sessions()
+    for ask in (folder.seen_sessions, lambda: folder.has_answered(bytes(SESSION_BYTES))):
+        with pytest.raises(StateError, match="is damaged"):
+            ask()
 
 
 def test_the_ledger_of_another_hospital_is_refused(folder: StateFolder) -> None:

@@ -29,7 +29,7 @@ from proto import federation_pb2 as pb
 from proto import scaffold
 from proto.layout import model_digest
 from proto.plan import Plan
-from proto.roundlog import Entry, exported, head_of, next_entry
+from proto.roundlog import Entry, exported, first_head, head_of, next_entry
 
 PLAN = make_plan(rounds=9)
 SESSION = b"\x07" * 16
@@ -107,6 +107,16 @@ def rechained(log: list[Entry], start: int) -> list[Entry]:
 def test_entries_of_some_rounds_are_those_of_the_file(five, first, last):
     kept = KeptLog(five.folder, PLAN)
     assert kept.between(first, last) == {entry.round: entry for entry in kept.read() if first <= entry.round <= last}
+
+
+def test_heads_and_models_of_every_round_are_those_of_the_log(five):
+    kept, log = KeptLog(five.folder, PLAN), five.link.log
+    assert [kept.head_after(rounds) for rounds in range(7)] == [first_head(PLAN.digest()), *(one.head for one in log), None]
+    assert [kept.model_after(rounds) for rounds in range(7)] == [log[0].base, *(one.model for one in log), None]
+    kept.path.write_bytes(b"not read\n")
+    assert (kept.head_after(5), kept.model_after(4)) == (log[4].head, log[3].model)
+    with pytest.raises(LogDamaged):
+        kept.model_after(2)
 
 
 def test_the_newest_round_is_known_without_reading_the_others_again(five):
