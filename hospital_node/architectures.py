@@ -99,7 +99,7 @@ def says_its_norm(given: Options) -> bool:
 def counted(network: Network, given: Options) -> int:
     """Values that building the network takes, found without taking memory. Raises NetworkError where they are absurdly many."""
     size = _Size()
-    with torch.device("meta"), size:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), size:
         getattr(nets, network.architecture)(**given)
     return size.values
 
@@ -148,9 +148,11 @@ def kind_of(network: Network) -> Kind:
 def check_patch(network: Network, patches: int, patch_zyx: tuple[int, int, int]) -> None:
     """Return if so many patches go in and logits of every class on their grid come out; otherwise NetworkError.
 
-    Shapes only: on torch's meta device nothing is computed. What went through is remembered, a refusal is not.
+    Shapes only: on torch's meta device nothing is computed, and torch's own generator is left as it was, so that it does not
+    show who asked first. What went through is remembered, a refusal is not.
     """
-    module = made(network).to("meta").train()
+    with torch.random.fork_rng(devices=[]):
+        module = made(network).to("meta").train()
     try:
         with torch.no_grad():
             out = module(torch.empty(patches, 1, *patch_zyx, device="meta"))

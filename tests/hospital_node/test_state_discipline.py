@@ -27,7 +27,7 @@ from node_world import NOW_S, Counter, FakeLink, Folders, Rehearsal, approved_le
 from torch import nn
 from training_world import URI, people, replayed
 
-from hospital_node import network
+from hospital_node import architectures, network
 from hospital_node.dp_optimizer import PatientOptimizer
 from hospital_node.ledger import Charge, Ledger
 from hospital_node.progress import read_progress
@@ -238,6 +238,8 @@ def test_after_a_discarded_round_every_local_state_has_its_bytes_from_before(
 def test_what_is_left_in_torchs_own_generator_says_nothing_about_patients() -> None:
     """Fresh weights draw from it, before the released model replaces them: as often whoever is there."""
     states = []
+    architectures._size_of.cache_clear()  # the first training of a process checks the network, which must not show either
+    architectures.check_patch.cache_clear()
     for cohort in (people(4), people(9)[5:], []):
         torch.manual_seed(3)
         plan = training_world.plan()

@@ -163,6 +163,7 @@ def test_a_missing_package_is_named(monkeypatch):
         raise OptionalImportError("from einops import rearrange (No module named 'einops').\n\nFor details ...")
 
     monkeypatch.setattr(architectures.nets, "DynUNet", without)
+    architectures.check_patch.cache_clear()  # a network that went through before is not asked again
     with pytest.raises(NetworkError, match=r"needs a package that is not here \(from einops .*'einops'\)\): pip install"):
         SEGMENTATION.check(plan())
 

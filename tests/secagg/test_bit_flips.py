@@ -289,7 +289,7 @@ class Round:
     def _untouched(self, name: str) -> Iterator[None]:
         """Afterwards the node remembers and has asked for chance as if nothing had been tried."""
         desk = self.desks[name]
-        session, outer = desk._session, (desk._held, desk._seen, desk._session)
+        session, outer = desk._session, (desk._held, set(desk._seen), desk._session)
         inner = None if session is None else (session._state, dict(session._answered), session.ended, session.charged)
         if session is not None and hasattr(session._state, "once"):
             session._state = replace(session._state, once=Once())  # a question that is only tried does not count as asked
@@ -447,7 +447,7 @@ def test_a_flipped_bit_in_a_report_makes_nobody_ready(tmp_path: Path) -> None:
     report = pb.NodeReport(round=ROUND, state=pb.NodeReport.READY, base_digest=model_digest(BASE))
     fed: list[Any] = []
     config = SimpleNamespace(authority=None, allow=tmp_path / "allow", state=tmp_path)
-    run = SimpleNamespace(state=state, feed=fed.append, meter=SimpleNamespace(add=lambda *_: None), config=config)
+    run = SimpleNamespace(state=state, feed=fed.append, meter=SimpleNamespace(add=lambda *_: None), config=config, store=None)
     caller = Caller(uri("a"), "hospital", b"a")
 
     def reported(data: bytes) -> bool:
