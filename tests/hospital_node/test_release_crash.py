@@ -128,6 +128,8 @@ def in_a_child(life: Callable[[Callable[[str], None]], None]) -> tuple[list[str]
         try:
             life(lambda text: write(say, text.encode() + b"\n") and None)
             status = 0
+        except BaseException as error:  # noqa: BLE001  a child's own end: the parent has to learn why
+            write(say, f"failed with {error!r}\n".encode())
         finally:
             os._exit(status)
     os.close(say)
@@ -206,7 +208,7 @@ def test_killed_at_every_point_of_a_release(template: Folders, tmp_path: Path) -
         for _ in range(KILLS or 1):
             folders = fresh(template, tmp_path / "one")
             said, status = lived(folders, session=1, ends_at=at)
-            assert os.WIFSIGNALED(status), points[at - 1]
+            assert os.WIFSIGNALED(status), (points[at - 1], said)
             charged = what_holds(folders, said)
             outcomes[charged, any(line.startswith("left") for line in said)] += 1
             goes_on(folders, said, charged)
