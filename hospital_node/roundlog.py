@@ -109,10 +109,13 @@ class KeptLog:
 
     def _entry(self, index: int) -> Entry | None:
         """One entry. Only the newest two are at hand: a log has thousands, and no round asks for another."""
-        if index > self.count:
+        if not 1 <= index <= self.count:  # a coordinator says which, and 0 is not beyond it
             return None
         near = next((one for one in (self.last, self._before) if one is not None and one.index == index), None)
-        return near or next(entry for entry in read_kept(self.path) if entry.index == index)
+        entry = near or next((one for one in read_kept(self.path) if one.index == index), None)
+        if entry is None:
+            raise LogDamaged(f"{self.path} was cut back: entry {index} of {self.count} is gone")
+        return entry
 
     def read(self) -> tuple[Entry, ...]:
         """Every entry."""

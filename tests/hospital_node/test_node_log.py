@@ -119,6 +119,23 @@ def test_heads_and_models_of_every_round_are_those_of_the_log(five):
         kept.model_after(2)
 
 
+@pytest.mark.parametrize("rounds", [-1, -2, 6, 1 << 32])
+def test_of_rounds_that_no_entry_is_of_nothing_is_said(five, rounds):
+    kept = KeptLog(five.folder, PLAN)
+    assert (kept.head_after(rounds), kept.model_after(rounds)) == (None, None)
+
+
+def test_a_copy_that_is_cut_back_while_the_node_runs_is_damage(five):
+    kept = KeptLog(five.folder, PLAN)
+    lines = kept.path.read_bytes().splitlines(keepends=True)
+    kept.path.write_bytes(lines[0])
+    with pytest.raises(LogDamaged, match="entry 2 of 5 is gone"):
+        kept.head_after(2)
+    kept.path.unlink()
+    with pytest.raises(LogDamaged, match="entry 1 of 5 is gone"):
+        kept.model_after(1)
+
+
 def test_the_newest_round_is_known_without_reading_the_others_again(five):
     kept = KeptLog(five.folder, PLAN)
     kept.path.write_bytes(b"not read\n")
@@ -350,7 +367,7 @@ def test_a_plan_that_binds_the_log_admits_a_session_under_the_kept_head_alone(tm
     world.watch.before_session(world.link, pb.Open(round=3, log_head=heads[1]))
     world.watch.before_session(world.link, pb.Open(round=3))  # claims no history: whoever reads the order refuses it
     assert world.watch.stopped is None
-    for number, head in ((3, heads[0]), (2, heads[1]), (4, heads[1])):
+    for number, head in ((3, heads[0]), (2, heads[1]), (4, heads[1]), (0, heads[1])):
         with pytest.raises(LogForked, match="under another head"):
             world.watch.before_session(world.link, pb.Open(round=number, log_head=head))
         world.join()
