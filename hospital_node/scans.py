@@ -113,11 +113,12 @@ def forget_scans(state: Path) -> None:
     top = state / SCANS_FOLDER
     try:
         shutil.rmtree(top)
-    except FileNotFoundError:
-        pass
     except OSError as error:
-        raise ScansError(
-            f"cannot delete the pictures in {top} ({error.strerror}): correct the permissions, then give the command again"
+        if not os.path.lexists(top):
+            return
+        raise ScansError(  # also of a picture that vanished meanwhile: the others are still there
+            f"cannot delete the pictures in {top} ({error.strerror}): correct the permissions, or let a drawing end "
+            "that is under way, then give the command again"
         ) from error
 
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hospital_node import drawing
+from hospital_node import drawing, scans
 from hospital_node.prepared import PreparedCase, PreparedCohort, PreparedPatient
-from hospital_node.scans import Drawn, Scan, ScansError, hounsfield, read_index, read_scan, write_scans
+from hospital_node.scans import Drawn, Scan, ScansError, forget_scans, hounsfield, read_index, read_scan, write_scans
 from hospital_node.work import Scored
 from proto.layout import Layout
 from proto.modelfile import Model, ModelFileError
@@ -90,6 +90,24 @@ def test_an_interrupted_run_leaves_the_old_set(tmp_path):
         write_scans(tmp_path, plan(), "cd" * 32, 5, AT + timedelta(hours=1), interrupted())
     assert read_index(tmp_path) == before
     assert read_scan(tmp_path, before.folder, 1).truth.shape == (3, 4, 5)
+
+
+def test_forgetting_takes_every_picture_and_says_where_one_stays(tmp_path, monkeypatch):
+    forget_scans(tmp_path)
+    write(tmp_path)
+    top = tmp_path / scans.SCANS_FOLDER
+
+    def rmtree_beside_another(path):
+        """What rmtree raises where somebody else takes a file away while it lists them."""
+        raise FileNotFoundError(2, "No such file or directory", f"{path}/1.npz")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hospital_node.scans.shutil.rmtree", rmtree_beside_another)
+        with pytest.raises(ScansError, match="cannot delete the pictures"):
+            forget_scans(tmp_path)
+    assert top.exists()
+    forget_scans(tmp_path)
+    assert not top.exists()
 
 
 def test_no_set_is_not_an_error(tmp_path):
