@@ -17,7 +17,7 @@ from coordinator import optimizer, orders
 from coordinator.config import ConfigError, load_config
 from coordinator.mailbox import Mailbox, first_id
 from coordinator.meter import Lane, Meter
-from coordinator.models import ModelError, ModelFolder, read_start
+from coordinator.models import ModelError, ModelFolder, pieces, read_start
 from coordinator.spool import Spool, SpoolError, UploadBroken, UploadError
 from proto import federation_pb2 as pb
 from proto.layout import model_digest
@@ -62,6 +62,19 @@ def test_models_are_found_by_digest_and_damage_is_noticed(tmp_path):
     folder.path_of(digest.hex()).write_bytes(b"1234")
     with pytest.raises(ModelError, match="holds 1 values, the plan needs 28"):
         folder.read(digest.hex())
+
+
+def test_what_is_sent_of_a_model_follows_its_file(tmp_path):
+    folder = ModelFolder(tmp_path, LAYOUT)
+    path = folder.path_of(folder.write(BASE).hex())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:16])
+    assert b"".join(pieces(path, 16)) == whole[:16]
+    path.write_bytes(whole)  # an operator puts the copy back
+    assert b"".join(pieces(path, 16)) == whole
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        next(pieces(path, 16))
 
 
 def test_what_a_crash_left_half_written_is_removed(tmp_path):
