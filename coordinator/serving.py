@@ -148,7 +148,7 @@ async def _tend_all(desks: Sequence[Desk], stop: asyncio.Event, *, until_finishe
     """Until `stop`, until all runs are over, or until no plan is left; what ended the last plan is raised."""
     tasks = {asyncio.create_task(desk.tend(stop)): desk for desk in desks}
     try:
-        while not stop.is_set() and not (until_finished and all(desk.run.over() for desk in desks)):
+        while not stop.is_set() and not (until_finished and _are_over(desks)):
             await sleep_or(stop, TICK_S)
             for task, desk in tasks.items():
                 if task.done() and not task.cancelled() and not desk.stopped:
@@ -159,6 +159,12 @@ async def _tend_all(desks: Sequence[Desk], stop: asyncio.Event, *, until_finishe
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _are_over(desks: Sequence[Desk]) -> bool:
+    """Whether every run is over. Each is asked: its patience counts from the first time that it is, whatever the others do."""
+    over = [desk.run.over() for desk in desks]
+    return all(over)
 
 
 def _ended(desk: Desk, error: BaseException | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import grpc
 import numpy as np
@@ -25,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.ending import Ending, Evaluator
+from coordinator.serving import _are_over
 from coordinator.state import Member, Standing
 from coordinator.store import open_store
 from proto import federation_pb2 as pb
@@ -64,6 +66,15 @@ def test_after_a_restart_everybody_may_still_come_back() -> None:
     assert ending.awaited(absent, evaluator, 100.0 + LOST_S, 0.0) == set()
     left = {"h": Member("h", 1, 0.0, standing=Standing.LEFT)}
     assert ending.awaited(left, evaluator, 100.0 + LOST_S / 2, 0.0) == {"e"}
+
+
+def test_every_run_is_asked_whether_it_is_over_so_that_each_patience_counts_from_its_own_end() -> None:
+    unfinished, finished = Mock(), Mock()
+    unfinished.run.over.return_value = False
+    assert not _are_over([unfinished, finished])
+    finished.run.over.assert_called_once_with()
+    unfinished.run.over.return_value = True
+    assert _are_over([unfinished, finished])
 
 
 class SlowEvaluator(ScriptedEvaluator):
