@@ -74,9 +74,16 @@ class Score(Frozen):
     epsilon: float = Field(gt=0)  # spent, as charged
     delta: float = Field(gt=0, lt=1)
     noise_multiplier: float = Field(gt=0)
+    may_collude: int = Field(default=1, ge=1)  # of shared noise, whose multiplier holds against so many
     dice: float = Field(ge=0, le=1)
     half: float | None = None  # of the 95 % interval over seeds; None: one seed
     seeds: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.may_collude >= self.hospitals:
+            raise ValueError(f"{self.may_collude} colluders of {self.hospitals} hospitals: all but one at most")
+        return self
 
 
 class Recommendations(Frozen):
@@ -179,7 +186,7 @@ def interpolated(rates: Sequence[Rate], strength: float) -> float | None:
 def scores_near(advice: Advice) -> Iterator[tuple[Score, float]]:
     """The study's rows beside this noise, with the strength of theirs."""
     for score in advice.near:
-        yield score, _strength_of_score(advice.source, advice.question, score)
+        yield score, _strength_of_score(advice.source, score)
 
 
 def _completed(asked: Question) -> Question:
@@ -208,7 +215,8 @@ def _shared_fields(question: Question) -> dict[str, Any]:
     named = {"privacy.noise_mode": question.noise_mode, "privacy.no_guarantee": False}
     if question.noise_mode == "local":
         return named
-    return {**named, "privacy.may_drop": question.may_drop, "privacy.may_collude": question.may_collude}
+    colluders = {"privacy.may_collude": question.may_collude, "masking.max_colluders": question.may_collude}
+    return {**named, "privacy.may_drop": question.may_drop, **colluders}  # masks have to bear those whom the noise bears
 
 
 def _mechanism(question: Question, whole: Mapping[str, Any]) -> Mechanism:
@@ -258,7 +266,7 @@ def _nearest(known: Recommendations, question: Question, strength: float) -> tup
     """The rows of this noise mode with the most noise not above, and the least not below; one where it is these settings."""
 
     def distance(score: Score) -> float:
-        return math.log(_strength_of_score(known, question, score) / strength)
+        return math.log(_strength_of_score(known, score) / strength)
 
     rows = sorted((one for one in known.scores if one.noise_mode == question.noise_mode), key=distance)
     same = [one for one in rows if abs(distance(one)) <= math.log(NEAR)]
@@ -268,6 +276,7 @@ def _nearest(known: Recommendations, question: Question, strength: float) -> tup
     return (*below[-1:], *above[:1])
 
 
-def _strength_of_score(known: Recommendations, question: Question, score: Score) -> float:
-    of_study = Question(known.patients, score.hospitals, score.epsilon, score.noise_mode, may_collude=question.may_collude)
+def _strength_of_score(known: Recommendations, score: Score) -> float:
+    """Of the study's own patients and colluders, whatever the question's are."""
+    of_study = Question(known.patients, score.hospitals, score.epsilon, score.noise_mode, may_collude=score.may_collude)
     return strength_of(of_study, score.noise_multiplier)

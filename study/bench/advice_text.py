@@ -34,6 +34,7 @@ SHOWN = (  # fields of the plan that are worth a line; those that it leaves out 
     "aggregation.learning_rate",
     "aggregation.learning_rate_decay",
     "aggregation.momentum",
+    "masking.max_colluders",
     "masking.lanes",
     "masking.update_clip",
 )
@@ -47,10 +48,7 @@ NOTHING_STORED = "No score of that study is stored yet."
 def show(advice: Advice, console: Console) -> None:
     """Settings, what they cost, and what the public study reached with such noise."""
     asked = advice.question
-    console.print(
-        f"{asked.patients} declared patients at {asked.hospitals} hospitals, epsilon {asked.epsilon:g} at delta "
-        f"{plain(advice.delta)}, {asked.noise_mode} noise"
-    )
+    console.print(f"{asked.patients} declared patients at {asked.hospitals} hospitals, {_asked(advice)}", soft_wrap=True)
     settings = Table("setting", "value", title="Plan")
     for name, value in settings_of(advice):
         settings.add_row(name, str(value))
@@ -109,13 +107,22 @@ def write_template(advice: Advice, path: Path) -> None:
     """A template of a plan, as `plan` of a study file names it. Raises StudyError where it cannot be written."""
     asked = advice.question
     remark = (
-        f"# Advised for {asked.patients} patients at {asked.hospitals} hospitals: epsilon {asked.epsilon:g} at delta "
-        f"{plain(advice.delta)}, {asked.noise_mode} noise (study '{advice.source.study}').\n"
+        f"# Advised for {asked.patients} patients at {asked.hospitals} hospitals: {_asked(advice)} "
+        f"(study '{advice.source.study}').\n"
     )
     try:
         path.write_text(remark + tomli_w.dumps(advice.template), encoding="utf-8")
     except OSError as error:
         raise StudyError(f"cannot write {path}: {error.strerror}; name another file with --out") from error
+
+
+def _asked(advice: Advice) -> str:
+    """The wanted epsilon, and against whom where that is not what a ledger charges."""
+    asked = advice.question
+    wanted = f"epsilon {asked.epsilon:g} at delta {plain(advice.delta)}, {asked.noise_mode} noise"
+    if asked.reading == "charged":
+        return wanted
+    return f"{wanted}, read against whoever knows no share (c = 0); a ledger is charged {rounded_up(advice.charged)}"
 
 
 def scores_toml(folder: Path) -> str:
@@ -133,12 +140,15 @@ def _score_fields(group: Group) -> dict[str, Any]:
     one, score = next(iter(group.results.values())), group.score
     assert score is not None, "a group with scores has a mean"
     half = {} if score.half is None else {"half": round(score.half, 4)}
+    privacy = group.cell.plan["privacy"]
+    colluders = {"may_collude": privacy["may_collude"]} if privacy["noise_mode"] == "shared" else {}
     return {
-        "noise_mode": group.cell.plan["privacy"]["noise_mode"],
+        "noise_mode": privacy["noise_mode"],
         "hospitals": len(one.hospitals),
         "epsilon": round(group.epsilon or 0.0, 3),
         "delta": group.delta,
         "noise_multiplier": one.noise_multiplier,
+        **colluders,
         "dice": round(score.mean, 4),
         **half,
         "seeds": len(group.scores),

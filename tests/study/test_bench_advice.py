@@ -17,7 +17,19 @@ from typer.testing import CliRunner
 from hospital_node.accounting import Mechanism, epsilon, outsider_epsilon
 from hospital_node.cap import UNIFORM_SHARE
 from hospital_node.shared_accounting import Shares
-from study.bench.advice import FILE, Advice, Question, Rate, Recommendations, Score, advise, interpolated, load, strength_of
+from study.bench.advice import (
+    FILE,
+    Advice,
+    Question,
+    Rate,
+    Recommendations,
+    Score,
+    advise,
+    interpolated,
+    load,
+    scores_near,
+    strength_of,
+)
 from study.bench.advice_text import as_json, scores_toml, write_template
 from study.bench.grid import load_study
 from study.bench.task import StudyError
@@ -112,6 +124,10 @@ def test_more_noise_in_the_mean_means_a_smaller_rate() -> None:
         ({"reading": "outsider"}, "has one reading"),
         ({"noise_mode": "shared", "may_collude": 4}, "4 colluders of 4 hospitals"),
         ({"delta": 0.2}, r"delta 0\.2 must be below 1/32, one over the patients of the smallest hospital"),
+        (
+            {"noise_mode": "shared", "hospitals": 16, "may_collude": 6},
+            "charged against 6 colluders and a threshold of 11 of 16 withstands 5",
+        ),
         ({"noise_mode": "shared", "may_drop": 3}, "3 may drop and 1 may collude: nobody honest is left"),
     ],
 )
@@ -142,6 +158,22 @@ def test_the_rows_beside_this_noise_are_shown(factors: tuple[float, ...], shown:
     assert [one.noise_multiplier / usual for one in found.near] == pytest.approx(shown)
 
 
+@pytest.mark.parametrize("may_collude", [4, 5])
+def test_a_score_keeps_the_colluders_of_its_study(may_collude: int) -> None:
+    row = Score(
+        noise_mode="shared", hospitals=4, epsilon=8, delta=DELTA, noise_multiplier=1.833, may_collude=2, dice=0.7, seeds=1
+    )
+    known = KNOWN.model_copy(update={"scores": (row,)})
+    found = advise(Question(400, 16, 2.0, "shared", may_collude=may_collude), known)
+    ((_, strength),) = scores_near(found)
+    assert strength == pytest.approx(1.833 * math.sqrt(2) / 131)
+
+
+def test_a_score_of_colluders_only_is_refused() -> None:
+    with pytest.raises(ValueError, match="4 colluders of 4 hospitals"):
+        Score(noise_mode="shared", hospitals=4, epsilon=8, delta=DELTA, noise_multiplier=1, may_collude=4, dice=0.7, seeds=1)
+
+
 def test_scores_of_the_other_mode_are_not_shown() -> None:
     assert advise(Question(131, 4, 8.0, "shared"), with_scores(1.7)).near == ()
 
@@ -156,9 +188,15 @@ def test_scores_of_a_study_are_what_its_report_says(tmp_path: Path) -> None:
         assert (one.hospitals, one.seeds, one.half, one.delta) == (4, 1, None, result.delta)
         assert (one.dice, one.noise_multiplier) == (round(result.score, 4), result.noise_multiplier)
         assert one.epsilon == pytest.approx(result.epsilon, abs=1e-3)
+        assert one.may_collude == (cell.plan["privacy"].get("may_collude") or 1)
 
 
 # ---- the file, and what comes out ----
+
+
+def test_the_masks_bear_as_many_colluders_as_the_noise() -> None:
+    masking = advise(Question(131, 16, 8.0, "shared", may_collude=3), KNOWN).template["masking"]
+    assert masking["max_colluders"] == 3
 
 
 def test_rates_out_of_order_are_refused(tmp_path: Path) -> None:
@@ -214,6 +252,16 @@ def test_the_command(tmp_path: Path) -> None:
     assert (tmp_path / "plan.toml").read_text().startswith("# Advised for 131 patients at 4 hospitals: epsilon 8 at delta")
     refused = CliRunner().invoke(APP, ["advise", "--patients", "131", "--hospitals", "4", "--epsilon", "0.1"])
     assert refused.exit_code == 2
+
+
+def test_an_outsiders_epsilon_is_said_to_be_one(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    asked = ["--patients", "131", "--hospitals", "4", "--epsilon", "8", "--noise", "shared", "--out", str(path)]
+    for reading, said in (("charged", False), ("outsider", True)):
+        ran = CliRunner().invoke(APP, ["advise", *asked, "--reading", reading])
+        assert ran.exit_code == 0, ran.output
+        for line in (ran.output.splitlines()[0], path.read_text().splitlines()[0]):
+            assert ("whoever knows no share (c = 0); a ledger is charged 9." in line) is said, line
 
 
 def test_the_command_in_json() -> None:
