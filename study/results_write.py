@@ -157,6 +157,7 @@ def _cell_values(row: CellRow, names: Sequence[str], labels: Sequence[str]) -> d
     values |= {f"score {label}": final.get(label) for label in labels}
     for name in ("epsilon", "delta", "noise_multiplier", "wall_s", "cpu_s", "vector_length", "plan_digest", "clipped"):
         values["spent_epsilon" if name == "epsilon" else name] = getattr(result, name) if result else None
+    values["epsilon_of"] = None if result is None or result.epsilon is None else cell.epsilon_of
     read = known(cell, result) if result else Readings()
     values |= {f"epsilon_{name}": value for name, value in read.model_dump().items()}
     values["rounds"] = row.rounds[-1].round if row.rounds else None
@@ -176,6 +177,7 @@ def _round_values(row: CellRow, one: RoundRow, labels: Sequence[str]) -> dict[st
         "score": math.fsum(means.values()) / len(means) if means else None,
         **{f"score {label}": means.get(f"score {label}") for label in labels},
         "spent_epsilon": one.epsilon,
+        "epsilon_of": None if one.epsilon is None else row.cell.epsilon_of,
         "upload_bytes": one.upload_bytes,
         "download_bytes": one.download_bytes,
         "seconds": one.seconds,

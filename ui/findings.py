@@ -41,8 +41,8 @@ METHODS: dict[Method, str] = {
     Method.POOLED: "pooled",
     Method.LOCAL: "each hospital alone",
     Method.PLAIN: "federated, no masks",
-    Method.LAPLACE: "Laplace noise on updates",
-    Method.HOSPITAL_LEVEL: "privacy of hospitals",
+    Method.LAPLACE: "Laplace noise, privacy of hospitals",
+    Method.HOSPITAL_LEVEL: "Gaussian noise, privacy of hospitals",
     Method.MASKED: "federated, masked",
 }
 METHOD_WORDS = (

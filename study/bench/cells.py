@@ -130,10 +130,15 @@ class Cell(Frozen):
         return "a patient (discrete Gaussian)" if shared else "a patient (Gaussian)"
 
     @property
+    def method_words(self) -> str:
+        """The method, and whose epsilon it has where that is no patient's: for whatever names cells beside each other."""
+        return f"{self.method.value} (epsilon of a hospital)" if self.method in HOSPITAL_UNITS else self.method.value
+
+    @property
     def label(self) -> str:
         """One line for people."""
         varied = ", ".join(f"{name} {_shown(value)}" for name, value in self.settings.items() if name not in {"method", "seed"})
-        return " · ".join(part for part in (self.method.value, varied, f"seed {self.seed}") if part)
+        return " · ".join(part for part in (self.method_words, varied, f"seed {self.seed}") if part)
 
 
 class RoundRow(Frozen):

@@ -73,7 +73,7 @@ def _round_picture(path: Path, page: Sequence[Panel], groups: Sequence[Group], m
     lines = []
     for axes, (_, same) in zip(figure.axes, page, strict=True):
         names = {EPSILON, *telling([group.cell.settings for group in same], [group.cell.method for group in same])}
-        named = [(", ".join([group.cell.method.value, *in_words(group.cell.settings, names)]), group) for group in same]
+        named = [(", ".join([group.cell.method_words, *in_words(group.cell.settings, names)]), group) for group in same]
         lines.append([_band(axes, name, group, style(index)) for index, (name, group) in enumerate(named)])
         lines[-1] += _references(axes, same, baselines)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))

@@ -76,13 +76,13 @@ def in_words(settings: Settings, names: Collection[str]) -> list[str]:
 
 def cell_name(cell: Cell, names: Collection[str]) -> str:
     """Method and these settings, for people."""
-    return " · ".join([cell.method.value, *said(cell.settings, names)])
+    return " · ".join([cell.method_words, *said(cell.settings, names)])
 
 
 def labels_of(cells: Sequence[Cell]) -> dict[str, str]:
     """Cell id -> one short line: method, seed, and what tells the settings of these cells apart."""
     names = telling([cell.settings for cell in cells], [cell.method for cell in cells])
-    return {cell.id: " · ".join([cell.method.value, f"seed {cell.seed}", *said(cell.settings, names)]) for cell in cells}
+    return {cell.id: " · ".join([cell.method_words, f"seed {cell.seed}", *said(cell.settings, names)]) for cell in cells}
 
 
 def _word(name: str, ends: Mapping[str, int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import threading
 from pathlib import Path
@@ -22,11 +23,14 @@ from study.bench.cell import Setting
 from study.bench.cells import Cell, DataKind, Method
 from study.bench.charge import refuse_hopeless
 from study.bench.draws import draws_for, seeded
+from study.bench.figures import draw
+from study.bench.groups import grouped
 from study.bench.hospital_units import HospitalNoise, clipped, laplace, laplace_epsilon, noise_for, run_hospital_units
+from study.bench.naming import cell_name, labels_of
 from study.bench.report import write_report
 from study.bench.task import StudyError
-from study.results import StudyRow
-from study.results_write import ResultsWriter
+from study.results import StudyRow, open_results
+from study.results_write import ResultsWriter, write_csv
 
 DELTA, BOUND, ROUNDS = 1e-3, 0.5, 4
 BOTH = [Method.LAPLACE, Method.HOSPITAL_LEVEL]
@@ -206,6 +210,26 @@ def test_the_report_says_whose_epsilon_it_is(tmp_path: Path) -> None:
     found = [line.split(" | ")[-2] for line in lines[2:5]]
     assert found == ["a hospital (Laplace)", "a hospital (Gaussian)", "a patient (Gaussian)"]
     assert "no such figure can be compared with a patient's" in text
+
+
+def test_no_name_and_no_table_leaves_open_whose_epsilon_it_is(tmp_path: Path) -> None:
+    grid = GRID.replace("epsilon = 8", "epsilon = [4, 8]")
+    listed = written(tmp_path, HEAD + grid).cells()
+    store(tmp_path / "out", listed)
+    with open_results(tmp_path / "out") as results:
+        rows = results.cells()
+    (picture, *_) = draw(grouped(rows), "Dice", tmp_path)
+    labels = labels_of(listed)
+    for cell in listed:
+        units = cell.method in BOTH
+        for name in (cell.label, labels[cell.id], cell_name(cell, ())):
+            assert (name.split(" · ")[0] == f"{cell.method.value} (epsilon of a hospital)") is units
+        assert f"{cell.method.value}{' (epsilon of a hospital)' if units else ''}, epsilon" in picture.finding
+    write_csv(rows, tmp_path)
+    for name in ("cells.csv", "rounds.csv"):
+        with (tmp_path / name).open(encoding="utf-8") as handle:
+            for line in csv.DictReader(handle):
+                assert line["epsilon_of"].startswith("a patient" if line["method"] == "plain" else "a hospital"), name
 
 
 def test_where_all_are_patients_no_column_says_so(tmp_path: Path) -> None:
