@@ -24,7 +24,7 @@ Anatomy = Literal["chest", "hippocampus", "temporal-lobe"]
 
 
 class StartRecipe(Frozen):
-    """Pretraining on abstract volumes: one-cycle AdamW over `steps` batches of patches."""
+    """Pretraining on drawn volumes: one-cycle AdamW over `steps` batches of patches."""
 
     volumes: int = Field(ge=1)
     steps: int = Field(ge=1)

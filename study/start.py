@@ -1,4 +1,4 @@
-"""The public start of a demonstration: pretraining on abstract shapes, kept by the digest of everything that shaped it.
+"""The public start of a demonstration: pretraining on drawn volumes, kept by the digest of everything that shaped it.
 
 No scan of any cohort enters, synthetic cohorts included, so the start costs no privacy. Two candidates are trained side by
 side, one a core, and the one with the smaller loss on public volumes that neither has seen is kept: a small network now and
@@ -31,17 +31,12 @@ WAIT_S = 0.1
 
 def load_or_make(folder: Path, preset: Preset, family: Family, announce: Callable[[str], None]) -> Path:
     """Path of the start for `preset`; made now if it is not there. `announce` gets one sentence either way."""
-    parts = [written(getattr(preset, table), table) for table in ("network", "preparation", "training")]
-    recipe = {"generator": GENERATOR, "seeds": SEEDS, "parts": [*parts, preset.start.model_dump(mode="json")]}
-    name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / f"{preset.name}-{name}.safetensors"
+    path = folder / f"{preset.name}-{_digest_of_recipe(preset)}.safetensors"
     if path.is_file():
         announce("Public start: kept from an earlier run")
         return path
     steps, volumes = preset.start.steps, preset.start.volumes
-    announce(
-        f"Public start: {len(SEEDS)} candidates, {steps} steps on {volumes} abstract volumes each, no scan of any cohort ..."
-    )
+    announce(f"Public start: {len(SEEDS)} candidates, {steps} steps on {volumes} drawn volumes each, no scan of any cohort ...")
     folder.mkdir(parents=True, exist_ok=True)
     candidates = _candidates(folder, preset, family)
     best = min(candidates, key=lambda candidate: float(read_model(candidate).provenance[LOSS_KEY]))
@@ -69,6 +64,18 @@ def make_candidate(preset: Preset, seed: int) -> Model:
     loss = pretrain.held_out_loss(parts, vector, _volumes(preset, HELD_OUT, HELD_OUT_SEED), HELD_OUT_SEED)
     provenance = {"made-by": GENERATOR, "seed": str(seed), LOSS_KEY: repr(loss)}
     return Model(network.layout_of(network.build(preset.network)), vector, provenance)
+
+
+def _digest_of_recipe(preset: Preset) -> str:
+    """Of everything that shapes the start. Since two anatomies have two labels each, the network does not say which it was."""
+    parts = [written(getattr(preset, table), table) for table in ("network", "preparation", "training")]
+    recipe = {
+        "generator": GENERATOR,
+        "anatomy": preset.anatomy,
+        "seeds": SEEDS,
+        "parts": [*parts, preset.start.model_dump(mode="json")],
+    }
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _candidates(folder: Path, preset: Preset, family: Family) -> list[Path]:

@@ -4,8 +4,8 @@ What is drawn: the long axis runs backwards, rises, and swings outwards and in a
 body, a thin tail; fluid of the temporal horn outside and above it, a cistern and the brain stem on the inner side, white matter
 and the folded cortex of the parahippocampal gyrus below, the amygdala before and above the head. White matter is brighter than
 grey matter, and grey matter brighter than fluid. Sizes are those of textbooks (about 40 mm long, 3 to 3.5 ml); the crop is one
-of 31-43 x 40-59 x 24-47 mm (x, y, z), as the public msd-hippocampus set describes its own. No number comes from scans; the
-ranges are wide and were looked at beside a dozen cases of that public set.
+of 31-43 x 40-59 x 24-47 mm (x, y, z): these sizes are the least and most of the files of the public msd-hippocampus set. No
+other number was computed from scans; the ranges are wide and were looked at beside a dozen cases of that public set.
 
 Array axes are (z, y, x) with z up, y backwards and x from the middle of the body outwards: a left hippocampus in LPS. In
 formulas positions are mm from the middle of the hippocampus.

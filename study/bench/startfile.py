@@ -1,8 +1,8 @@
-"""`secagg-study pretrain`: a public start as a file, made from abstract shapes, with everything that shaped it written inside.
+"""`secagg-study pretrain`: a public start as a file, made from drawn volumes, with everything that shaped it written inside.
 
-Rules: volumes come from the seeded generator of study/shapes.py and from no cohort, real or synthetic, so a start costs no
-privacy; one seed on one thread gives one digest; the file is written whole or not at all, and never over a start that something
-else shaped.
+Rules: volumes come from the seeded generators of study/shapes.py and study/temporal_lobe.py and from no cohort, real or
+synthetic, so a start costs no privacy; one seed on one thread gives one digest; the file is written whole or not at all, and
+never over a start that something else shaped.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def make_start(preset: Preset, *, seed: int, volumes: int | None, steps: int | N
     if _is_kept(out, recipe):
         announce(f"{out} was made by exactly this recipe before and is kept")
         return out
-    steps_on = f"{asked.start.steps} steps on {asked.start.volumes} abstract volumes"
+    steps_on = f"{asked.start.steps} steps on {asked.start.volumes} drawn volumes"
     announce(f"Pretraining with seed {seed}: {steps_on}, no scan of any cohort ...")
     model = _pretrained(asked, seed)
     loss = model.provenance[start.LOSS_KEY]
     made = {**recipe, start.LOSS_KEY: loss, "torch": version("torch")}
     _write(out, encode_model(Model(model.layout, model.vector, made)))
-    announce(f"{out}: {model.layout.length} values, loss {float(loss):.3f} on abstract volumes that were not trained on")
+    announce(f"{out}: {model.layout.length} values, loss {float(loss):.3f} on drawn volumes that were not trained on")
     announce(f'start_digest = "{model.digest.hex()}"')
     return out
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from proto.layout import Layout
+from proto.modelfile import Model, encode_model
 from study import presets, start
+from study.processes import Family
 from study.temporal_lobe import CROP_ZYX_MM, public_hippocampi
 
 SPACING = (2.0, 2.0, 2.0)
@@ -77,3 +81,21 @@ def test_the_template_draws_them() -> None:
     preset = presets.load("hippocampus-private")
     volume = next(start._volumes(preset, 1, 5))
     assert np.array_equal(volume[0], next(public_hippocampi(1, 5, SPACING))[0])
+
+
+def test_a_start_of_another_anatomy_is_not_the_one_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn_lobes = presets.load("hippocampus-private")
+    bent_tubes = drawn_lobes.model_copy(update={"anatomy": "hippocampus"})
+    made: list[str] = []
+
+    def candidates(folder: Path, preset: presets.Preset, _family: Family) -> list[Path]:
+        made.append(preset.anatomy)
+        path = folder / "candidate.safetensors"
+        path.write_bytes(encode_model(Model(Layout((("a", (1,)),)), np.zeros(1, np.float32), {start.LOSS_KEY: "0.5"})))
+        return [path]
+
+    monkeypatch.setattr(start, "_candidates", candidates)
+    with Family(1) as family:
+        kept = [start.load_or_make(tmp_path, one, family, lambda _: None) for one in (drawn_lobes, bent_tubes, drawn_lobes)]
+    assert made == ["temporal-lobe", "hippocampus"]
+    assert kept[0] == kept[2] != kept[1]
