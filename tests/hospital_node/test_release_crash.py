@@ -128,7 +128,7 @@ def in_a_child(life: Callable[[Callable[[str], None]], None]) -> tuple[list[str]
         try:
             life(lambda text: write(say, text.encode() + b"\n") and None)
             status = 0
-        except BaseException as error:  # noqa: BLE001  a child's own end: the parent has to learn why
+        except (ArithmeticError, AssertionError, LookupError, OSError, RuntimeError, ValueError, sqlite3.Error) as error:
             write(say, f"failed with {error!r}\n".encode())
         finally:
             os._exit(status)
