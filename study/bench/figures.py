@@ -8,6 +8,7 @@ same results give the same bytes.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ MAX_LINES = 8  # of one panel over rounds
 MAX_PANELS = 4  # in one picture: a taller one does not fit a page
 DODGE = 1.02  # between the points of two series at one epsilon
 INFINITY_GAP = 2.0  # the place of "no guarantee" on the epsilon axis, over the largest epsilon
+NOTE_WIDTH = 80  # characters below a panel: more run off the picture
 SEEDS_FOR_BARS = 5  # with fewer, a 95 % interval tells more of Student's t than of the score
 REFERENCE_DASHES: dict[Method, Any] = {
     Method.POOLED: (0, (8, 3)),
@@ -197,7 +199,7 @@ def _epsilon_label(groups: Sequence[Group]) -> str:
     shared = any(one.cell.plan["privacy"].get("noise_mode") == "shared" for one in groups)
     notes += ["shared noise: against the plan's colluders"] if shared else []
     label = f"epsilon of the worst hospital at delta {deltas} (logarithmic; smaller protects more)"
-    return "\n".join([label, "; ".join(notes)]) if notes else label
+    return "\n".join([label, *textwrap.wrap("; ".join(notes), NOTE_WIDTH)])
 
 
 # ---- both ----
