@@ -43,7 +43,8 @@ def test_the_first_round_at_or_above_the_level_counts_also_where_later_ones_fall
 def test_settings_have_rounds_and_bytes_of_the_seeds_that_came_there(tmp_path: Path) -> None:
     masked = {one.seed: done(one) for one in cells_of(tmp_path) if one.method is Method.MASKED}
     pooled = [one for one in cells_of(tmp_path) if one.method is Method.POOLED]
-    groups = [Group(pooled[0], {1: done(pooled[0])}, 2), Group(cells_of(tmp_path)[-1], masked, 2)]
+    last = cells_of(tmp_path)[-1]
+    groups = [Group(pooled[0], {1: done(pooled[0])}, 2, pooled[0].settings), Group(last, masked, 2, last.settings)]
     found = reached(groups, [0.3, 0.99])
     assert [(one.level, one.rounds) for one in found] == [(0.3, {1: 1, 2: 1}), (0.99, {})]
     by_then = (3 * 2000 + 3 * 4000) / len(HOSPITALS) / 1e6
