@@ -199,9 +199,14 @@ class Hospital:
         self._unsent = pb.NodeReport(round=self._display.shown.round, state=pb.NodeReport.DECLINED, code=error.code)
         self._display.show("declined", str(error))
 
+    @property
+    def _leaves_now(self) -> bool:
+        """Asked to leave, and no round is under way."""
+        return self._leaves.is_set() and (self._at_work is None or self._at_work.idle)
+
     def _leave_if_asked(self, link: Link | None) -> None:
         """Say goodbye between two rounds, and stop; without a connection there is nobody to say it to."""
-        if not self._leaves.is_set() or (self._at_work is not None and not self._at_work.idle):
+        if not self._leaves_now:
             return
         if link is not None:
             self._send(link, pb.NodeReport(state=pb.NodeReport.LEFT))
@@ -225,6 +230,8 @@ class Hospital:
         at_work = self._at_work
         assert at_work is not None, "the plan comes with the first reply of every connection"
         match order.WhichOneof("order"):
+            case "train" if self._leaves_now:
+                pass  # it came while people asked: the goodbye is said before the next poll
             case "train":
                 self._on_train(link, at_work, order.train)
             case "open" | "share" | "mask" | "confirm" | "reveal" as phase:
@@ -257,17 +264,8 @@ class Hospital:
         sent = sent_layout(plan, study.layout)
         self._evidence.take_plan(plan)
         self._folder.write_plan(plan)
-        training = LocalTraining(
-            plan,
-            self._me,
-            self._workshop,
-            self._background,
-            self._display,
-            self._clock,
-            self._wake,
-            self._config.threads,
-            self._rand,
-        )
+        threads, said = self._config.threads, self._display
+        training = LocalTraining(plan, self._me, self._workshop, self._background, said, self._clock, self._wake, threads, self._rand)
         variates = self._variates(plan, sent)
         desk = ReleaseDesk(self._member, plan, sent, self._folder, self._ledger, self._clock, variates, self._evidence.attended)
         self._at_work, self._put_off = AtWork(study, desk, training, variates), None

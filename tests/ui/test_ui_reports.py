@@ -22,8 +22,6 @@ from hospital_node.reporting.verify import verify
 from hospital_node.reporting.write import write_report
 from ui import reports, sources
 
-AT = datetime(2026, 11, 22, 9, 0, tzinfo=UTC)
-
 
 @pytest.fixture(autouse=True)
 def _local(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -81,7 +79,7 @@ def test_without_a_running_node_the_app_makes_none(open_page, world) -> None:
 
 
 def test_what_is_offered_is_what_the_node_kept(world) -> None:
-    write_report(node_of(world, "lakeside"), AT)
+    write_report(node_of(world, "lakeside"), datetime.now(UTC))
     found = sources.hospital(world.state("lakeside"))
     one = reports.offered(found, UTC)
     assert one is not None
@@ -101,7 +99,7 @@ def test_what_is_offered_is_what_the_node_kept(world) -> None:
 
 
 def test_a_report_that_does_not_verify_is_named_and_not_offered(open_page, world) -> None:
-    folder = write_report(node_of(world, "lakeside"), AT).kept.folder
+    folder = write_report(node_of(world, "lakeside"), datetime.now(UTC)).kept.folder
     (folder / kept.SIGNATURE_FILE).write_bytes(b"0")
     app = open_page(at_lakeside(world), "privacy")
     assert buttons(app) == []
