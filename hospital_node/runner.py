@@ -264,8 +264,8 @@ class Hospital:
         sent = sent_layout(plan, study.layout)
         self._evidence.take_plan(plan)
         self._folder.write_plan(plan)
-        threads, said = self._config.threads, self._display
-        training = LocalTraining(plan, self._me, self._workshop, self._background, said, self._clock, self._wake, threads, self._rand)
+        shop, told, threads = self._workshop, self._display, self._config.threads
+        training = LocalTraining(plan, self._me, shop, self._background, told, self._clock, self._wake, threads, self._rand)
         variates = self._variates(plan, sent)
         desk = ReleaseDesk(self._member, plan, sent, self._folder, self._ledger, self._clock, variates, self._evidence.attended)
         self._at_work, self._put_off = AtWork(study, desk, training, variates), None
