@@ -299,7 +299,7 @@ print(len(modules))
 def import_without(blocked: set[str], modules: list[str], packages: list[str]) -> subprocess.CompletedProcess[str]:
     """Import all of `modules`, and every module of `packages`, in a process in which `blocked` cannot be imported."""
     code = WITHOUT.format(blocked=blocked, modules=modules, packages=packages)
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
 TORCH = {"torch", "opacus", "monai", "SimpleITK"}

@@ -65,7 +65,7 @@ def run(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
         env=clean | {"SECAGG_DATA": str(folder / "absent"), "PYTHONPATH": str(HERE.parent)} | environment,
     )
 

@@ -181,7 +181,7 @@ def test_the_preparation_types_commands_that_exist() -> None:
     ours = [shlex.split(line) for line in lines if line.startswith("secagg-")]
     assert len(ours) >= 6
     assert [refusal(words) for words in ours] == [None] * len(ours)
-    checked = subprocess.run(["sh", "-n", str(script)], capture_output=True, text=True, check=False, timeout=20)
+    checked = subprocess.run(["sh", "-n", str(script)], capture_output=True, text=True, check=False, timeout=120)
     assert (checked.returncode, checked.stderr) == (0, "")
 
 

@@ -122,7 +122,7 @@ def help_of(program: str, subcommands: tuple[str, ...]) -> str | None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
         env=wide,
     )
     return done.stdout if done.returncode == 0 else None

@@ -73,7 +73,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=570,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "round 1: opened, 4 hospitals in the sum" in done.stdout

@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 pytestmark = [pytest.mark.browser, pytest.mark.sockets]
 
-START_S = 60.0
+START_S = 180.0
 PATIENCE_MS = 30_000
 # Streamlit looks for its server beside a linked page first and hears 404; the second place is right.
 PROBES = ("/_stcore/health", "/_stcore/host-config")
@@ -69,7 +69,7 @@ def address(world: World) -> Iterator[str]:
         yield base
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=120)
         if process.stdout is not None:
             process.stdout.close()
 

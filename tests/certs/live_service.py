@@ -22,7 +22,7 @@ from certs.tls import party_of
 METHOD = "/test.Who/Calls"
 REFUSED_BY_SERVICE = grpc.StatusCode.UNAUTHENTICATED
 REFUSED_BY_TLS = grpc.StatusCode.UNAVAILABLE
-PATIENCE_S = 20.0
+PATIENCE_S = 120.0
 SERVER_NAMES = (x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1")))
 
 

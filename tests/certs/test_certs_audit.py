@@ -105,7 +105,7 @@ def test_two_processes_write_one_chain(tmp_path: Path) -> None:
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(20)
+        writer.join(120)
     assert len(AuditLog(path).read()) == 40
 
 

@@ -30,7 +30,7 @@ pytestmark = [
 
 
 def openssl(folder: Path, *arguments: str) -> None:
-    done = subprocess.run(["openssl", *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(["openssl", *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0, done.stderr
 
 

@@ -268,7 +268,7 @@ def test_importing_grpc_too_early_is_an_error_that_says_what_to_do() -> None:
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if name != "GRPC_SSL_CIPHER_SUITES"} | environment
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60, env=clean)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=180, env=clean)
 
 
 class Session:

@@ -92,7 +92,7 @@ class SlowEvaluator(ScriptedEvaluator):
 
 @pytest.mark.sockets
 def test_a_finished_run_waits_for_a_slow_evaluator(tmp_path: Path) -> None:
-    plan = small_plan(4, rounds=1, lost_after_s=60.0, phase_deadline_s=60.0)
+    plan = small_plan(4, rounds=1, lost_after_s=3600.0, phase_deadline_s=3600.0)
     identities = make_identities(tmp_path / "certs")
     config = write_study(tmp_path, identities, plan)
 

@@ -144,7 +144,7 @@ def test_every_report_of_the_wire_has_its_meaning() -> None:
 
 
 def test_a_restarted_coordinator_knows_who_has_left(tmp_path: Path) -> None:
-    plan = small_plan(4, rounds=1, lost_after_s=60.0, phase_deadline_s=60.0)
+    plan = small_plan(4, rounds=1, lost_after_s=3600.0, phase_deadline_s=3600.0)
     identities = make_identities(tmp_path / "certs")
     config = write_study(tmp_path, identities, plan)
     nodes = hospitals(config, identities, plan)
@@ -166,8 +166,8 @@ def test_a_restarted_coordinator_knows_who_has_left(tmp_path: Path) -> None:
 
 
 def test_over_real_connections_one_leaves_after_a_round_and_the_run_ends_without_it(tmp_path: Path) -> None:
-    """With `lost_after_s` of a minute: whoever waited for the one that left would not end in time."""
-    plan = small_plan(4, rounds=2, lost_after_s=60.0, phase_deadline_s=60.0)
+    """With `lost_after_s` of an hour: whoever waited for the one that left would not end in time."""
+    plan = small_plan(4, rounds=2, lost_after_s=3600.0, phase_deadline_s=3600.0)
     identities = make_identities(tmp_path / "certs")
     config = write_study(tmp_path, identities, plan)
     nodes = hospitals(config, identities, plan)

@@ -7,7 +7,7 @@ import os
 
 import coordinator_federation
 import pytest
-from coordinator_federation import coordinating, hospitals, live_all, small_plan, write_study
+from coordinator_federation import LOSES_ONE, coordinating, hospitals, live_all, small_plan, write_study
 from structlog.testing import capture_logs
 
 import coordinator.run
@@ -25,7 +25,7 @@ LONG = Layout((("conv.weight", (3, SHORT_WORDS + 5)),))  # threads share runs of
 @pytest.mark.parametrize("layout", [SHORT, LONG], ids=["short", "long"])
 def test_every_door_and_number_of_threads_opens_the_same_sum(layout, tmp_path, identities, monkeypatch):
     monkeypatch.setattr(coordinator_federation, "LAYOUT", layout)
-    plan = small_plan(4)
+    plan = small_plan(4, **LOSES_ONE)
     config = write_study(tmp_path, identities, plan)
     nodes = hospitals(config, identities, plan)
     nodes[2].die_before = "mask"  # so that masks of pairs are left in the sum

@@ -168,7 +168,7 @@ def test_a_running_coordinator_is_paused_stays_so_over_a_restart_and_goes_on(tmp
         assert (code, "no budget was spent" in said) == (0, True)
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     assert not (config.state / "control.sock").exists()
     process = start(tmp_path)
     wait_for(config.address_file, process)
@@ -180,7 +180,7 @@ def test_a_running_coordinator_is_paused_stays_so_over_a_restart_and_goes_on(tmp
         assert not ask(config.state, RESUME, "the coordinator").done
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     kinds = [record.action.kind for record in AuditLog.within(config.state).read()]
     assert kinds == ["pause-rounds", "abort-round", "resume-rounds"]
 
@@ -193,7 +193,7 @@ def test_a_damaged_audit_log_is_said_at_the_start(tmp_path, identities) -> None:
     log.append(Action("A", "pause-rounds", "why"), datetime(2026, 11, 21, tzinfo=UTC))
     log.path.write_bytes(log.path.read_bytes().replace(b"pause", b"resum"))
     process = start(tmp_path)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "line 1 of the audit log" in said
     assert "Traceback" not in said

@@ -42,7 +42,7 @@ def test_a_wrong_password_is_refused_and_said_by_nobody(postgres, tmp_path, iden
     assert ENCODED in url
     write_study(tmp_path, identities, PLAN, store_url=url)
     command = [*COMMAND, "run", "--config", str(tmp_path / "coordinator.toml")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
     shown = status(tmp_path / "coordinator.toml")
     for code, said in ((done.returncode, done.stdout + done.stderr), (shown.exit_code, shown.output)):
         assert code == 2, said

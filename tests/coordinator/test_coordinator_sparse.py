@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from coordinator_federation import coordinating, hospitals, live_all, make_identities, small_plan, write_study
+from coordinator_federation import LOSES_ONE, coordinating, hospitals, live_all, make_identities, small_plan, write_study
 from coordinator_world import uri
 
 from coordinator import orders
@@ -30,7 +30,7 @@ def _sparse(monkeypatch):
 @pytest.mark.parametrize("phase", ["", "share", "mask", "confirm", "reveal"])
 @pytest.mark.sockets
 def test_a_sparse_session_opens_the_mean_of_the_survivors(phase, tmp_path, identities):
-    plan = small_plan(7)
+    plan = small_plan(7, **LOSES_ONE)
     config = write_study(tmp_path, identities, plan)
     nodes = hospitals(config, identities, plan)
     nodes[3].die_before = phase

@@ -65,7 +65,7 @@ def test_nobody_is_awaited_while_the_coordinator_works_or_the_run_is_over():
 
 
 def test_status_says_who_is_awaited_since_when_and_whether_it_can_be_believed(tmp_path, identities):
-    plan = small_plan(4, rounds=1, training_deadline_s=60)
+    plan = small_plan(4, rounds=1, training_deadline_s=60, lost_after_s=STALE_AFTER_S)
     config = write_study(tmp_path, identities, plan)
     nodes = hospitals(config, identities, plan)
 
@@ -118,7 +118,7 @@ async def fetched(address, request):
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         writer.write(request)
-        return (await asyncio.wait_for(reader.read(), 10)).decode()
+        return (await asyncio.wait_for(reader.read(), 120)).decode()
     finally:
         writer.close()
 

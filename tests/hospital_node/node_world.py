@@ -44,6 +44,7 @@ EVALUATOR = "secagg://lidc/evaluator/public"
 COORDINATOR = "secagg://lidc/coordinator/main"
 LAYOUT = Layout((("layer.weight", (5, 3)), ("layer.bias", (4,))))
 BASE: Vector = np.arange(LAYOUT.length, dtype=np.float32) / 100
+PATIENCE_S = 120.0  # with a thread of a machine that does other things as well; nothing waits so long where all is well
 NOW_S = datetime(2026, 11, 21, 9, 0, tzinfo=UTC).timestamp()
 
 
@@ -343,7 +344,7 @@ class FakeLink:
             self._changed.notify_all()
             return self._last_id
 
-    def wait_for(self, number: int, seconds: float = 10.0) -> Any:
+    def wait_for(self, number: int, seconds: float = PATIENCE_S) -> Any:
         """The `number`th thing that was sent (from 1)."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.sent) >= number, seconds), self.sent
@@ -419,7 +420,7 @@ def train_order(round_number: int = 1) -> pb.Train:
     return pb.Train(round=round_number, base_digest=model_digest(BASE), base_bytes=4 * LAYOUT.length)
 
 
-def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(true: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
     """Wait for something that another thread does."""
     deadline = time.monotonic() + seconds
     while not true():

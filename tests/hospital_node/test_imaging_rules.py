@@ -229,7 +229,7 @@ def test_threads_change_no_voxel_and_count_every_scan(tmp_path):
 
 
 def test_as_many_work_at_once_as_there_are_threads():
-    meeting = threading.Barrier(3, timeout=20)
+    meeting = threading.Barrier(3, timeout=120)
     assert sorted(each(lambda item: meeting.wait() * 0 + item, range(6), 3)) == [(index, index) for index in range(6)]
 
 

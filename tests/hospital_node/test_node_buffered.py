@@ -285,7 +285,7 @@ def running(folders: Folders, link: FakeLink, trainer: Trainer) -> Iterator[None
             yield
         finally:
             stop.set()
-        node.result(10)
+        node.result(120)
 
 
 def test_a_plan_whose_sums_are_smaller_than_this_node_demands_is_an_obstacle():

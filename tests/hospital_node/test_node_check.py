@@ -301,7 +301,7 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(120)
 
 
 def first_line(process: subprocess.Popen[str]) -> str:

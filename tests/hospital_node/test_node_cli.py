@@ -312,7 +312,7 @@ def test_a_signal_ends_a_command_that_waits() -> None:
     threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
-        cli._until_signalled(lambda stop: ended.append(stop.wait(10)))
+        cli._until_signalled(lambda stop: ended.append(stop.wait(120)))
     finally:
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
             signal.signal(number, handler)
@@ -331,7 +331,7 @@ def test_a_node_process_waits_for_its_coordinator_and_stops_cleanly(folders: Fol
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "Traceback" not in err
     assert "is it running" in err

@@ -218,7 +218,7 @@ class Ward:
         def measured(case: float) -> Scored:
             self.asked.append(("case", case))
             if self.gate is not None:
-                self.gate.wait(10)
+                self.gate.wait(120)
             return score(case)
 
         return measured
@@ -294,7 +294,7 @@ def test_a_round_given_up_while_measuring_leaves_nothing(work: Work) -> None:
     assert (shown.phase, shown.sentence) == ("evaluating", "measuring the model on this hospital's validation patients")
     work.training.give_up()
     work.ward.gate.set()
-    work.background.start(lambda: None).result(10)
+    work.background.start(lambda: None).result(120)
     assert work.training.collect() is None
     assert work.ward.asked.count(("case", 0.75)) == 1
     assert not any(what == "train on" for what, _ in work.ward.asked)

@@ -247,6 +247,6 @@ def test_a_running_node_changes_its_key_between_two_rounds_and_comes_back(folder
     finally:
         stop.set()
         link.wake()
-        node.join(10)
+        node.join(120)
     assert len(link.asked) == 1
     assert len(NAMES) == 4

@@ -214,7 +214,7 @@ class TlsServer:
         self._context.load_verify_locations(roots / "ca.crt")
         self._context.verify_mode = ssl.CERT_REQUIRED
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.settimeout(5)
+        self._listener.settimeout(60)
         self.port = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._serve)
 

@@ -87,7 +87,7 @@ def test_a_node_declines_a_round_for_which_the_plan_does_not_select_it(tmp_path,
             first = link.wait_for(1)
         finally:
             stop.set()
-        node.result(10)
+        node.result(120)
     assert first.round == number
     if selected:
         assert first.state == pb.NodeReport.TRAINING

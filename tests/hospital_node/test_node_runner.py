@@ -94,7 +94,7 @@ class Node:
     def end(self) -> None:
         """Stop it; what it raised is in `error`."""
         self.stop.set()
-        wait([self.future], 10)
+        wait([self.future], 120)
         assert self.future.done()
 
     @property
@@ -261,7 +261,7 @@ def test_preparation_in_the_background_does_not_hide_what_came_after(node: Node)
     gate = threading.Event()
 
     def prepare(plan: Any, count: Any) -> Any:
-        gate.wait(10)
+        gate.wait(120)
         return ()
 
     node.prepare = prepare
@@ -271,7 +271,7 @@ def test_preparation_in_the_background_does_not_hide_what_came_after(node: Node)
     assert node.link.wait_for(1).code == "paused"
     gate.set()
     node.link.put(finished=pb.Finished(reason="over"))
-    node.future.result(10)
+    node.future.result(120)
     assert node.phase == "finished"
 
 
@@ -409,10 +409,10 @@ def test_neither_success_nor_failure_is_reported_before_the_plans_moment(folders
     node = Node(folders, FakeLink(plan), Ending(error=error))
     node.start()
     node.link.put(train=train_order())
-    assert ended.wait(10)
+    assert ended.wait(120)
     node.link.put(wait=pb.Wait(reason="long poll over"))
     node.link.put(finished=pb.Finished(reason="over"))
-    node.future.result(10)  # it gives the round up at once, however long the moment was away
+    node.future.result(120)  # it gives the round up at once, however long the moment was away
     assert [report.state for report in node.link.sent] == [TRAINING]
 
 
@@ -576,7 +576,7 @@ def test_another_plan_drops_the_update_of_the_old_one(node: Node) -> None:
 
 def ends_with(node: Node, kind: type[Exception], text: str) -> None:
     node.start()
-    error = node.future.exception(10)
+    error = node.future.exception(120)
     assert isinstance(error, kind)
     assert text in str(error)
     assert "\n" not in str(error)

@@ -1,9 +1,9 @@
 """Kill -9 at every point between asking the ledger and the last byte of a round, then start again and look at what is left.
 
 A point is whatever another process or the disk could notice: a statement of SQLite that changes something, a write, a sync, a
-rename, an answer, a piece of the upload. Reading is none: how often a young ledger is read anew depends on the clock, and points
-are counted. What a child says through its pipe is what left the hospital. Of every point: the ledger is never below what was
-released, no training is released twice, and the node goes on. The suite kills at every third point;
+rename, an answer, a piece of the upload. Reading is none: how often a young ledger is read anew depends on the clock, and
+points are numbered. What a child says through its pipe is what left the hospital. Of every point: the ledger is never below
+what was released, no training is released twice, and the node goes on. The suite kills at every third point;
 `SECAGG_KILLS=100 pytest tests/hospital_node/test_release_crash.py -s` kills a hundred times at each.
 """
 
@@ -72,7 +72,7 @@ class Life:
 
     def stated(self, statement: str) -> None:
         if not statement.startswith(READS):
-            self.point(statement.split("\n")[0][:40])
+            self.point(statement.split("\n", maxsplit=1)[0][:40])
 
     def around(self, name: str, call: Callable[..., object]) -> Callable[..., object]:
         def watched(*arguments: object, **options: object) -> object:

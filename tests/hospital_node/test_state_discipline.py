@@ -42,7 +42,7 @@ from proto.plan import Plan
 SHOWN = {"progress.json", "leaves.json", "receipts.jsonl"}
 SESSIONS = {"sessions.log", "attendance.json"}  # ids that are never answered again, and who was in the last one
 LEDGER = {"ledger.db", "ledger.counter"}
-PATIENCE_S = 60.0  # with a machine that does other things as well
+PATIENCE_S = 240.0  # with a machine that does other things as well
 
 
 def real_plan() -> Plan:

@@ -22,7 +22,7 @@ ONE_DEVICE = pytest.mark.skipif(DEVICES < 1, reason=f"needs a CUDA device, this 
 TWO_DEVICES = pytest.mark.skipif(DEVICES < 2, reason=f"needs two CUDA devices, this machine has {DEVICES}")
 CUDA = torch.device("cuda", 0)
 SGD = {"optimizer": "sgd", "learning_rate": 0.5, "local_steps": 2}
-WAIT_S = 120
+WAIT_S = 300
 
 
 @pytest.fixture

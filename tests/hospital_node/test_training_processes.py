@@ -20,7 +20,7 @@ from hospital_node.work import WorkFailed
 from proto.plan import Plan
 
 FORK = multiprocessing.get_context("fork")
-WAIT_S = 60
+WAIT_S = 300
 SGD = {"optimizer": "sgd", "learning_rate": 0.5, "local_steps": 2}
 EVERYBODY = {"inverse_sampling_rate": 1}
 

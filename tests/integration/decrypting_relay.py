@@ -27,11 +27,11 @@ class DecryptingRelay:
         listening = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(listening,), daemon=True)
         self._thread.start()
-        assert listening.wait(10)
+        assert listening.wait(120)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(120)
 
     def _run(self, listening: threading.Event) -> None:
         async def listen() -> None:

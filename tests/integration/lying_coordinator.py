@@ -24,7 +24,7 @@ from proto.roundlog import Entry, first_head
 from proto.wire import chunks, to_entry
 
 LONG_POLL_S = 10.0
-PATIENCE_S = 60.0
+PATIENCE_S = 240.0
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Network:
     def __exit__(self, *_: object) -> None:
         for name in reversed(self._made):
             with contextlib.suppress(subprocess.SubprocessError):
-                subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False, timeout=20)
+                subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False, timeout=120)
         self._made.clear()
 
     def _make(self) -> None:
@@ -97,5 +97,5 @@ class Network:
 
 
 def _ip(*words: str) -> None:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"

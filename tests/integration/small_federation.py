@@ -37,7 +37,7 @@ FIELDS = {
     "training": {"local_steps": 2, "patches_per_patient": 2},
     "privacy": {"noise_multiplier": 2.0, "inverse_sampling_rate": 2, "delta": 1e-3},
     "masking": {"lanes": 3, "update_clip": 0.5},
-    "timing": {"training_deadline_s": 120.0, "phase_deadline_s": 6.0, "lost_after_s": 6.0},
+    "timing": {"training_deadline_s": 300.0, "phase_deadline_s": 60.0, "lost_after_s": 15.0},
 }
 
 
@@ -112,7 +112,7 @@ class SmallFederation:
         ]
         self.family.start("coordinator", command, self.folder / "coordinator.log")
         address = self.world.coordinator / "state" / "address"
-        self.wait(address.is_file, 30, "the coordinator names its address")
+        self.wait(address.is_file, 180, "the coordinator names its address")
         return address.read_text().strip()
 
     def start_node(self, name: str, address: str, *, recording: bool = True) -> Child:

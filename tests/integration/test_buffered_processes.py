@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.sockets]
 FORMULA_NODE = Path(__file__).parent / "formula_node.py"
 FAST, SLOW = ("h000", "h001", "h002"), ("h003", "h004", "h005")
 PLAN = FIELDS | {"rounds": 4, "buffer": {"updates": 3, "max_staleness": 4}}
-WITHIN_S = 120
+WITHIN_S = 300
 
 
 class Uneven:
@@ -130,16 +130,16 @@ def test_nobody_waits_for_the_slow_and_what_they_bring_counts_by_its_age(tmp_pat
         run.until_opened(3)
         run.let(FAST, 3)
         run.until_opened(4)
-        assert run.coordinator.process.wait(60) == 0
+        assert run.coordinator.process.wait(180) == 0
         for child in run.nodes:
-            assert child.process.wait(60) == 0, child.last_lines(20)
+            assert child.process.wait(180) == 0, child.last_lines(20)
         assert run.starts == 3
         with open_store(run.crowd.world.store) as store:
             rows = store.rounds()
             assert [tuple(uri.rsplit("/", 1)[-1] for uri in row.survivors) for row in rows] == [FAST, FAST, SLOW, FAST]
             assert not [event.text for event in store.events() if event.kind == "let-go"]
         command = [str(Path(sys.executable).parent / "secagg-coordinator"), "export", "--config", str(run.config)]
-        subprocess.run([*command, str(tmp_path / "export")], check=True, timeout=60, capture_output=True)
+        subprocess.run([*command, str(tmp_path / "export")], check=True, timeout=180, capture_output=True)
         assert [one.round for one in replay(tmp_path / "export")] == [1, 2, 3, 4]
         factors = run.crowd.plan.buffer.factors
         for number, names, began in ((1, FAST, 1), (2, FAST, 2), (3, SLOW, 1), (4, FAST, 3)):

@@ -105,12 +105,12 @@ def test_a_round_of_many_hospitals_opens_the_exact_sum(tmp_path: Path, size: int
         peak = 0
         while nodes.running:
             peak = max(peak, peak_mib(coordinator.process.pid))
-            assert time.monotonic() - began_s < 400, nodes.last_lines(5) + coordinator.last_lines(20)
+            assert time.monotonic() - began_s < 1200, nodes.last_lines(5) + coordinator.last_lines(20)
             time.sleep(0.1)
         took_s = time.monotonic() - began_s
         assert nodes.process.returncode == 0, nodes.last_lines(20)
         used = json.loads(nodes.last_lines(1))
-        assert coordinator.process.wait(60) == 0
+        assert coordinator.process.wait(180) == 0
     print(f"\n{size} hospitals, {LENGTH} values: {took_s:.1f} s; nodes {used}; coordinator {peak} MiB")
     with open_store(crowd.world.store) as reader:
         (row,) = reader.rounds()
@@ -127,7 +127,7 @@ def coordinator_command(crowd: Crowd) -> list[str]:
 
 
 def wait_for_file(path: Path) -> str:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while not path.is_file():
         assert time.monotonic() < until, f"{path} was never written"
         time.sleep(0.05)

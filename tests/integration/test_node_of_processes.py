@@ -24,7 +24,7 @@ def test_a_hospital_of_two_processes_is_one_hospital(tmp_path):
         sites.write_node(federation.world, double, address)
         command = [*TORCHRUN, "-m", "hospital_node.cli", "run", "--config", str(federation.world.config(double))]
         child = family.start(double.name, command, log)
-        federation.wait(lambda: log.is_file() and "joined" in log.read_text(), 120, "the first process joins")
+        federation.wait(lambda: log.is_file() and "joined" in log.read_text(), 300, "the first process joins")
         for name in HOSPITALS[1:]:
             federation.start_node(name, address)
         with federation.store() as reader:
@@ -35,7 +35,7 @@ def test_a_hospital_of_two_processes_is_one_hospital(tmp_path):
             federation.wait(both_opened, 200, "both rounds open")
             for row in reader.rounds():
                 assert double.name in {short_name(uri) for uri in row.survivors}
-        federation.wait(lambda: child.process.poll() is not None, 60, "both processes end with the study")
+        federation.wait(lambda: child.process.poll() is not None, 300, "both processes end with the study")
         assert child.process.returncode == 0, child.last_lines()
         charged = [event.entry for event in federation.ledger(double.name).events() if isinstance(event.entry, Charge)]
         assert [(charge.round, charge.steps) for charge in charged] == [(1, 2), (2, 2)]

@@ -37,7 +37,7 @@ def hospitals(tmp_path_factory):
         synthetic.write_cohort(made.role("north").data, 0, 4, 5)
         made.approve(made.plan)
         made.start_node("north")
-        made.coordinator.wait(lambda: made.coordinator.joined(made.uri("north")), "the node joins", within_s=90)
+        made.coordinator.wait(lambda: made.coordinator.joined(made.uri("north")), "the node joins", within_s=240)
         yield made
         made.coordinator.stop()
 

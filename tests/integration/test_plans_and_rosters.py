@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.sockets]
 
 HERE = Path(__file__).parent
 COMMAND = [sys.executable, "-c", "from coordinator.cli import main; main()"]
-WITHIN_S = 150
+WITHIN_S = 300
 TOLERANCE = 2e-5
 
 
@@ -137,7 +137,7 @@ def test_two_plans_run_at_once_and_hospitals_join_and_leave_between_rounds(tmp_p
         first.admit(1, 2, 3)
         assert coordinator.process.wait(WITHIN_S) == 0, coordinator.last_lines(40)
         for node in nodes[1:]:
-            assert node.process.wait(30) == 0, node.last_lines(20)
+            assert node.process.wait(120) == 0, node.last_lines(20)
     rounds = first.opened()
     assert [one for one, _ in itertools.groupby(rounds)] == [[0, 1, 2], [0, 1, 2, 3], [1, 2, 3]]
     assert len(rounds) == first.rounds

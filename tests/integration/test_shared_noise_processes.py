@@ -62,16 +62,16 @@ def opened_integers(federation, reader, survivors: int) -> np.ndarray:
 def test_whoever_is_killed_the_noise_that_stays_is_exact(tmp_path, family, phase, lost):
     """Killed after its upload, a hospital's surplus is taken out from others' shares; killed before, what was surplus stays."""
     masking = {"lanes": 2, "update_clip": 1.0}
-    federation = SmallFederation(tmp_path, family, rounds=1, drill_pause_s=2.0, parts=PARTS, masking=masking)
+    federation = SmallFederation(tmp_path, family, rounds=1, drill_pause_s=3.0, parts=PARTS, masking=masking)
     federation.approve()
     federation.start_all()
     with federation.store() as reader:
-        federation.wait(lambda: any((e.kind, e.phase) == ("phase", phase) for e in reader.events()), 120, f"{phase} is over")
+        federation.wait(lambda: any((e.kind, e.phase) == ("phase", phase) for e in reader.events()), 300, f"{phase} is over")
         victim = federation.nodes["east"]
         victim.process.send_signal(signal.SIGKILL)
         victim.process.wait()
         federation.family.children.remove(victim)
-        federation.wait(lambda: reader.rounds()[0].state == "opened", 60, "the round opens without the killed node")
+        federation.wait(lambda: reader.rounds()[0].state == "opened", 300, "the round opens without the killed node")
         survivors = {short_name(uri) for uri in reader.rounds()[0].survivors}
         assert survivors == set(HOSPITALS) - ({"east"} if lost else set())
         total = opened_integers(federation, reader, len(survivors))

@@ -24,7 +24,7 @@ from study.processes import Child, Family
 pytestmark = [pytest.mark.slow, pytest.mark.sockets]
 
 HERE = Path(__file__).parent
-WITHIN_S = 60
+WITHIN_S = 300
 TOLERANCE = 2e-5  # a lane of 21 bits over [-1, 1]
 COMMAND = [sys.executable, "-c", "from coordinator.cli import main; main()"]
 
@@ -90,7 +90,7 @@ def federation(tmp_path, postgres, monkeypatch, *, rounds: int, **config: object
 
 def ended(away: Away) -> str:
     assert away.coordinator.process.wait(WITHIN_S) == 0, away.coordinator.last_lines(30)
-    assert away.nodes.process.wait(30) == 0, away.nodes.last_lines(20)
+    assert away.nodes.process.wait(120) == 0, away.nodes.last_lines(20)
     return "\n".join(away.coordinator.last_lines(200).splitlines())
 
 
@@ -113,10 +113,10 @@ def test_a_server_that_comes_back_in_time_costs_nothing(tmp_path, postgres, monk
 
 
 def test_a_server_that_stays_away_ends_the_round_with_the_reason(tmp_path, postgres, monkeypatch):
-    with federation(tmp_path, postgres, monkeypatch, rounds=2, drill_pause_s=1.0, store_patience_s=1.0) as away:
+    with federation(tmp_path, postgres, monkeypatch, rounds=2, drill_pause_s=2.0, store_patience_s=1.0) as away:
         away.wait(lambda: away.phase() == "confirm", "updates were released")
         postgres.stop()
-        time.sleep(4.0)
+        time.sleep(6.0)
         with pytest.raises(StoreError):
             away.store()
         postgres.start()

@@ -225,7 +225,7 @@ def captures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Capture]:
         command = [sys.executable, TELLING_NODES, folder / "told", LEAKY, *files]
         family.start("nodes", [str(word) for word in command], folder / "nodes.log")
         with federation.store() as reader:
-            federation.wait(lambda: bool(reader.finished()), 120, "both rounds are done")
+            federation.wait(lambda: bool(reader.finished()), 300, "both rounds are done")
             assert [(row.state, len(row.survivors)) for row in reader.rounds()] == [("opened", 4)] * ROUNDS
         for relay in relays.values():
             relay.close()

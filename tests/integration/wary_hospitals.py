@@ -100,7 +100,7 @@ class WaryHospitals:
     def run_command(self, *arguments: object) -> str:
         """`secagg-node` with these words; what it prints."""
         command = [str(SCRIPTS / "secagg-node"), *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -100,7 +100,7 @@ def test_too_long_a_request_is_refused(deep: Path) -> None:
 def test_an_answer_that_never_comes_is_said(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_socket, "ANSWER_LIMIT_S", 0.2)
     let_go = threading.Event()
-    with listening(deep, lambda _: Answer(done=let_go.wait(10), sentence="late")):
+    with listening(deep, lambda _: Answer(done=let_go.wait(120), sentence="late")):
         with pytest.raises(ControlError, match="gave no answer"):
             ask(deep, PAUSE, "the node")
         let_go.set()

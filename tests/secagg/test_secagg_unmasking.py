@@ -66,7 +66,7 @@ def test_one_wrong_word_anywhere_is_found(closed, threads):
 def test_two_threads_share_a_vector_of_a_hundred_thousand_values(monkeypatch):
     """Both hold a run at once, or the barrier breaks, and none of them has two thirds of the work."""
     params = small_params(("a", "b", "c"), length=100_000, public_keys=(b"1", b"2", b"3"))
-    meeting, runs = threading.Barrier(2, timeout=20), []
+    meeting, runs = threading.Barrier(2, timeout=120), []
 
     def together(_, start, stop):
         runs.append(stop - start)

@@ -21,6 +21,7 @@ from study.bench.task import Patients, StudyError, Unit, UnitCost
 
 OnRound = Callable[[RoundRow], None]
 LENGTH = 1000
+AWAY_S = 3600.0  # longer than any test may take
 HOSPITALS = {"north": 10, "east": 20, "south": 30}
 BASE = {Method.POOLED: 0.9, Method.LOCAL: 0.7, Method.PLAIN: 0.87, Method.MASKED: 0.868}
 
@@ -112,7 +113,7 @@ def patient(cell: Cell, workspace: Path, on_round: OnRound, stop: threading.Even
     on_round(row(cell, 0))
     on_round(row(cell, 1))
     (workspace / "waiting").touch()
-    stop.wait(60)
+    stop.wait(AWAY_S)
     (workspace / "stopped").touch()
     raise Interrupted
 
@@ -120,7 +121,7 @@ def patient(cell: Cell, workspace: Path, on_round: OnRound, stop: threading.Even
 def deaf(cell: Cell, workspace: Path, on_round: OnRound, stop: threading.Event) -> CellResult:
     """Listens to nobody."""
     on_round(row(cell, 0))
-    time.sleep(60)
+    time.sleep(AWAY_S)
     raise AssertionError
 
 

@@ -40,7 +40,7 @@ class Served:
 
     def close(self) -> None:
         self.over.set()
-        self.coordinator.result(10)
+        self.coordinator.result(120)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def served(tmp_path):
     hooks = Hooks(opened.set_result, lambda _: None, over)
     with ThreadPoolExecutor(1) as pool, world.logs_to(tmp_path / "log.txt"):
         coordinator = pool.submit(asyncio.run, coordinate(load_config(made.coordinator_config), hooks))
-        one = Served(tmp_path, ward, opened.result(10), over, coordinator)
+        one = Served(tmp_path, ward, opened.result(120), over, coordinator)
         try:
             yield one
         finally:
@@ -116,7 +116,7 @@ def test_a_poll_waits_for_an_order_and_wake_ends_it(served):
     time.sleep(0.1)
     assert not polled.done()
     link.wake()
-    assert polled.result(5) is None
+    assert polled.result(60) is None
     link.wake()
     assert link.poll(order.id) is None, "a wake between two polls ends the next one"
     assert link.poll(0).train == order.train, "an order that was not carried out is given again"
@@ -147,7 +147,7 @@ def test_where_the_coordinator_has_ended_no_call_waits(served):
         time.sleep(0.05)
         served.close()
         with pytest.raises(LinkLost, match="has ended"):
-            polled.result(5)
+            polled.result(60)
     with pytest.raises(LinkLost, match="has ended"):
         link.join()
     with pytest.raises(LinkLost, match="has ended"):

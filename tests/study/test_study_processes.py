@@ -19,7 +19,7 @@ STUBBORN = [
 
 
 def _gone(pid):
-    for _ in range(100):
+    for _ in range(1200):
         try:
             os.kill(pid, 0)
         except ProcessLookupError:

@@ -8,7 +8,7 @@ from streamlit.testing.v1 import AppTest
 
 from ui import cli
 
-PATIENCE_S = 30  # the first epsilon of a process imports its accountant
+PATIENCE_S = 180  # the first epsilon of a process imports its accountant
 Open = Callable[..., AppTest]
 
 

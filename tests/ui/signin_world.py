@@ -20,7 +20,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 import tomli_w
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-START_S = 60.0
+START_S = 180.0
 SECRET = "between-the-app-and-the-provider-0123456789"
 CLIENT = "secagg-ui"
 PEOPLE = {
@@ -53,14 +53,14 @@ class Deployment:
     def lie(self, kind: str = "") -> None:
         """From now on tokens are wrong in this way; in no way, where it is empty."""
         place = urlsplit(self.issuer)
-        caller = http.client.HTTPConnection(place.hostname or "", place.port, timeout=10)
+        caller = http.client.HTTPConnection(place.hostname or "", place.port, timeout=120)
         caller.request("POST", "/fault", urlencode({"kind": kind}), {"Content-Type": "application/x-www-form-urlencoded"})
         assert caller.getresponse().status == 200
         caller.close()
 
     def stop_provider(self) -> None:
         self.provider.terminate()
-        self.provider.wait(timeout=20)
+        self.provider.wait(timeout=120)
 
     def start_provider(self) -> None:
         self.provider = start_provider(self.provider_arguments)
@@ -114,7 +114,7 @@ def deployment(folder: Path, folders: dict[str, object], /, **further: object) -
         yield found
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=120)
         found.stop_provider()
 
 
@@ -122,7 +122,7 @@ def wait_for(port: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + START_S
     while True:
         try:
-            caller = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            caller = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
             caller.request("GET", "/_stcore/health")
             if caller.getresponse().status == 200:
                 return
@@ -161,7 +161,7 @@ class Browser:
         sent = {"Accept": "text/html", **headers}
         if jar:
             sent.setdefault("Cookie", "; ".join(f"{name}={value}" for name, value in jar.items()))
-        caller = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
+        caller = http.client.HTTPConnection(place.hostname or "", place.port, timeout=120)
         caller.request(method, place._replace(scheme="", netloc="").geturl() or "/", body, sent)
         answer = caller.getresponse()
         text = answer.read().decode(errors="replace")

@@ -220,7 +220,7 @@ def test_the_curve_starts_at_zero_and_goes_on_from_what_is_spent(world):
     assert curve.spent[-1][1] == found.budget.spent
     assert [number for number, _ in curve.forecast] == [2, 3, 4, 5, 6]
     assert curve.stop is None
-    assert curve.cap_note == "agreed 21 Nov 2026, Dr K. Weber"
+    assert curve.cap_note == f"agreed {BEGIN.day} {BEGIN:%b %Y}, Dr K. Weber"
 
 
 def test_the_forecast_ends_where_the_cap_is_crossed(world):
@@ -390,7 +390,7 @@ def test_many_series_are_grey_with_one_highlighted():
 
 
 def test_what_left_by_day_is_on_the_readers_calendar(tmp_path):
-    world = World(tmp_path, make_plan(6))
+    world = World(tmp_path, make_plan(6), clock=datetime(2026, 11, 21, 9, 0, tzinfo=UTC))
     world.approve("lakeside")
     now = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
     assert budget.left_by_day(world.ledger("lakeside").events(), UTC, now) == "No update has left."

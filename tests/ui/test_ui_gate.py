@@ -79,7 +79,7 @@ class Rig:
         async def send(message: dict[str, Any]) -> None:
             self.sent.append(message)
 
-        asyncio.run(asyncio.wait_for(self.gate(scope, receive, send), 30))
+        asyncio.run(asyncio.wait_for(self.gate(scope, receive, send), 120))
 
     def marks(self) -> list[bytes]:
         return [value for name, value in self.reached[-1]["headers"] if name == HEADER.encode()]

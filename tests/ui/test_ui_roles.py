@@ -92,7 +92,7 @@ def open_as(monkeypatch: pytest.MonkeyPatch):
     def run(arguments: list[str], key: str | None, page: str = "overview", **settings: object) -> AppTest:
         signin = SIGNIN.model_copy(update=settings)
         monkeypatch.setattr("sys.argv", ["app.py", *arguments, "--signin", signin.model_dump_json()])
-        app = AppTest.from_file(str(cli.APP), default_timeout=60)
+        app = AppTest.from_file(str(cli.APP), default_timeout=180)
         app.user = {} if key is None else {USER_KEY: key}
         app.run()
         if page != "overview":

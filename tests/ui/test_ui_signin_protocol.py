@@ -56,7 +56,7 @@ def stream(there: Deployment, browser: Browser | None, **headers: str) -> int:
         "Cookie": "; ".join(f"{name}={value}" for name, value in jar.items()),
         **headers,
     }
-    caller = http.client.HTTPConnection(place.hostname or "", place.port, timeout=20)
+    caller = http.client.HTTPConnection(place.hostname or "", place.port, timeout=120)
     caller.request("GET", "/_stcore/stream", headers=sent)
     status = caller.getresponse().status
     caller.close()

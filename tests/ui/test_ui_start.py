@@ -36,7 +36,7 @@ def test_a_connection_to_the_server_sends_without_delay() -> None:
     streamlit_start.prepare()
     listening, address = starlette_server._bind_server_socket("127.0.0.1", "127.0.0.1", 0, 16)
     with listening, socket.create_connection(listening.getsockname()):
-        listening.settimeout(5.0)
+        listening.settimeout(60)
         connection, _ = listening.accept()
         with connection:
             assert address == "127.0.0.1"
