@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from coordinator.database import StoreError, has_password
 from proto.frozen import Frozen, from_toml
 
+WEEK_S = 604_800.0
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -45,7 +46,7 @@ class CoordinatorConfig(Frozen):
     metrics: str | None = None  # host:port on this machine for Prometheus; None: no metrics are served
     json_logs: bool = False  # one JSON object a line instead of lines for people
     store_patience_s: float = Field(default=60.0, gt=0, le=3600)  # an open session outlives a store out of reach for so long
-    evaluation_patience_s: float = Field(default=3600.0, ge=0)  # a finished run waits so long for evaluators at work
+    evaluation_patience_s: float = Field(default=3600.0, ge=0, le=WEEK_S)  # a finished run waits so long for evaluators at work
     drill_pause_s: float = Field(default=0.0, ge=0, le=600)  # pause between masking phases, for demonstrations and drills
 
     further: tuple[FurtherPlan, ...] = ()  # [[further]]: plans beside the one that is named above

@@ -34,7 +34,7 @@ from coordinator.record import STORED, shows_at_once, store_effect, store_sessio
 from coordinator.resume import Restored, restore, result_again
 from coordinator.rounds import step
 from coordinator.spool import Spool, SpoolError
-from coordinator.state import Standing, State, begin, member_view, seats_of, smallest_cohort, waiting_for
+from coordinator.state import Phase, Standing, State, begin, member_view, seats_of, smallest_cohort, waiting_for
 from coordinator.status import HEARTBEAT_S
 from coordinator.store import StoreError
 from coordinator.store_interface import RunStore
@@ -253,7 +253,8 @@ class Run:
         status = (waiting_for(state, now_s), state.finished, state.phase.value, missing)
         if status != self._status:
             about: list[object] = [state.round, state.phase.value, "" if state.session is None else state.session.id.hex()]
-            began_at = self._began_at if about == self._about else time.time() - (now_s - state.phase_since_s)
+            still = about == self._about or (self._ended_at is not None and bool(state.finished))  # a restart counts a round on
+            began_at = self._began_at if still else time.time() - (now_s - state.phase_since_s)
             them = [asdict(one) for one in missing]
             changes.status(*status[:2], phase=status[2], about=about, since=began_at, awaited=them)
             self._status, self._about, self._began_at = status, about, began_at
@@ -396,7 +397,12 @@ class Run:
         """Whether the run ended and every party that is waited for knows it and has done its last orders."""
         if not self.state.finished:
             return False
-        return self._ending.awaited(self.state.members, self.evaluators, self.now_s(), time.time()) <= self.told
+        return self._ending.awaited(self.state.members, self.evaluators, self.now_s(), time.time(), self._ended_at) <= self.told
+
+    @property
+    def _ended_at(self) -> float | None:
+        """When the run was over, by the wall and by the store; None where that says that it goes on."""
+        return self._began_at if Phase.FINISHED.value in self._about else None
 
     def abandon(self) -> None:
         """Do nothing more: another run takes this plan up from its store."""

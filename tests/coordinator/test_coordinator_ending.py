@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -25,7 +27,10 @@ from coordinator_world import uri
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator import events as ev
+from coordinator.config import ConfigError, load_config
 from coordinator.ending import Ending, Evaluator
+from coordinator.run import Run
 from coordinator.serving import _are_over
 from coordinator.state import Member, Standing
 from coordinator.store import open_store
@@ -66,6 +71,62 @@ def test_after_a_restart_everybody_may_still_come_back() -> None:
     assert ending.awaited(absent, evaluator, 100.0 + LOST_S, 0.0) == set()
     left = {"h": Member("h", 1, 0.0, standing=Standing.LEFT)}
     assert ending.awaited(left, evaluator, 100.0 + LOST_S / 2, 0.0) == {"e"}
+
+
+def test_a_hospital_that_is_heard_of_but_never_asks_is_not_waited_for_longer_than_one_that_is_lost() -> None:
+    ending = Ending(LOST_S, PATIENCE_S)
+    for now_s in (0.0, LOST_S / 2, LOST_S - 1):
+        assert ending.awaited(members(now_s), {}, now_s, 0.0) == {"h"}
+    assert ending.awaited(members(LOST_S), {}, LOST_S, 0.0) == set()
+
+
+def test_patience_counts_from_the_end_that_the_store_has_whatever_a_restart_says() -> None:
+    for ago_s, waits in ((PATIENCE_S - 1, True), (PATIENCE_S, False)):
+        ending, at = Ending(LOST_S, PATIENCE_S, took_over_s=100.0), 5000.0
+        found = ending.awaited({}, {"e": Evaluator("joined", at)}, 100.0, at, ended_at=at - ago_s)
+        assert found == ({"e"} if waits else set())
+
+
+def test_a_clock_that_was_set_back_does_not_stretch_patience() -> None:
+    ending, at = Ending(LOST_S, PATIENCE_S), 5000.0
+    assert ending.awaited({}, {"e": Evaluator("joined", at)}, 0.0, at, ended_at=at + 1e6) == {"e"}
+    assert ending.awaited({}, {"e": Evaluator("joined", at)}, PATIENCE_S, at, ended_at=at + 1e6) == set()
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-1.0", "604801.0"])
+def test_patience_without_a_bound_is_refused(tmp_path: Path, value: str) -> None:
+    paths = "".join(f'{name} = "{name}"\n' for name in ("identity", "allow", "plan", "start", "state"))
+    (tmp_path / "coordinator.toml").write_text(f"evaluation_patience_s = {value}\n{paths}")
+    with pytest.raises(ConfigError, match="evaluation_patience_s"):
+        load_config(tmp_path / "coordinator.toml")
+
+
+@pytest.mark.sockets
+def test_a_run_that_is_started_again_after_its_end_waits_no_longer_for_an_evaluator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, identities = small_plan(4, rounds=1), make_identities(tmp_path / "certs")
+    config = write_study(tmp_path, identities, plan, evaluation_patience_s=900.0)
+
+    async def scenario() -> None:
+        async with coordinating(config):
+            await live_all(hospitals(config, identities, plan))
+
+    asyncio.run(scenario())
+    with open_store(config.database) as store:
+        name, since = store.phase()
+    assert (name, since is not None) == ("finished", True)
+    for after_s, over in ((890.0, False), (910.0, True)):
+        at = since.timestamp() + after_s
+        monkeypatch.setattr(time, "time", lambda at=at: at)
+        now_s = 100.0
+        again = Run(config, os.urandom, lambda: now_s)  # noqa: B023
+        again.feed(ev.Tick())
+        again.flush()
+        now_s += plan.timing.lost_after_s + 1
+        again.evaluators[EVALUATOR].last_seen_at = at
+        assert again.over() is over
+        again.store.close()
 
 
 def test_every_run_is_asked_whether_it_is_over_so_that_each_patience_counts_from_its_own_end() -> None:
