@@ -248,15 +248,23 @@ def figures(found: StudyReading, groups: Sequence[Group]) -> tuple[Figure, ...]:
     metric = found.study.metric
     guarded = [one for one in groups if one.epsilon is not None and one.cell.method not in HOSPITAL_UNITS]
     best = max((one for one in guarded if one.scores), key=lambda one: one.mean, default=None)
-    pooled = [one for one in (groups if best is None else levels_of(best, groups)) if one.cell.method is Method.POOLED]
     return (
         Figure(
             "Runs done", f"{done} of {len(found.rows)}", counted(len(seeds), "seed"), "One run is one setting with one seed."
         ),
         _best(metric, f"{metric} with a guarantee", guarded),
-        _best(metric, f"{metric} without privacy", pooled),
+        _best(metric, f"{metric} without privacy", _without_privacy(best, groups)),
         _smaller(groups),
     )
+
+
+def _without_privacy(best: Group | None, groups: Sequence[Group]) -> list[Group]:
+    """Pooled training on the patients of `best`; where none is done, federations without noise that a figure shows with it."""
+    pooled = [one for one in (groups if best is None else levels_of(best, groups)) if one.cell.method is Method.POOLED]
+    if any(one.scores for one in pooled):
+        return pooled
+    silent = [one for one in groups if one.epsilon is None and one.cell.method in {Method.PLAIN, Method.MASKED}]
+    return [one for one in silent if best is None or place_of(one.cell) == place_of(best.cell)]
 
 
 def _best(metric: str, label: str, chosen: Sequence[Group]) -> Figure:
@@ -265,11 +273,8 @@ def _best(metric: str, label: str, chosen: Sequence[Group]) -> Figure:
     if not scored:
         return Figure(label, "none yet", "no such run is done", explained)
     best = max(scored, key=lambda group: group.mean)
-    at = (
-        f"at ε {epsilon(best.epsilon)}, δ {plain(best.delta)}"
-        if best.epsilon is not None
-        else "pooled training on all patients"
-    )
+    without = "pooled training on all patients" if best.cell.method is Method.POOLED else "a federation without noise"
+    at = without if best.epsilon is None else f"at ε {epsilon(best.epsilon)}, δ {plain(best.delta)}"
     return Figure(label, f"{best.mean:.2f}", at, explained)
 
 

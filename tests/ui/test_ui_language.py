@@ -1,5 +1,6 @@
 """The screen in Chinese: every sentence that a page shows has one, placeholders agree, and what is not known stays as it is."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,8 @@ from hospital_node.ledger import Cap, Charge
 from hospital_node.offer import terms
 from hospital_node.statement import paragraph, statement
 from proto.plan import DECLINE_CODES, Evaluation, Plan
+from study.bench.cells import Method
+from ui import findings
 from ui.language import CATALOGUES, LANGUAGES, PLACEHOLDER, Catalogue, preferred, translate, translated
 
 CHINESE = CATALOGUES["中文"]
@@ -61,6 +64,13 @@ def test_no_sentence_is_shadowed_by_another():
 def test_sentences_phrases_and_names(english, said):
     assert translate(english, "中文") == said
     assert translate(english, "English") == english
+
+
+def test_every_method_of_a_study_and_whose_its_epsilon_is_are_known():
+    for method in Method:
+        assert chinese(translate(method.value, "中文")), method
+        assert not re.search("[a-z]{3}", translate(findings.METHODS[method], "中文")), method
+    assert translate("3.20 (of a hospital)", "中文") == "3.20（针对一家医院）"
 
 
 GONE = "it begins anew, and nothing of its update has left"

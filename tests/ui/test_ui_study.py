@@ -193,6 +193,26 @@ def test_what_privacy_costs_is_said_of_the_same_patients_network_and_start(out):
     assert (labels["Dice with a guarantee"], labels["Dice without privacy"]) == ("none yet", "0.99")
 
 
+def test_where_nothing_was_pooled_a_federation_without_noise_is_what_privacy_is_compared_with(out):
+    found = sources.study(out)
+    groups = [one for one in grouped(found.rows) if one.cell.method is not Method.POOLED]
+    best = max((one for one in groups if one.epsilon is not None), key=lambda one: one.mean)
+    silent = max(
+        (one for one in groups if one.epsilon is None and one.cell.method is not Method.LOCAL), key=lambda one: one.mean
+    )
+    elsewhere = replace(
+        silent,
+        cell=silent.cell.model_copy(update={"start": "another"}),
+        results={seed: SimpleNamespace(score=0.99, epsilon=None) for seed in silent.results},
+    )
+    shown = {figure.label: figure for figure in findings.figures(found, [*groups, elsewhere])}
+    assert shown["Dice with a guarantee"].value == f"{best.mean:.2f}"
+    without = shown["Dice without privacy"]
+    assert (without.value, without.note) == (f"{silent.mean:.2f}", "a federation without noise")
+    noisy = [one for one in groups if one.epsilon is not None]
+    assert {figure.label: figure.value for figure in findings.figures(found, noisy)}["Dice without privacy"] == "none yet"
+
+
 def test_a_study_of_something_else_shows_its_settings_at_once(open_page, tmp_path):
     out = write(tmp_path, [cell for cell in cells_of(tmp_path, 1) if cell.epsilon is None][:2], done=1)
     app = open_page(["--study", str(out)], "study")
