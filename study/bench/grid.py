@@ -318,6 +318,9 @@ def _check_hospital_units(where: str, method: Method, plan: Mapping[str, Any], c
     parts = [part for part in ("participants", "buffer", "evaluation") if plan[part] is not None]
     if parts:
         raise StudyError(f"{where}: method {method.value} asks every hospital in every round: leave out {', '.join(parts)}")
+    for key, value in (("rule", "scaffold"), ("weights", "precision")):
+        if plan["aggregation"][key] == value:
+            raise StudyError(f"{where}: method {method.value} noises plain updates: leave out aggregation.{key} '{value}'")
     if chosen.get(CLIP) is None:
         raise StudyError(f"{where}: method {method.value} clips whole updates: say {CLIP}, the largest norm of one")
     epsilon = chosen.get("epsilon")

@@ -54,6 +54,8 @@ epsilon = 8
 hospital_clip = 0.3
 "privacy.delta" = 1e-3
 """
+SCAFFOLD = '"aggregation.rule" = "scaffold"\n"training.optimizer" = "sgd"'
+PRECISION = '"aggregation.weights" = "precision"\n"masking.lanes" = 2'
 
 
 @given(update=UPDATES, bound=st.floats(1e-3, 1e3), order=st.sampled_from([1, 2]))
@@ -186,6 +188,11 @@ def test_what_hides_one_patient_is_not_read(tmp_path: Path) -> None:
         (("epsilon = 8", "epsilon = inf"), "needs a finite epsilon"),
         (("epsilon = 8", "epsilon = 8\nparticipants = 3"), "leave out participants"),
         (("0.3", "0.0"), "hospital_clip"),
+        (
+            ("epsilon = 8", f"epsilon = 8\n{SCAFFOLD}"),
+            r"\[\[grid\]\] 1, cell .*leave out aggregation.rule 'scaffold'",
+        ),
+        (("epsilon = 8", f"epsilon = 8\n{PRECISION}"), r"\[\[grid\]\] 1, cell .*leave out aggregation.weights 'precision'"),
     ],
 )
 def test_what_the_methods_need(tmp_path: Path, change: tuple[str, str], sentence: str) -> None:
