@@ -1,4 +1,5 @@
 """Which ledger files nobody wrote to since this process verified them: those need not be read again for the next question.
+The list of answered sessions is known in the same way.
 
 Rule: a stamp is everything the file system says of a file's writes. Two equal stamps mean the same bytes, provided that the
 file had settled when the first was taken: a clock of files ticks every few milliseconds (every second or two on some), and two

@@ -22,9 +22,18 @@ from ui.sessions import Person, SignInRefused
 from ui.signin_settings import SignIn
 
 ALGORITHMS: Final = ("ES256", "ES384", "PS256", "RS256", "RS384", "RS512")  # never "none", never a shared secret
-# What a header says besides is ignored (RFC 7515, section 4), unless it is named as critical.
-HEADERS: Final = JWSRegistry(algorithms=list(ALGORITHMS), strict_check_header=False)
 LONGEST_TOKEN: Final = 64 * 1024
+
+
+class _Registry(JWSRegistry):
+    """Some providers put their certificates into the header: no part has a bound of its own below that of the whole token."""
+
+    max_header_length = LONGEST_TOKEN
+    max_payload_length = LONGEST_TOKEN
+
+
+# What a header says besides is ignored (RFC 7515, section 4), unless it is named as critical.
+HEADERS: Final = _Registry(algorithms=list(ALGORITHMS), strict_check_header=False)
 LONGEST_NAME: Final = 200
 LONGEST_SUBJECT: Final = 255  # OpenID Connect Core, section 2
 

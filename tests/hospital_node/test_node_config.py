@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from node_world import ME, NAMES, make_plan, uri
 
-from hospital_node import logs, state
+from hospital_node import ledger_stamp, logs, state
 from hospital_node.config import ConfigError, NodePolicy, load_config
 from hospital_node.state import SESSION_BYTES, StateError, StateFolder
 from hospital_node.study import policy_obstacle
@@ -133,6 +134,22 @@ def test_a_torn_last_line_loses_no_session_that_was_answered(
     assert folder.has_answered(b"\x02" * 16) == (not expected or b"\x02" * 16 in expected)  # where none is known, any may be
     folder.remember_session(b"\x01" * SESSION_BYTES)
     assert folder.seen_sessions() == expected | {b"\x01" * SESSION_BYTES}
+
+
+def test_a_long_list_of_sessions_is_not_read_for_every_question(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [bytes([number]) * SESSION_BYTES for number in range(20)]
+    for one in ids:
+        folder.remember_session(one)
+    read: list[int] = []
+    each = StateFolder._each_session
+    monkeypatch.setattr(StateFolder, "_each_session", lambda self: read.append(1) or each(self))
+    while ledger_stamp.stamp_of(folder.sessions) is None:  # a file that was written just now is read each time
+        time.sleep(0.01)
+    assert [folder.has_answered(one) for one in ids] == [True] * 20
+    assert not folder.has_answered(b"\xff" * SESSION_BYTES)
+    assert len(read) == 1
+    folder.remember_session(b"\xff" * SESSION_BYTES)
+    assert folder.has_answered(b"\xff" * SESSION_BYTES)
 
 
 def test_a_session_is_synced_before_remember_returns(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> None:

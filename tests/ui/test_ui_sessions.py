@@ -170,6 +170,32 @@ def test_claims_of_any_shape_are_refused_in_a_sentence(claims: dict[str, object]
         id_token.verified(token, KeySet([KEY]), SETTINGS, id_token.Expected("the nonce", NOW_S))
 
 
+@pytest.mark.parametrize(("length", "taken"), [(20_000, True), (60_000, False)])
+def test_a_provider_may_show_its_certificates_in_the_header(length: int, taken: bool) -> None:
+    from joserfc import jwt
+    from joserfc.jwk import KeySet
+    from joserfc.jws import JWSRegistry
+
+    wide = JWSRegistry(algorithms=["ES256"])
+    wide.max_header_length = 1 << 20
+    header = {"alg": "ES256", "kid": KEY.kid, "x5c": ["A" * length]}
+    claims = {
+        "iss": SETTINGS.issuer,
+        "aud": SETTINGS.client_id,
+        "iat": NOW_S,
+        "exp": NOW_S + 60,
+        "nonce": "n",
+        "sub": "keller-1",
+    }
+    token = jwt.encode(header, claims, KEY, registry=wide)
+    expected = id_token.Expected("n", NOW_S)
+    if taken:
+        assert id_token.verified(token, KeySet([KEY]), SETTINGS, expected)["sub"] == "keller-1"
+    else:
+        with pytest.raises(SignInRefused, match="is longer than any provider's"):
+            id_token.verified(token, KeySet([KEY]), SETTINGS, expected)
+
+
 @given(st.text(max_size=60))
 def test_text_of_any_shape_is_no_token(token: str) -> None:
     from joserfc.jwk import KeySet
