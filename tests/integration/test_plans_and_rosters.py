@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 COMMAND = [sys.executable, "-c", "from coordinator.cli import main; main()"]
 WITHIN_S = 300
 TOLERANCE = 2e-5
+GATED = 1
 
 
 def wait(reached, what, *children):
@@ -83,18 +84,23 @@ class Part:
             ledger = Ledger.open(StateFolder(self.crowd.world.state(role)).ledger)
             ledger.approve(self.plan, "Dr Test", "integration test", Cap(epsilon=1.0, delta=1e-3), datetime.now(UTC), **public)
 
-    def start(self, family: Family, *places: int) -> list[Child]:
-        """The nodes of these hospitals, a process each."""
+    def start(self, family: Family, *places: int, gates: Path | None = None) -> list[Child]:
+        """The nodes of these hospitals, a process each; GATED trains a round once there is a file of its number in `gates`."""
         start, children = str(self.crowd.folder / "start.safetensors"), []
         for place in places:
             role = self.roles[place]
             command = [sys.executable, str(HERE / "formula_node.py"), str(self.crowd.world.config(role)), start]
+            command += [str(gates)] if gates is not None and place == GATED else []
             children.append(family.start(role.name, command, self.home / f"{role.name}.log"))
         return children
 
     def masks(self) -> bool:
         with open_store(self.home / "state" / "store.db") as store:
             return any(row.state == "masking" for row in store.rounds())
+
+    def has_joined(self, place: int) -> bool:
+        with open_store(self.home / "state" / "store.db") as store:
+            return any(row.uri == self.uris[place] and row.state not in {"absent", "lost"} for row in store.members())
 
     def opened(self) -> list[list[int]]:
         """Whose updates are in the sum of each round that is over."""
@@ -122,6 +128,9 @@ def test_two_plans_run_at_once_and_hospitals_join_and_leave_between_rounds(tmp_p
     config = crowd.world.coordinator_config
     kept = {**tomllib.loads(config.read_text()), **first.fields, "further": [second.fields], "drill_pause_s": 0.7}
     config.write_text(tomli_w.dumps(kept))
+    gates = tmp_path / "gates"
+    gates.mkdir()
+    (gates / "1").touch()
     with Family(1) as family:
         coordinator = family.start(
             "coordinator", [*COMMAND, "run", "--until-finished", "--config", str(config)], tmp_path / "log"
@@ -129,10 +138,13 @@ def test_two_plans_run_at_once_and_hospitals_join_and_leave_between_rounds(tmp_p
         address = wait_for_file(second.home / "state" / "address")
         for part in (first, second):
             part.configure(address)
-        nodes = [*first.start(family, 0, 1, 2), *second.start(family, 0, 1, 2)]
+        nodes = [*first.start(family, 0, 1, 2, gates=gates), *second.start(family, 0, 1, 2)]
         wait(lambda: first.masks(), "the first round masks", coordinator, *nodes)
         first.admit(0, 1, 2, 3)
         nodes += first.start(family, 3)
+        wait(lambda: first.has_joined(3), "the hospital that joins", coordinator, *nodes)
+        for number in range(2, first.rounds + 1):  # however long its process takes to start, there are rounds left for it
+            (gates / str(number)).touch()
         wait(lambda: 3 in first.opened()[-1], "a round with the hospital that joined", coordinator, *nodes)
         first.admit(1, 2, 3)
         assert coordinator.process.wait(WITHIN_S) == 0, coordinator.last_lines(40)

@@ -136,6 +136,16 @@ def test_templates_are_found_by_name() -> None:
         assert preset_of(path.stem) == presets.load(path.stem)
 
 
+def test_templates_for_hospitals_own_scans_bind_every_session_to_one_history() -> None:
+    """Those for the public hippocampi stay as they were: the cells of studies are named after them."""
+    found = {
+        path.stem: tomllib.loads(path.read_text())["masking"].get("bind_log", False) for path in presets.PLANS.glob("*.toml")
+    }
+    assert found == {name: not name.startswith("hippocampus") for name in found}
+    demonstration = Path(__file__).parents[2] / "deploy" / "container" / "demo" / "plan.toml"
+    assert tomllib.loads(demonstration.read_text())["masking"]["bind_log"] is True
+
+
 def test_a_plan_needs_neither_anatomy_nor_recipe(tmp_path: Path) -> None:
     fields = tomllib.loads((presets.PLANS / "hippocampus.toml").read_text())
     del fields["anatomy"], fields["start"]

@@ -96,6 +96,19 @@ def test_the_model_is_the_start_plus_the_mean_update_of_every_round(tmp_path):
     assert nothing_is_left()
 
 
+@pytest.mark.parametrize("buffer", [None, {"updates": 3, "max_staleness": 2}], ids=["in step", "buffered"])
+def test_rounds_bound_to_one_history_lose_nobody(tmp_path, buffer):
+    """With the first round's head the history is empty; each later one is another, which every member has to know by then."""
+    masking = make_plan().masking.model_dump() | {"bind_log": True}
+    plan, ward = make_plan(3, rounds=3, masking=masking, buffer=buffer), Ward()
+    done = play(tmp_path, plan, ward)
+    assert [row.survivors for row in done.rounds] == [0, 3, 3, 3]
+    assert np.max(np.abs(done.model - ward.expected(plan, dict.fromkeys((1, 2, 3), uris(plan))))) < error_bound(plan, 3)
+    with open_store(tmp_path / "coordinator" / "state" / "store.db") as store:
+        heads = {entry.head for entry in store.log_entries(0, 10)}
+        assert (len(heads), store.sessions_used()) == (3, 3)
+
+
 def test_rows_hold_all_bytes_of_their_rounds(tmp_path):
     done = play(tmp_path, make_plan(3, rounds=2), Ward())
     with open_store(tmp_path / "coordinator" / "state" / "store.db") as store:
