@@ -8,13 +8,13 @@ import sqlite3
 import subprocess
 from collections.abc import Callable
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from node_world import Folders, make_plan
-from report_world import AT, NOW, release, reporting_node
+from report_world import NOW, release, reporting_node
 
 from certs.authority import create_authority, issue
 from certs.signed_file import chain_of, sign_file
@@ -36,7 +36,7 @@ ALL = {
 def world(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """A node with two charged rounds and one report, for tests that read."""
     folders, _ = reporting_node(tmp_path_factory.mktemp("reports"))
-    write_report(folders.config, AT)
+    write_report(folders.config, datetime.now(UTC))
     return folders
 
 
@@ -196,9 +196,9 @@ def _fast(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
 
 
 def test_numbers_follow_each_other_and_changes_are_told(own: Folders) -> None:
-    first = write_report(own.config, AT)
+    first = write_report(own.config, datetime.now(UTC))
     release(own.state.open_ledger("secagg://lidc/hospital/h0", NOW), make_plan(), 2)
-    second = write_report(own.config, AT + timedelta(hours=1))
+    second = write_report(own.config, datetime.now(UTC) + timedelta(minutes=1))
     assert (first.kept.number, second.kept.number) == (1, 2)
     changes = second.kept.report.changes
     assert (changes.since, changes.since_sha256) == ("h0-lidc-0001", first.kept.sha256)
@@ -207,10 +207,10 @@ def test_numbers_follow_each_other_and_changes_are_told(own: Folders) -> None:
 
 
 def test_a_last_report_that_was_changed_is_not_passed_over(own: Folders) -> None:
-    folder = write_report(own.config, AT).kept.folder
+    folder = write_report(own.config, datetime.now(UTC)).kept.folder
     edit(folder, smaller_epsilon)
     with pytest.raises(ReportTampered, match=r"digest of 'guarantee': the last kept report, .*0001, does not verify"):
-        write_report(own.config, AT)
+        write_report(own.config, datetime.now(UTC))
     assert kept.numbers(own.state.path) == (1,)
 
 
@@ -232,7 +232,7 @@ def test_what_cannot_be_rendered_is_left_out_with_its_sentence(own: Folders, mon
         raise ReportError("WeasyPrint is not installed: run pip install '.[reports]'")
 
     monkeypatch.setattr("hospital_node.reporting.pdf.render", missing)
-    written = write_report(own.config, AT)
+    written = write_report(own.config, datetime.now(UTC))
     assert set(written.left_out) == {kept.PDF_FILE}
     assert not (written.kept.folder / kept.PDF_FILE).exists()
     assert verify(written.kept.folder).compared == (kept.HTML_FILE, kept.REGISTRY_FILE)
