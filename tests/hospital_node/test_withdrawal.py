@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from node_world import (
     until,
     words_of,
 )
-from report_world import AT, NOW, changed_plan, entries_of, reporting_node
+from report_world import NOW, changed_plan, entries_of, reporting_node
 from test_node_runner import Node, play
 
 from certs.audit_file import AuditLog
@@ -163,7 +164,7 @@ def test_volumes_of_the_patient_are_never_read_again(studied: tuple[Folders, Pla
     folders, plan = studied
     assert prepared(folders, plan) == (3, 4, {})
     files = len(list(folders.state.cache.rglob("*.npy")))
-    withdraw(folders.config, PATIENT, *WHO, AT)
+    withdraw(folders.config, PATIENT, *WHO, datetime.now(UTC))
     assert len(list(folders.state.cache.rglob("*.npy"))) == files - 4, "what was prepared of the patient is deleted"
     for place in (0, 2):  # whoever reads one of these now would have to skip it, and count that
         (folders.root / "data" / f"image{place}.mhd").write_bytes(b"no header")
@@ -184,7 +185,7 @@ def test_the_others_are_prepared_to_the_bit_as_before(studied: tuple[Folders, Pl
         return {one.key: [np.asarray(case.image).tobytes() for case in one.cases] for one in cohort.patients}
 
     before = voxels()
-    withdraw(folders.config, PATIENT, *WHO, AT)
+    withdraw(folders.config, PATIENT, *WHO, datetime.now(UTC))
     after = voxels()
     assert len(after) == len(before) - 1
     assert after.items() <= before.items()
@@ -207,9 +208,9 @@ def test_it_is_shown_first_and_changes_nothing(studied: tuple[Folders, Plan]) ->
 def test_an_id_that_nobody_has_is_refused_unless_it_is_meant(studied: tuple[Folders, Plan]) -> None:
     folders, _ = studied
     with pytest.raises(RuntimeError, match="look at the id"):
-        withdraw(folders.config, "MRN-9999", *WHO, AT)
+        withdraw(folders.config, "MRN-9999", *WHO, datetime.now(UTC))
     assert Ledger.open(folders.state.ledger).withdrawals().entries == ()
-    withdraw(folders.config, "MRN-9999", *WHO, AT, although_absent=True)
+    withdraw(folders.config, "MRN-9999", *WHO, datetime.now(UTC), although_absent=True)
     assert len(Ledger.open(folders.state.ledger).withdrawals().entries) == 1
 
 
@@ -244,7 +245,7 @@ def test_the_commands_take_the_id_from_standard_input_or_a_file(
 @pytest.fixture
 def certificate(studied: tuple[Folders, Plan], monkeypatch: pytest.MonkeyPatch) -> Path:
     folders, _ = studied
-    withdraw(folders.config, PATIENT, *WHO, AT)
+    withdraw(folders.config, PATIENT, *WHO, datetime.now(UTC))
     (folder,) = (folders.state.path / "withdrawals").iterdir()
     return folder
 
@@ -262,12 +263,12 @@ def test_a_withdrawal_that_was_cut_off_is_completed_once(
     with monkeypatch.context() as patch:
         patch.setattr("hospital_node.people.record", power_cut)
         with pytest.raises(KeyboardInterrupt):
-            withdraw(folders.config, PATIENT, *WHO, AT)
+            withdraw(folders.config, PATIENT, *WHO, datetime.now(UTC))
     scans.mkdir(exist_ok=True)
     files = len(list(folders.state.cache.rglob("*.npy")))
     with pytest.raises(DecisionRefused, match="written nowhere"):
-        withdraw(folders.config, PATIENT, "Dr Okoro", f"cut off: {PATIENT}", AT)
-    made = withdraw(folders.config, PATIENT, "Dr Okoro", "cut off", AT)
+        withdraw(folders.config, PATIENT, "Dr Okoro", f"cut off: {PATIENT}", datetime.now(UTC))
+    made = withdraw(folders.config, PATIENT, "Dr Okoro", "cut off", datetime.now(UTC))
     assert (made.recorded_by, not scans.exists()) == (WHO[0], True)
     assert len(list(folders.state.cache.rglob("*.npy"))) == files - 4
     assert len(Ledger.open(folders.state.ledger).withdrawals().entries) == 1
@@ -275,7 +276,7 @@ def test_a_withdrawal_that_was_cut_off_is_completed_once(
     verify(folder)
     assert [one.action.kind for one in AuditLog.within(folders.state.path).read()] == ["withdrawal-completed"]
     with pytest.raises(DecisionRefused, match="has withdrawn already"):
-        withdraw(folders.config, PATIENT, *WHO, AT)
+        withdraw(folders.config, PATIENT, *WHO, datetime.now(UTC))
 
 
 def test_pictures_that_cannot_be_deleted_are_said_and_nothing_is_certified_before_they_are_gone(
@@ -291,9 +292,9 @@ def test_pictures_that_cannot_be_deleted_are_said_and_nothing_is_certified_befor
     with monkeypatch.context() as patch:
         patch.setattr("hospital_node.scans.shutil.rmtree", refused)
         with pytest.raises(ScansError, match=r"cannot delete the pictures in .*scans \(Permission denied\): correct"):
-            withdraw(folders.config, PATIENT, *WHO, AT)
+            withdraw(folders.config, PATIENT, *WHO, datetime.now(UTC))
     assert not (folders.state.path / "withdrawals").exists()
-    assert withdraw(folders.config, PATIENT, "Dr Okoro", "pictures deleted by hand", AT).recorded_by == WHO[0]
+    assert withdraw(folders.config, PATIENT, "Dr Okoro", "pictures deleted by hand", datetime.now(UTC)).recorded_by == WHO[0]
     assert not scans.exists()
 
 
@@ -305,7 +306,7 @@ def test_a_node_without_the_pages_library_certifies_all_the_same(
 
     folders, _ = studied
     monkeypatch.setattr("hospital_node.reporting.html.page", missing)
-    withdraw(folders.config, PATIENT, *WHO, AT)
+    withdraw(folders.config, PATIENT, *WHO, datetime.now(UTC))
     (folder,) = (folders.state.path / "withdrawals").iterdir()
     verify(folder)
     assert sorted(one.name for one in folder.iterdir()) == ["withdrawal.crt", "withdrawal.json", "withdrawal.json.sig"]
