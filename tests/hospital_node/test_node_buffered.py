@@ -29,6 +29,7 @@ from node_world import (
     make_plan,
     make_workshop,
     train_order,
+    until,
     uri,
 )
 
@@ -265,6 +266,7 @@ def test_a_training_under_way_goes_on_while_rounds_end_and_is_given_up_when_it_i
     with running(folders, link, trainer):
         link.put(train=train_order(1))
         assert link.wait_for(1).state == pb.NodeReport.TRAINING
+        until(lambda: trainer.rounds == [1])  # said before the training's thread runs
         link.put(train=train_order(3))
         assert (link.wait_for(2).state, link.wait_for(2).round) == (pb.NodeReport.TRAINING, 1)
         link.put(train=train_order(4))
