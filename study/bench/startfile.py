@@ -27,10 +27,8 @@ from study.presets import Preset, StartRecipe
 ANATOMY_BY_LABELS: Final = MappingProxyType({1: ("chest",), 2: ("hippocampus", "temporal-lobe")})  # the first is the usual one
 USUAL_RECIPE: Final = MappingProxyType({"volumes": 300, "steps": 400, "batch": 6})  # for a plan without [start]
 MIN_STEPS: Final = 10  # fewer leave the learning rate no room to rise and fall
-NOT_OF_THE_RECIPE: Final = frozenset({start.LOSS_KEY, "torch"})  # what came of it, and with what
-NO_COHORT: Final = (
-    "no scan of any cohort entered: pretrained on abstract shapes drawn by a seeded generator, so it costs no privacy"
-)
+NOT_OF_THE_RECIPE: Final = frozenset({start.LOSS_KEY, "torch", "statement"})  # what came of it, with what, and in which words
+NO_COHORT: Final = "no scan of any cohort entered: pretrained on volumes drawn by a seeded generator, so it costs no privacy"
 
 Announce = Callable[[str], None]
 
@@ -149,9 +147,13 @@ def _is_kept(out: Path, recipe: Mapping[str, str]) -> bool:
         found = read_model(out).provenance
     except ModelFileError as error:
         raise StudyError(f"{out} exists and is no model file: {remedy}") from error
-    if {key: value for key, value in found.items() if key not in NOT_OF_THE_RECIPE} != dict(recipe):
+    if _deciding(found) != _deciding(recipe):
         raise StudyError(f"{out} exists and was made by another recipe: {remedy}")
     return True
+
+
+def _deciding(provenance: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in provenance.items() if key not in NOT_OF_THE_RECIPE}
 
 
 def _write(out: Path, content: bytes) -> None:
