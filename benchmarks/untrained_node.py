@@ -18,12 +18,14 @@ from typing import Any
 import certs  # noqa: F401  sets the TLS floor before anything imports grpc
 from benchmarks.masking_round import update_of
 from hospital_node import logs
-from hospital_node.config import load_config
-from hospital_node.link import dial
+from hospital_node.config import NodeConfig, load_config
+from hospital_node.link import GrpcLink
 from hospital_node.memory import share_one_heap
+from hospital_node.progress import Item
 from hospital_node.runner import run_with
+from hospital_node.traffic import ByteMeter
 from hospital_node.work import Workshop
-from proto.layout import Layout, Vector, model_digest
+from proto.layout import Layout, Vector
 from proto.modelfile import read_model
 from proto.plan import Plan
 
@@ -34,6 +36,32 @@ class Trained:
 
     update: Vector
     base_digest: bytes
+
+
+class NotingLink(GrpcLink):
+    """Notes the digest that a model was compared with as it came: training digests the model once more, and is not measured."""
+
+    came: tuple[Vector, bytes] | None = None  # of the process, which has one connection at a time
+
+    def fetch_model(self, digest: bytes, announced_bytes: int, length: int, item: Item) -> Vector:
+        """See Link."""
+        vector = super().fetch_model(digest, announced_bytes, length, item)
+        NotingLink.came = vector, digest
+        return vector
+
+
+def noting(config: NodeConfig, meter: ByteMeter) -> NotingLink:
+    """As hospital_node.link.dial."""
+    return NotingLink(config, meter)
+
+
+def digest_of(base: Vector) -> bytes:
+    """Of the model that came last, which is the one to train on; it is not kept any longer."""
+    assert NotingLink.came is not None
+    vector, digest = NotingLink.came
+    assert vector is base
+    NotingLink.came = None
+    return digest
 
 
 def untrained_workshop(layout: Layout) -> Workshop:
@@ -57,7 +85,7 @@ def untrained_workshop(layout: Layout) -> Workshop:
         drift: Vector | None = None,
     ) -> Trained:
         del plan, uri, patients, threads, round, on_step, drift
-        return Trained(update, model_digest(base))
+        return Trained(update, digest_of(base))
 
     def scorer(plan: Plan, model: Vector, threads: int) -> Any:
         raise NotImplementedError(plan, model, threads)
@@ -73,7 +101,7 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    run_with(config, untrained_workshop(layout), dial=dial, clock=time.time, rand=os.urandom, stop=stop)
+    run_with(config, untrained_workshop(layout), dial=noting, clock=time.time, rand=os.urandom, stop=stop)
 
 
 if __name__ == "__main__":

@@ -214,6 +214,7 @@ class Federation(rpc.FederationServicer):
             plan=self._run.plan.canonical(),
             rounds_done=self._run.state.round - 1,
             log=log_state(self._run.store),
+            polls_say=True,
         )
         self._count(caller, "up", "join", request)
         self._count(caller, "down", "join", reply)
@@ -232,6 +233,7 @@ class Federation(rpc.FederationServicer):
         return reply
 
     async def _poll(self, caller: Caller, request: pb.PollRequest) -> pb.Instruction:
+        self._take_said(caller, request)
         turn = self._polls[caller.uri] = object()
         try:
             number, order = await self._next_order(caller.uri, request.done, turn)
@@ -246,7 +248,8 @@ class Federation(rpc.FederationServicer):
         if isinstance(order, Mask):
             reply.mask.received_bytes = self._run.spool.received_bytes(order.session, caller.uri)
         phase, about = phase_of(order) or self._phase_now(caller), _round_of(order)
-        self._count(caller, "up", phase, request, about)
+        if request.WhichOneof("said") is None:
+            self._count(caller, "up", phase, request, about)
         self._count(caller, "down", phase, reply, about)
         if isinstance(order, Finished):
             self._run.told.add(caller.uri)
@@ -270,10 +273,26 @@ class Federation(rpc.FederationServicer):
                 bell.set()  # for the newer poll
                 return done, Wait("another poll of this party is open")
 
+    def _take_said(self, caller: Caller, request: pb.PollRequest) -> None:
+        """What comes with a poll, before the poll waits: a repetition changes nothing."""
+        match request.WhichOneof("said"):
+            case "answer":
+                phase, about = self._take_answer(caller, request.answer)
+            case "report":
+                phase, about = self._take_report(caller, request.report)
+            case _:
+                return
+        self._count(caller, "up", phase, request, about)
+
     async def _report(self, caller: Caller, request: pb.NodeReport) -> pb.Ack:
+        return self._acknowledged(caller, request, *self._take_report(caller, request))
+
+    def _take_report(self, caller: Caller, request: pb.NodeReport) -> tuple[str, int]:
+        """Phase and round that its bytes are counted for. Raises Refusal."""
+        about = self._run.state.round
         if request.state == pb.NodeReport.MEASURING:
             self._only("evaluator", caller, "measures")
-            return self._acknowledged(caller, "evaluate", request)
+            return "evaluate", about
         self._only("hospital", caller, "reports training")
         report = REPORTS.get(request.state)
         if report is None:
@@ -281,11 +300,14 @@ class Federation(rpc.FederationServicer):
         code = request.code
         if report in {ev.Report.DECLINED, ev.Report.FAILED} and code not in DECLINE_CODES:
             raise Refusal("invalid", f"a report of '{report}' needs one of the codes {', '.join(DECLINE_CODES)}")
-        about = self._run.state.round
         self._run.feed(ev.Reported(caller.uri, request.round, report, request.base_digest, code))
-        return self._acknowledged(caller, "train", request, about)
+        return "train", about
 
     async def _answer(self, caller: Caller, request: pb.PhaseAnswer) -> pb.Ack:
+        return self._acknowledged(caller, request, *self._take_answer(caller, request))
+
+    def _take_answer(self, caller: Caller, request: pb.PhaseAnswer) -> tuple[str, int]:
+        """Phase and round that its bytes are counted for. Raises Refusal."""
         self._only("hospital", caller, "takes part in masking")
         view = self._run.views.get(request.session)
         phase = ANSWER_PHASE.get(request.WhichOneof("answer") or "", self._phase_now(caller))
@@ -298,7 +320,7 @@ class Federation(rpc.FederationServicer):
                 if view is not None:
                     forget(view, caller.uri, taken.event)
                 raise
-        return self._acknowledged(caller, phase, request, about)
+        return phase, about
 
     async def _upload(self, caller: Caller, messages: AsyncIterator[pb.UploadChunk]) -> pb.Ack:
         self._only("hospital", caller, "uploads")
@@ -324,7 +346,7 @@ class Federation(rpc.FederationServicer):
         scores = [(score.label, tuple(score.per_case)) for score in request.scores]
         self._receiver.check_measurement(request, scores)
         self._run.measured(caller.uri, request.round, scores)
-        return self._acknowledged(caller, "evaluate", request, request.round)
+        return self._acknowledged(caller, request, "evaluate", request.round)
 
     async def _model(self, caller: Caller, request: pb.ModelRequest) -> AsyncIterator[pb.Chunk]:
         number = self._run.round_of_model(request.digest)
@@ -371,7 +393,7 @@ class Federation(rpc.FederationServicer):
         phase = self._run.state.phase
         return phase.value if phase in MASKING else "train"
 
-    def _acknowledged(self, caller: Caller, phase: str, request: Sized, about: int | None = None) -> pb.Ack:
+    def _acknowledged(self, caller: Caller, request: Sized, phase: str, about: int) -> pb.Ack:
         ack = pb.Ack()
         self._count(caller, "up", phase, request, about)
         self._count(caller, "down", phase, ack, about)

@@ -53,6 +53,7 @@ REFUSED = frozenset(
 )  # every other code: this one request came too late or does not fit any more
 
 Message = TypeVar("Message", bound=Sized)
+Said = pb.PhaseAnswer | pb.NodeReport
 
 
 class LinkLost(RuntimeError):
@@ -78,8 +79,11 @@ class Link(Protocol):
         """First call: compare versions, get the plan."""
         ...
 
-    def poll(self, done: int) -> pb.Instruction | None:
-        """The instruction after `done`; None if `wake` was called meanwhile."""
+    def poll(self, done: int, said: Said | None = None) -> pb.Instruction | None:
+        """The instruction after `done`; None if `wake` was called meanwhile. Raises OrderStale where `said` is not wanted.
+
+        `said` is taken where an instruction comes back; otherwise it may have been, and is to be said again.
+        """
         ...
 
     def fetch_model(self, digest: bytes, announced_bytes: int, length: int, item: Item) -> Vector:
@@ -131,16 +135,21 @@ class GrpcLink:
         )
         self._stub: Any = FederationStub(self._channel)  # type: ignore[no-untyped-call]
         self._plan = () if config.plan is None else ((PLAN_KEY, config.plan),)  # goes with every call
+        self._polls_say = False
 
     def join(self) -> pb.JoinReply:
         """See Link."""
         request = pb.JoinRequest(protocol_version=PROTOCOL_VERSION, software_version=version(DISTRIBUTION))
         reply: pb.JoinReply = self._unary(self._stub.Join, request, "join")
+        self._polls_say = reply.polls_say
         return reply
 
-    def poll(self, done: int) -> pb.Instruction | None:
+    def poll(self, done: int, said: Said | None = None) -> pb.Instruction | None:
         """See Link."""
-        request = pb.PollRequest(done=done)
+        if said is not None and not self._polls_say:
+            say_apart(self, said)
+            said = None
+        request = poll_of(done, said)
         arrived = threading.Event()  # of this call alone: a call given up before also ends, later
         self._arrived = arrived
         call = self._stub.Poll.future(request, timeout=POLL_DEADLINE_S, metadata=self._plan)
@@ -148,7 +157,7 @@ class GrpcLink:
         if not self._wake_asked.is_set():
             arrived.wait()
         self._wake_asked.clear()
-        self._meter.count_sent("poll", request)
+        self._meter.count_sent(item_of(said), request)
         if not call.done():
             call.cancel()
             return None
@@ -172,11 +181,11 @@ class GrpcLink:
 
     def report(self, report: pb.NodeReport) -> None:
         """See Link."""
-        self._unary(self._stub.Report, report, "evaluate" if report.state == pb.NodeReport.MEASURING else "train")
+        self._unary(self._stub.Report, report, item_of(report))
 
     def answer(self, answer: pb.PhaseAnswer) -> None:
         """See Link."""
-        self._unary(self._stub.Answer, answer, ITEM_OF_ANSWER[answer.WhichOneof("answer") or "refusal"])
+        self._unary(self._stub.Answer, answer, item_of(answer))
 
     def upload(self, parts: Iterable[pb.UploadChunk], total_bytes: int) -> None:
         """See Link."""
@@ -229,6 +238,30 @@ class GrpcLink:
         for message in messages:
             self._meter.count_received(item, message)
             yield message
+
+
+def say_apart(link: Link, said: Said) -> None:
+    """By a call of its own: to a coordinator of an older release, or where there is more than one thing to say."""
+    if isinstance(said, pb.PhaseAnswer):
+        link.answer(said)
+    else:
+        link.report(said)
+
+
+def poll_of(done: int, said: Said | None) -> pb.PollRequest:
+    """A poll with what it says."""
+    if isinstance(said, pb.PhaseAnswer):
+        return pb.PollRequest(done=done, answer=said)
+    return pb.PollRequest(done=done, report=said)
+
+
+def item_of(said: Said | None) -> Item:
+    """Under which item bytes are counted; a poll without a word is one of its own."""
+    if said is None:
+        return "poll"
+    if isinstance(said, pb.PhaseAnswer):
+        return ITEM_OF_ANSWER[said.WhichOneof("answer") or "refusal"]
+    return "evaluate" if said.state == pb.NodeReport.MEASURING else "train"
 
 
 def dial(config: NodeConfig, meter: ByteMeter) -> GrpcLink:

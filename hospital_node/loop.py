@@ -1,7 +1,10 @@
 """The conversation with the coordinator, for hospitals and evaluators alike: join, poll, carry out, and come back after a loss.
 
+What a party has to say goes with the next poll, which saves a call of two; it is kept until an instruction comes back, and said
+again where the connection broke or the poll was given up. The coordinator takes a repetition once.
+
 A lost connection never ends a node: it dials again with growing, jittered pauses and goes on with the same `done`, so that an
-instruction whose answer was lost is given again and answered with the same bytes.
+instruction that was cut off is given again and answered with the same bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from hospital_node.link import Link, LinkLost
+from hospital_node.link import Link, LinkLost, OrderStale, Said, say_apart
+from hospital_node.logs import logger
 from proto import federation_pb2 as pb
 
 FIRST_WAIT_S = 0.25
@@ -29,7 +33,7 @@ class Party(Protocol):
         ...
 
     def settle(self, link: Link) -> None:
-        """Before every poll: report what ended in the background."""
+        """Before every poll: say what ended in the background."""
         ...
 
     def carry_out(self, link: Link, order: pb.Instruction) -> None:
@@ -53,6 +57,8 @@ class Conversation:
         self._done = 0
         self._finished = False
         self._redial = False
+        self._unsaid: list[Said] = []  # one at most, but where training ended meanwhile
+        self._tried = False  # whether the first of them may have been heard
 
     def wake(self) -> None:
         """End a poll in progress, so that `settle` runs."""
@@ -63,6 +69,20 @@ class Conversation:
     def redial(self) -> None:
         """Make a new connection before the next poll, with the certificate as it is then; from the thread of `run` only."""
         self._redial = True
+
+    def say(self, said: Said) -> None:
+        """With the next poll, after what is to be said already; from the thread of `run` only.
+
+        A report takes the place of one that went out with a poll which was given up: it is the newer one of the two.
+        """
+        if self._tried and isinstance(self._unsaid[0], pb.NodeReport) and isinstance(said, pb.NodeReport):
+            self._forget_first()
+        self._unsaid.append(said)
+
+    def say_nothing(self) -> None:
+        """What was to be said is of a plan that is served no more; from the thread of `run` only."""
+        while self._unsaid:
+            self._forget_first()
 
     def run(self) -> None:
         """Talk until the study is finished or `stop` is set. Raises LinkRefused."""
@@ -89,7 +109,7 @@ class Conversation:
             self._party.settle(link)
             if self._redial or self._stop.is_set():
                 return
-            order = link.poll(self._done)
+            order = self._polled(link)
             if order is None:
                 continue
             kind = order.WhichOneof("order")
@@ -98,6 +118,29 @@ class Conversation:
             if kind == "finished":
                 self._finished = True
                 return
+
+    def _polled(self, link: Link) -> pb.Instruction | None:
+        """The next instruction; None after a wake, and where what was said is not wanted any more."""
+        try:
+            while len(self._unsaid) > 1:
+                say_apart(link, self._unsaid[0])
+                self._forget_first()
+            order = link.poll(self._done, self._unsaid[0] if self._unsaid else None)
+        except OrderStale as error:
+            if not self._unsaid:
+                raise
+            logger().info("not wanted any more", what=type(self._unsaid[0]).__name__, reason=str(error))
+            self._forget_first()
+            return None
+        if order is None:
+            self._tried = bool(self._unsaid)
+        elif self._unsaid:
+            self._forget_first()
+        return order
+
+    def _forget_first(self) -> None:
+        del self._unsaid[0]
+        self._tried = False
 
     def _wake_when_stopped(self) -> None:
         self._stop.wait()

@@ -9,11 +9,14 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+import time
+from collections.abc import Callable
 from typing import Final
 
 from hospital_node import accounting
 
 M_ARENA_MAX: Final = -8  # of malloc.h
+TRIM_EVERY_S: Final = 30.0  # pages that are handed back are cleared again, or fetched from the host of a virtual machine
 
 
 def share_one_heap() -> None:
@@ -34,12 +37,14 @@ def _libc() -> ctypes.CDLL | None:
 class Memory:
     """Of this process. `give_back` costs about a millisecond once the first round is over."""
 
-    def __init__(self) -> None:
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         self._frozen = False
+        self._now_s = now_s
+        self._trimmed_s = now_s()
         self._trim = getattr(_libc(), "malloc_trim", None)  # of glibc only
 
     def give_back(self) -> None:
-        """Free what nothing refers to any more, and hand its pages back."""
+        """Free what nothing refers to any more; its pages go back with the next trim that is due."""
         gc.collect()
         if not self._frozen:
             gc.freeze()  # libraries and what else is there after a round stays, so it is looked through once
@@ -47,7 +52,12 @@ class Memory:
         self.trim()
 
     def trim(self) -> None:
-        """Hand back the pages of what is freed already: reading a long ledger leaves megabytes. A millisecond."""
+        """Hand back the pages of what is freed already, twice a minute: reading a long ledger leaves megabytes.
+
+        Rounds that follow each other closely use the same pages again: a fifth of a small round went into new ones. A node at
+        rest is told to wait every few seconds, so what its last round left is gone soon after.
+        """
         accounting.forget_compositions()  # each round makes a longer one; the epsilon read from it stays
-        if self._trim is not None:
+        if self._trim is not None and self._now_s() - self._trimmed_s >= TRIM_EVERY_S:
             self._trim(0)
+            self._trimmed_s = self._now_s()

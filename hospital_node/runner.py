@@ -25,7 +25,7 @@ from hospital_node.display import Display
 from hospital_node.evidence import Evidence
 from hospital_node.keyring import Keyring
 from hospital_node.ledger import Authorization, Ledger, LedgerError
-from hospital_node.link import Link, ModelMismatch, OrderStale, dial
+from hospital_node.link import Link, ModelMismatch, OrderStale, Said, dial
 from hospital_node.local_training import Failed, LocalTraining, Ready
 from hospital_node.logs import logger
 from hospital_node.loop import Conversation, Rand
@@ -122,13 +122,14 @@ class Hospital:
         self._background = Background()
         self._wake: Callable[[], None] = lambda: None
         self._redial: Callable[[], None] = lambda: None
+        self._say: Callable[[Said], None] = lambda _: None
+        self._say_nothing: Callable[[], None] = lambda: None
         self._stop = threading.Event()
         self._leaves = threading.Event()  # people asked for it; once no round is under way
         self._write_node()
         self._met = False
         self._at_work: AtWork | None = None
         self._put_off: pb.Train | None = None
-        self._unsent: pb.NodeReport | None = None
         self._read_result = b""  # session of the last result
         self._evidence = Evidence(folder, lambda: keyring.identity, self._meter, self._ledger, self._now)
         self._memory = Memory()
@@ -137,6 +138,7 @@ class Hospital:
         """Talk to the coordinator until the study is finished or `stop` is set."""
         conversation = Conversation(lambda: dial(self._config, self._meter), self, stop, self._rand)
         self._wake, self._redial, self._stop = conversation.wake, conversation.redial, stop
+        self._say, self._say_nothing = conversation.say, conversation.say_nothing
         self._display.show("connecting", f"connecting to {self._config.coordinator}")
         conversation.run()
 
@@ -167,12 +169,10 @@ class Hospital:
         self._display.show("waiting", "connected; waiting for the coordinator", only_after=("connecting",))
 
     def settle(self, link: Link) -> None:
-        """Report what ended in the background, and take up an order that was put off if people lifted the reason."""
+        """Say what ended in the background, and take up an order that was put off if people lifted the reason."""
         self._tend_keys(link)
         self._collect()
         self._read_log(link)
-        if self._unsent is not None:
-            self._send(link, self._unsent)
         self._leave_if_asked(link)
         at_work, order = self._at_work, self._put_off
         if self._leaves.is_set():
@@ -196,7 +196,7 @@ class Hospital:
         if self._at_work is not None:
             self._at_work.drop()
         self._put_off = None
-        self._unsent = pb.NodeReport(round=self._display.shown.round, state=pb.NodeReport.DECLINED, code=error.code)
+        self._say(pb.NodeReport(round=self._display.shown.round, state=pb.NodeReport.DECLINED, code=error.code))
         self._display.show("declined", str(error))
 
     @property
@@ -209,7 +209,10 @@ class Hospital:
         if not self._leaves_now:
             return
         if link is not None:
-            self._send(link, pb.NodeReport(state=pb.NodeReport.LEFT))
+            try:
+                link.report(pb.NodeReport(state=pb.NodeReport.LEFT))
+            except OrderStale as error:
+                self._log.info("goodbye not wanted any more", reason=str(error))
         self._display.show("left", "this node left between two rounds: start it again to come back")
         self._log.info("left")
         self._stop.set()
@@ -260,6 +263,7 @@ class Hospital:
     def _take_plan(self, plan: Plan) -> None:
         if self._at_work is not None:
             self._at_work.drop()
+        self._say_nothing()
         study = Study(plan, plan.digest(), self._workshop.layout(plan))
         sent = sent_layout(plan, study.layout)
         self._evidence.take_plan(plan)
@@ -292,14 +296,14 @@ class Hospital:
         self._put_off = None
         older = older_report(at_work.study.plan, at_work.desk, at_work.training, order)
         if older is not None:
-            self._send(link, older)
+            self._say(older)
             return
         if at_work.desk.holds(order.round, order.base_digest):
-            self._send(link, pb.NodeReport(round=order.round, state=pb.NodeReport.READY, base_digest=order.base_digest))
+            self._say(pb.NodeReport(round=order.round, state=pb.NodeReport.READY, base_digest=order.base_digest))
             return
         failed = at_work.training.failed_at(order.round, order.base_digest)
         if failed is not None:
-            self._send(link, self._say_failed(failed))
+            self._say_failed(failed)
             return
         if not at_work.training.is_at(order.round, order.base_digest):
             at_work.drop()
@@ -307,13 +311,13 @@ class Hospital:
             try:
                 self._begin(link, at_work, order)
             except (LedgerError, WorkFailed) as error:
-                self._decline(link, order, error.code, str(error))
+                self._decline(order, error.code, str(error))
                 self._put_off = order if isinstance(error, LedgerError) else None
                 return
             except OrderStale as error:
                 self._log.info("model not offered any more", round=order.round, reason=str(error))
                 return
-        self._send(link, pb.NodeReport(round=order.round, state=pb.NodeReport.TRAINING))
+        self._say(pb.NodeReport(round=order.round, state=pb.NodeReport.TRAINING))
 
     def _leave_to_train(self, at_work: AtWork, order: pb.Train) -> Authorization:
         plan = at_work.study.plan
@@ -353,35 +357,27 @@ class Hospital:
             except UpdateUnusable as error:
                 became = Failed(became.authorization.round, "training-failed", str(error))
         if isinstance(became, Failed):
-            self._unsent = self._say_failed(became)
+            self._say_failed(became)
             return
         number = became.authorization.round
-        self._unsent = pb.NodeReport(round=number, state=pb.NodeReport.READY, base_digest=became.base_digest)
+        self._say(pb.NodeReport(round=number, state=pb.NodeReport.READY, base_digest=became.base_digest))
         self._display.show("ready", "trained; waiting for the others", round_number=number)
         self._log.info("update ready", round=number)
 
-    def _say_failed(self, failed: Failed) -> pb.NodeReport:
-        """Say it to the people here; what is said to the coordinator."""
+    def _say_failed(self, failed: Failed) -> None:
+        """To the people here, and to the coordinator."""
         self._display.show("failed", failed.sentence, round_number=failed.round)
         self._log.warning("no update", round=failed.round, code=failed.code)
         self._evidence.declined(failed.round, "failed", failed.code)
         state = pb.NodeReport.FAILED if failed.code == "training-failed" else pb.NodeReport.DECLINED
-        return pb.NodeReport(round=failed.round, state=state, code=failed.code)
+        self._say(pb.NodeReport(round=failed.round, state=state, code=failed.code))
 
-    def _decline(self, link: Link, order: pb.Train, code: str, sentence: str) -> None:
+    def _decline(self, order: pb.Train, code: str, sentence: str) -> None:
         self._evidence.declined(order.round, "declined", code)
         phase: NodePhase = "paused" if code == "paused" else "declined"
         self._display.show(phase, sentence, round_number=order.round)
         self._log.warning("declined", round=order.round, code=code, reason=DECLINE_CODES[code])
-        self._send(link, pb.NodeReport(round=order.round, state=pb.NodeReport.DECLINED, code=code))
-
-    def _send(self, link: Link, report: pb.NodeReport) -> None:
-        """A report that is lost is made again: what settled stays unsent, an order is given again."""
-        try:
-            link.report(report)
-        except OrderStale as error:
-            self._log.info("report not wanted any more", round=report.round, reason=str(error))
-        self._unsent = None
+        self._say(pb.NodeReport(round=order.round, state=pb.NodeReport.DECLINED, code=code))
 
     # ---- masking ----
 
@@ -393,7 +389,7 @@ class Hospital:
             except SessionRefused as refusal:
                 self._log.warning("refused", phase=phase, code=refusal.code, culprit=refusal.culprit, detail=refusal.detail)
                 self._display.show("waiting", f"this node left the masking session: {refusal.detail}")
-                link.answer(refusal_answer(order.session, refusal))
+                self._say(refusal_answer(order.session, refusal))
         except OrderStale as error:
             self._log.info("answer not wanted any more", phase=phase, reason=str(error))
         else:
@@ -420,7 +416,7 @@ class Hospital:
                 answer = desk.confirm(order)
             case _:
                 answer = desk.reveal(order)
-        link.answer(answer)
+        self._say(answer)
 
     def _on_result(self, link: Link, at_work: AtWork, order: pb.RoundResult) -> None:
         if order.session == self._read_result:

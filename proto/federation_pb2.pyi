@@ -52,20 +52,22 @@ class JoinRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., software_version: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("protocol_version", "software_version", "identity", "plan", "rounds_done", "log")
+    __slots__ = ("protocol_version", "software_version", "identity", "plan", "rounds_done", "log", "polls_say")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_DONE_FIELD_NUMBER: _ClassVar[int]
     LOG_FIELD_NUMBER: _ClassVar[int]
+    POLLS_SAY_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     software_version: str
     identity: str
     plan: bytes
     rounds_done: int
     log: LogState
-    def __init__(self, protocol_version: _Optional[int] = ..., software_version: _Optional[str] = ..., identity: _Optional[str] = ..., plan: _Optional[bytes] = ..., rounds_done: _Optional[int] = ..., log: _Optional[_Union[LogState, _Mapping]] = ...) -> None: ...
+    polls_say: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., software_version: _Optional[str] = ..., identity: _Optional[str] = ..., plan: _Optional[bytes] = ..., rounds_done: _Optional[int] = ..., log: _Optional[_Union[LogState, _Mapping]] = ..., polls_say: _Optional[bool] = ...) -> None: ...
 
 class LogState(_message.Message):
     __slots__ = ("entries", "head")
@@ -116,10 +118,14 @@ class LogEntry(_message.Message):
     def __init__(self, index: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., round: _Optional[int] = ..., state: _Optional[str] = ..., session: _Optional[bytes] = ..., base_digest: _Optional[bytes] = ..., model_digest: _Optional[bytes] = ..., sum_digest: _Optional[bytes] = ..., survivors: _Optional[_Iterable[str]] = ..., previous: _Optional[bytes] = ..., head: _Optional[bytes] = ...) -> None: ...
 
 class PollRequest(_message.Message):
-    __slots__ = ("done",)
+    __slots__ = ("done", "answer", "report")
     DONE_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
     done: int
-    def __init__(self, done: _Optional[int] = ...) -> None: ...
+    answer: PhaseAnswer
+    report: NodeReport
+    def __init__(self, done: _Optional[int] = ..., answer: _Optional[_Union[PhaseAnswer, _Mapping]] = ..., report: _Optional[_Union[NodeReport, _Mapping]] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ()

@@ -97,7 +97,8 @@ class FederationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Poll(self, request, context):
-        """Long poll. Returns the instruction that follows `done`, or `wait` after a while.
+        """Long poll. What it says is taken first, as by Report or Answer; then the instruction that follows `done`, or `wait`
+        after a while.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

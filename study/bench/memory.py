@@ -19,7 +19,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from coordinator.service import Federation
-from hospital_node.link import DISTRIBUTION, ITEM_OF_ANSWER, LOST, REFUSED, LinkLost, LinkRefused, ModelMismatch, OrderStale
+from hospital_node.link import (
+    DISTRIBUTION,
+    LOST,
+    REFUSED,
+    LinkLost,
+    LinkRefused,
+    ModelMismatch,
+    OrderStale,
+    Said,
+    item_of,
+    poll_of,
+)
 from hospital_node.link import receive_model as received
 from hospital_node.progress import Item
 from hospital_node.traffic import ByteMeter
@@ -116,9 +127,9 @@ class MemoryLink:
         request = pb.JoinRequest(protocol_version=PROTOCOL_VERSION, software_version=version(DISTRIBUTION))
         return self._unary(self._service.Join, request, pb.JoinReply, "join")
 
-    def poll(self, done: int) -> pb.Instruction | None:
+    def poll(self, done: int, said: Said | None = None) -> pb.Instruction | None:
         """See Link."""
-        request = pb.PollRequest(done=done)
+        request = poll_of(done, said)
         arrived = threading.Event()  # of this call alone: a call given up before also ends, later
         self._arrived = arrived
         call = self._begin(self._service.Poll, request)
@@ -126,7 +137,7 @@ class MemoryLink:
         if not self._wake_asked.is_set():
             arrived.wait()
         self._wake_asked.clear()
-        self._meter.count_sent("poll", request)
+        self._meter.count_sent(item_of(said), request)
         if not call.done():
             call.cancel()
             return None
@@ -149,11 +160,11 @@ class MemoryLink:
 
     def report(self, report: pb.NodeReport) -> None:
         """See Link."""
-        self._unary(self._service.Report, report, pb.Ack, "train")
+        self._unary(self._service.Report, report, pb.Ack, item_of(report))
 
     def answer(self, answer: pb.PhaseAnswer) -> None:
         """See Link."""
-        self._unary(self._service.Answer, answer, pb.Ack, ITEM_OF_ANSWER[answer.WhichOneof("answer") or "refusal"])
+        self._unary(self._service.Answer, answer, pb.Ack, item_of(answer))
 
     def upload(self, parts: Iterable[pb.UploadChunk], total_bytes: int) -> None:
         """See Link."""

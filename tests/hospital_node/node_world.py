@@ -22,7 +22,7 @@ from certs.party import Party
 from certs.peers import PeerList, peer_of, write_peers
 from hospital_node.config import NodeConfig, load_config
 from hospital_node.ledger import Cap, Ledger
-from hospital_node.link import LinkLost
+from hospital_node.link import LinkLost, Said
 from hospital_node.release import ReleaseDesk
 from hospital_node.session import Member
 from hospital_node.state import StateFolder
@@ -334,6 +334,7 @@ class FakeLink:
         self._last_id = 0
         self._changed = threading.Condition()
         self._woken = False
+        self._heard: Said | None = None
 
     # ---- what a test does ----
 
@@ -370,7 +371,10 @@ class FakeLink:
         plan = from_canonical(self.reply.plan).digest()
         return pb.LogState(entries=len(log), head=log[-1].head if log else first_head(plan))
 
-    def poll(self, done: int) -> pb.Instruction | None:
+    def poll(self, done: int, said: Said | None = None) -> pb.Instruction | None:
+        if said is not None and said is not self._heard:  # after a wake it is said again, and heard once
+            self._record(said, "answer" if isinstance(said, pb.PhaseAnswer) else "report")
+            self._heard = said
         with self._changed:
             self._changed.wait_for(lambda: self._woken or any(item.id > done for item in self.box), 20)
             self._woken = False

@@ -176,7 +176,7 @@ def test_an_order_counts_as_done_only_after_it_was_carried_out() -> None:
         def join(self) -> pb.JoinReply:
             return pb.JoinReply()
 
-        def poll(self, done: int) -> pb.Instruction:
+        def poll(self, done: int, said: Any = None) -> pb.Instruction:
             asked.append(done)
             return pb.Instruction(id=7, wait=pb.Wait())
 

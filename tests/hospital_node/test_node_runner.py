@@ -567,6 +567,8 @@ def test_another_plan_drops_the_update_of_the_old_one(node: Node) -> None:
     coordinator = Rehearsal(make_plan(), node.folders)
     node.link.put(open=coordinator.order)
     node.link.wait_for(3)
+    until(lambda: node.link.joins == 2)
+    node.link.put(open=coordinator.order)
     refusal = node.link.wait_for(4).refusal
     assert refusal.code == "no-update"
 
