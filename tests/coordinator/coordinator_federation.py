@@ -185,6 +185,8 @@ class ScriptedNode:
                 phase = {"open": "advertise"}.get(kind, kind)
                 if phase == self.die_before:
                     return
+                if phase in {"share", "mask", "confirm", "reveal"} and self.state is None:
+                    self.refuse[phase] = "unknown-session", "unknown"  # it was restarted meanwhile
                 if phase in self.refuse:
                     code, culprit = self.refuse.pop(phase)
                     session = getattr(order, kind).session

@@ -102,10 +102,13 @@ class LeakyLink(GrpcLink):
     def _unary(self, method, request, item):
         if isinstance(request, pb.JoinRequest):
             request.software_version += f"+{len(self._told.keys) or 'unknown'}"
-        if isinstance(request, pb.NodeReport) and request.state == pb.NodeReport.READY:
-            request.code = f"{self._told.losses[-1]:.6f}"
-            super()._unary(method, request, item)
         return super()._unary(method, request, item)
+
+    def poll(self, done, said=None):
+        if isinstance(said, pb.NodeReport) and said.state == pb.NodeReport.READY:
+            said.code = f"{self._told.losses[-1]:.6f}"
+            self.report(said)
+        return super().poll(done, said)
 
     def upload(self, parts, total_bytes):
         def leaking():

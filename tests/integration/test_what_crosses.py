@@ -83,10 +83,20 @@ class Capture:
         return [parsed(call.method, payload) for call in self.calls for payload in call.messages]
 
     @property
+    def reports(self) -> list[pb.NodeReport]:
+        return [said for said in map(said_in, self.messages) if isinstance(said, pb.NodeReport)]
+
+    @property
     def haystack(self) -> list[bytes]:
         """Raw connections, then each call's headers and body whole, because frames cut them into pieces."""
         headers = ["\n".join(f"{name}: {value}" for name, value in call.headers).encode() for call in self.calls]
         return [*self.plain, *headers, *(b"".join(call.messages) for call in self.calls)]
+
+
+def said_in(message: Message) -> Message:
+    """What a poll says, where it says anything; other messages speak for themselves."""
+    kind = message.WhichOneof("said") if isinstance(message, pb.PollRequest) else None
+    return message if kind is None else getattr(message, kind)
 
 
 def parsed(method: str, payload: bytes) -> Message:
@@ -188,18 +198,19 @@ QUESTIONS = {"Poll", "ReadLog"}
 
 
 def story(capture: Capture, own: str) -> list[tuple[Any, ...]]:
-    """Everything sent but questions, call after call, as `shape` shows it."""
-    return [
-        (call.method, headers(call), [shape(parsed(call.method, payload), own) for payload in call.messages])
-        for call in capture.calls
-        if call.method not in QUESTIONS
-    ]
+    """Everything sent but questions, call after call, as `shape` shows it; of a poll that says something what it says."""
+    told = []
+    for call in capture.calls:
+        said = [said_in(parsed(call.method, payload)) for payload in call.messages]
+        if call.method not in QUESTIONS or any(not isinstance(one, INPUT[call.method]) for one in said):
+            told.append((call.method, headers(call), [shape(one, own) for one in said]))
+    return told
 
 
 def asked_with(capture: Capture, method: str) -> set[str]:
     """What questions hold, by field. How many there are and how far they are follows what the coordinator had to say when."""
     asked = [parsed(call.method, payload) for call in capture.calls if call.method == method for payload in call.messages]
-    return {name for message in asked for name, _ in shape(message, "")}
+    return {descriptor.name for message in asked for descriptor, _ in message.ListFields()}
 
 
 def headers(call: Call) -> list[tuple[str, str]]:
@@ -282,14 +293,14 @@ def test_nothing_that_a_hospital_knows_is_in_what_it_sends(captures: dict[str, C
     assert capture.told.scores, "some patients are measured"
     assert len(capture.told.vectors) == 2 * ROUNDS
     sent = {call.method for call in capture.calls}
-    assert sent == {"Join", "Poll", "FetchModel", "Report", "Answer", "Upload", "ReadLog"}
+    assert sent == {"Join", "Poll", "FetchModel", "Upload", "ReadLog"}
     assert found_in(capture.haystack, capture.told, capture.names) == set()
 
 
 def test_a_hospital_that_leaks_is_found_out(captures: dict[str, Capture]) -> None:
     capture = captures[LEAKY]
     assert found_in(capture.haystack, capture.told, capture.names) == {"a loss"}
-    texts = [message.code for message in capture.messages if isinstance(message, pb.NodeReport)]
+    texts = [report.code for report in capture.reports]
     assert any(in_digits(loss).decode() in text for text in texts for loss in capture.told.losses)
 
 
@@ -300,7 +311,7 @@ def test_different_patients_make_no_difference_to_what_is_sent(captures: dict[st
     assert captures["north"].told.losses != captures["west"].told.losses
     assert north == east
     assert north == west
-    assert [asked_with(captures[name], "Poll") for name in HOSPITALS] == [{"done"}] * len(HOSPITALS)
+    assert [asked_with(captures[name], "Poll") for name in HOSPITALS] == [{"done", "answer", "report"}] * len(HOSPITALS)
     assert all(asked_with(captures[name], "ReadLog") <= {"after"} for name in HOSPITALS)
     leaky = story(captures[LEAKY], LEAKY)
     assert len(leaky) > len(north), "one message too many is seen"
@@ -337,7 +348,9 @@ def test_whatever_is_planted_is_found(captures: dict[str, Capture], plant: str) 
 
 
 def test_a_field_that_nobody_named_is_found(captures: dict[str, Capture]) -> None:
-    report = next(message for message in captures["north"].messages if isinstance(message, pb.NodeReport))
-    unknown = report.SerializeToString() + bytes([15 << 3, 7])  # field 15: the number of patients
-    with pytest.raises(AssertionError, match="more than its fields"):
-        parsed("Report", unknown)
+    poll = next(message for message in captures["north"].messages if said_in(message) is not message)
+    number = bytes([15 << 3, 7])  # field 15: the number of patients
+    report = pb.PollRequest(report=pb.NodeReport.FromString(captures["north"].reports[0].SerializeToString() + number))
+    for unknown in (poll.SerializeToString() + number, report.SerializeToString()):
+        with pytest.raises(AssertionError, match="more than its fields"):
+            parsed("Poll", unknown)
