@@ -19,9 +19,10 @@ from benchmarks.masking_round import trust_everything, update_of
 from certs.identity import load_identity
 from certs.tls import channel_credentials
 from hospital_node.config import NodeConfig, load_config
+from hospital_node.link import stub_of
 from proto import federation_pb2 as pb
 from proto import wire
-from proto.federation_pb2_grpc import FederationStub
+from proto.bulk import UploadPart
 from proto.layout import Layout, Vector
 from proto.modelfile import read_model
 from proto.plan import PROTOCOL_VERSION, Plan, from_canonical
@@ -62,7 +63,7 @@ class Simulated:
         identity = load_identity(config.identity)
         self._uri, self._key, self._common = identity.uri, identity.key, common
         self._channel = grpc.aio.secure_channel(config.coordinator, channel_credentials(config.identity), options=OPTIONS)
-        self._stub: Any = FederationStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub = stub_of(self._channel)
         self._plan: Plan | None = None
         self._state: Any = None
         self._answers: dict[str, pb.PhaseAnswer] = {}
@@ -148,7 +149,7 @@ class Simulated:
         return self._common.shown[what]
 
 
-async def _parts(session: bytes, upload: PackedUpload) -> AsyncIterator[pb.UploadChunk]:
+async def _parts(session: bytes, upload: PackedUpload) -> AsyncIterator[UploadPart]:
     for part in wire.upload_messages(session, upload.total_bytes, bytes(32), upload.pieces()):
         yield part
     seal = upload.finish()

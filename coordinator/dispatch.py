@@ -14,10 +14,12 @@ import grpc
 from certs.party import CertificateError
 from certs.tls import party_of
 from coordinator.service import Federation
+from proto import bulk
 from proto import federation_pb2 as pb
 from proto import federation_pb2_grpc as rpc
+from proto.bulk import ModelChunk, UploadPart
 from proto.plan import Plan
-from proto.wire import PLAN_KEY
+from proto.wire import PLAN_KEY, SERVICE
 
 SHOWN = 12  # hexadecimal digits of a digest in a sentence
 
@@ -51,7 +53,7 @@ class Dispatcher(rpc.FederationServicer):
         """See Federation."""
         return await (await self._of(context)).Answer(request, context)
 
-    async def Upload(self, request_iterator: AsyncIterator[pb.UploadChunk], context: Any) -> pb.Ack:  # noqa: N802
+    async def Upload(self, request_iterator: AsyncIterator[UploadPart], context: Any) -> pb.Ack:  # noqa: N802
         """See Federation."""
         return await (await self._of(context)).Upload(request_iterator, context)
 
@@ -71,7 +73,7 @@ class Dispatcher(rpc.FederationServicer):
         """See Federation."""
         return await (await self._of(context)).ReadLog(request, context)
 
-    async def FetchModel(self, request: pb.ModelRequest, context: Any) -> AsyncIterator[pb.Chunk]:  # noqa: N802
+    async def FetchModel(self, request: pb.ModelRequest, context: Any) -> AsyncIterator[ModelChunk]:  # noqa: N802
         """See Federation."""
         async for chunk in (await self._of(context)).FetchModel(request, context):
             yield chunk
@@ -96,6 +98,32 @@ class Dispatcher(rpc.FederationServicer):
             text = f"{len(fitting)} plans of this coordinator name this party: set the key 'plan' of the node's configuration"
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, text)
         return (fitting or list(self._served.values()))[0].federation
+
+
+class Registering:
+    """What the generated code takes for the server: hands on its handlers, in place of two those of proto/bulk.py."""
+
+    def __init__(self, server: grpc.aio.Server, dispatcher: Dispatcher) -> None:
+        self._server = server
+        self._own: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "FetchModel": grpc.unary_stream_rpc_method_handler(dispatcher.FetchModel, pb.ModelRequest.FromString, bulk.encoded),
+            "Upload": grpc.stream_unary_rpc_method_handler(dispatcher.Upload, bulk.read_part, pb.Ack.SerializeToString),
+        }
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Ours first: the first that knows a call takes it."""
+        own = grpc.method_handlers_generic_handler(SERVICE, self._own)
+        self._server.add_generic_rpc_handlers((own, *handlers))
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
+        """The same by name, which grpc looks at first."""
+        registered: Any = self._server  # grpc's types do not have this method
+        registered.add_registered_method_handlers(service, {**handlers, **self._own})
+
+
+def register(server: grpc.aio.Server, dispatcher: Dispatcher) -> None:
+    """Every call of federation.proto on a server; the bulk messages of two go by proto/bulk.py."""
+    rpc.add_FederationServicer_to_server(dispatcher, Registering(server, dispatcher))  # type: ignore[no-untyped-call]
 
 
 def _names(plan: Plan, context: Any) -> bool:

@@ -17,10 +17,11 @@ from typing import IO, Final
 
 import numpy as np
 
+from proto.bulk import ModelChunk, to_chunk
 from proto.layout import Layout, Vector, model_digest
 from proto.modelfile import Model, ModelFileError, encode_model, read_model
 
-RECENT_PIECES: Final = 8  # read from disk once for all that fetch a model together: 8 MiB
+RECENT_PIECES: Final = 8  # read from disk and encoded once for all that fetch a model together: 8 MiB
 
 
 class ModelError(RuntimeError):
@@ -105,22 +106,22 @@ class ModelFolder:
         return values.astype(np.float32, copy=False)
 
 
-def pieces(path: Path, size: int) -> Iterator[bytes]:
-    """A model's file in order, in pieces of at most `size` bytes. Raises OSError."""
+def pieces(path: Path, size: int) -> Iterator[ModelChunk]:
+    """A model's file in order, in messages of at most `size` bytes of it. Raises OSError."""
     at, seen = 0, path.stat()
     written = seen.st_ino, seen.st_mtime_ns, seen.st_size
-    while piece := _piece(path, written, at, size):
+    while read_bytes := len((piece := _piece(path, written, at, size)).data):
         yield piece
-        at += len(piece)
+        at += read_bytes
 
 
 @lru_cache(maxsize=RECENT_PIECES)
-def _piece(path: Path, written: tuple[int, int, int], at: int, size: int) -> bytes:
+def _piece(path: Path, written: tuple[int, int, int], at: int, size: int) -> ModelChunk:
     """A round's hospitals fetch the same model side by side. `written`: tells a damaged file from the one put in its place."""
     del written
     with path.open("rb", buffering=0) as file:
         file.seek(at)
-        return file.read(size)
+        return to_chunk(file.read(size))
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

@@ -12,6 +12,7 @@ from coordinator.sessions import Refusal
 from coordinator.spool import Try, UploadBroken, UploadError
 from coordinator.state import Phase, why_not
 from proto import federation_pb2 as pb
+from proto.bulk import UploadPart, Words
 from proto.wire import CHUNK_BYTES
 from secagg import LocalError, RemoteError, UploadSeal
 from secagg.coordinate import SessionView
@@ -31,7 +32,7 @@ class Receiver:
         self._run = run
         self._turns: dict[str, object] = {}
 
-    async def receive(self, uri: str, messages: AsyncIterator[pb.UploadChunk]) -> None:
+    async def receive(self, uri: str, messages: AsyncIterator[UploadPart]) -> None:
         """One upload. Returns when it is accepted; raises Refusal, UploadError, SpoolError, StoreError."""
         header = await _header(messages)
         if self._taken(uri, header.session):
@@ -95,41 +96,39 @@ class Receiver:
             )
         return view
 
-    async def _words(self, uri: str, messages: AsyncIterator[pb.UploadChunk], spooled: Try, turn: object) -> pb.UploadTrailer:
+    async def _words(self, uri: str, messages: AsyncIterator[UploadPart], spooled: Try, turn: object) -> pb.UploadTrailer:
         short = 0
         while True:
             message = await _next(messages)
             self._still(uri, turn)
             self._run.heard(uri)
-            match message.WhichOneof("part"):
-                case "words":
-                    words = message.words  # a copy each time that it is asked for
-                    short += _is_short(words)
-                    if short > MAX_SHORT_CHUNKS:
-                        raise UploadError(f"an upload comes in chunks of at least {SHORT_CHUNK_BYTES} bytes but for its ends")
-                    spooled.write(words)
-                case "trailer":
-                    return message.trailer
-                case _:
+            if not isinstance(message, Words):
+                if message.WhichOneof("part") != "trailer":
                     raise UploadError(FORM)
+                return message.trailer
+            short += _is_short(message.words)
+            if short > MAX_SHORT_CHUNKS:
+                raise UploadError(f"an upload comes in chunks of at least {SHORT_CHUNK_BYTES} bytes but for its ends")
+            spooled.write(message.words)
 
 
-def _is_short(words: bytes) -> bool:
+def _is_short(words: memoryview) -> bool:
     if not 0 < len(words) <= CHUNK_BYTES:
         raise UploadError(FORM)
     return len(words) < SHORT_CHUNK_BYTES
 
 
-async def _header(messages: AsyncIterator[pb.UploadChunk]) -> pb.UploadHeader:
+async def _header(messages: AsyncIterator[UploadPart]) -> pb.UploadHeader:
     message = await _next(messages)
-    if message.WhichOneof("part") != "header" or len(message.header.receipt) > MAX_RECEIPT_BYTES:
+    if isinstance(message, Words) or message.WhichOneof("part") != "header" or len(message.header.receipt) > MAX_RECEIPT_BYTES:
         raise UploadError("an upload begins with a header")
     return message.header
 
 
-async def _next(messages: AsyncIterator[pb.UploadChunk]) -> pb.UploadChunk:
+async def _next(messages: AsyncIterator[UploadPart]) -> UploadPart:
     try:
-        return await asyncio.wait_for(anext(messages), SILENT_AFTER_S)
+        async with asyncio.timeout(SILENT_AFTER_S):  # wait_for makes a task for each message
+            return await anext(messages)
     except StopAsyncIteration:
         raise UploadBroken("the upload ended before its trailer") from None
     except TimeoutError:

@@ -35,6 +35,7 @@ from coordinator.store import StoreError, StoreLost
 from coordinator.wire_orders import Instructions, phase_of
 from proto import federation_pb2 as pb
 from proto import federation_pb2_grpc as rpc
+from proto.bulk import ModelChunk, UploadPart
 from proto.plan import DECLINE_CODES, PROTOCOL_VERSION, Plan, role_of
 from proto.wire import CHUNK_BYTES, Sized, WireError
 
@@ -116,7 +117,7 @@ class Federation(rpc.FederationServicer):
         """One answer to one masking phase."""
         return await self._guarded(context, lambda caller: self._answer(caller, request))
 
-    async def Upload(self, request_iterator: AsyncIterator[pb.UploadChunk], context: CallContext) -> pb.Ack:  # noqa: N802
+    async def Upload(self, request_iterator: AsyncIterator[UploadPart], context: CallContext) -> pb.Ack:  # noqa: N802
         """One whole masked vector."""
         return await self._guarded(context, lambda caller: self._upload(caller, request_iterator))
 
@@ -124,7 +125,7 @@ class Federation(rpc.FederationServicer):
         """Accuracy on public data."""
         return await self._guarded(context, lambda caller: self._measure(caller, request))
 
-    async def FetchModel(self, request: pb.ModelRequest, context: CallContext) -> AsyncIterator[pb.Chunk]:  # noqa: N802
+    async def FetchModel(self, request: pb.ModelRequest, context: CallContext) -> AsyncIterator[ModelChunk]:  # noqa: N802
         """A model by digest, in chunks."""
         stream = await self._guarded(context, lambda caller: self._model(caller, request))
         try:
@@ -322,11 +323,11 @@ class Federation(rpc.FederationServicer):
                 raise
         return phase, about
 
-    async def _upload(self, caller: Caller, messages: AsyncIterator[pb.UploadChunk]) -> pb.Ack:
+    async def _upload(self, caller: Caller, messages: AsyncIterator[UploadPart]) -> pb.Ack:
         self._only("hospital", caller, "uploads")
         about = self._run.state.round
 
-        async def counted() -> AsyncIterator[pb.UploadChunk]:
+        async def counted() -> AsyncIterator[UploadPart]:
             async for message in messages:
                 self._count(caller, "up", "mask", message, about)
                 yield message
@@ -348,7 +349,7 @@ class Federation(rpc.FederationServicer):
         self._run.measured(caller.uri, request.round, scores)
         return self._acknowledged(caller, request, "evaluate", request.round)
 
-    async def _model(self, caller: Caller, request: pb.ModelRequest) -> AsyncIterator[pb.Chunk]:
+    async def _model(self, caller: Caller, request: pb.ModelRequest) -> AsyncIterator[ModelChunk]:
         number = self._run.round_of_model(request.digest)
         if number is None:
             raise Refusal("invalid", "there is no model of this digest in this study")
@@ -357,10 +358,9 @@ class Federation(rpc.FederationServicer):
         self._count(caller, "up", phase, request, about)
         return self._chunks(caller, request.digest.hex(), phase, about)
 
-    async def _chunks(self, caller: Caller, digest: str, phase: str, about: int) -> AsyncIterator[pb.Chunk]:
+    async def _chunks(self, caller: Caller, digest: str, phase: str, about: int) -> AsyncIterator[ModelChunk]:
         with self._gate.held(caller.uri):
-            for piece in pieces(self._run.models.path_of(digest), CHUNK_BYTES):
-                chunk = pb.Chunk(data=piece)
+            for chunk in pieces(self._run.models.path_of(digest), CHUNK_BYTES):
                 self._count(caller, "down", phase, chunk, about)
                 self._run.heard(caller.uri)
                 yield chunk

@@ -21,7 +21,7 @@ from certs.tls import server_credentials
 from coordinator import events as ev
 from coordinator.config import CoordinatorConfig
 from coordinator.database import without_login
-from coordinator.dispatch import Dispatcher
+from coordinator.dispatch import Dispatcher, register
 from coordinator.health import handler_of
 from coordinator.metrics import serving
 from coordinator.models import ModelError, write_atomically
@@ -29,7 +29,6 @@ from coordinator.run import STORE_RETRY_S, Run
 from coordinator.service import Federation
 from coordinator.state import Phase
 from coordinator.store import URL_FILE, StoreError
-from proto import federation_pb2_grpc as rpc
 from proto.wire import MAX_MESSAGE_BYTES
 
 log = structlog.get_logger()
@@ -123,7 +122,7 @@ async def serve(desks: Sequence[Desk], config: CoordinatorConfig, stop: asyncio.
     """Listen until `stop` is set (or all runs are over). Raises ListenError, CertificateError, and what ended the last plan."""
     dispatcher = Dispatcher(desks)
     server = grpc.aio.server(options=_options())
-    rpc.add_FederationServicer_to_server(dispatcher, server)  # type: ignore[no-untyped-call]
+    register(server, dispatcher)
     server.add_generic_rpc_handlers((handler_of(lambda: all(desk.serving for desk in desks), dispatcher.admit),))
     port = _bind(server, config)
     for desk in desks:

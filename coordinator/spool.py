@@ -72,7 +72,7 @@ class Try:
         except OSError as error:
             raise SpoolError(f"cannot read the spool {self._path.parent}: {error.strerror}") from error
 
-    def write(self, words: bytes) -> None:
+    def write(self, words: bytes | memoryview) -> None:
         """Append the next words. UploadError past the announced length, SpoolError where the disk is full."""
         assert not self._again_bytes, "what came before is digested first"
         if len(words) > self._left_bytes:

@@ -19,11 +19,13 @@ from certs.tls import channel_credentials
 from hospital_node.config import NodeConfig
 from hospital_node.progress import Item
 from hospital_node.traffic import ByteMeter
+from proto import bulk
 from proto import federation_pb2 as pb
+from proto.bulk import ModelChunk, UploadPart
 from proto.federation_pb2_grpc import FederationStub
 from proto.layout import MODEL_LABEL, Vector, all_finite
 from proto.plan import PROTOCOL_VERSION
-from proto.wire import CHUNK_BYTES, MAX_MESSAGE_BYTES, PLAN_KEY, Sized
+from proto.wire import CHUNK_BYTES, MAX_MESSAGE_BYTES, PLAN_KEY, SERVICE, Sized
 
 DISTRIBUTION = "hospital-secagg"
 CALL_DEADLINE_S = 60.0  # a small message and its answer; longer means a half-open connection
@@ -98,7 +100,7 @@ class Link(Protocol):
         """One answer of a masking session. Raises OrderStale."""
         ...
 
-    def upload(self, parts: Iterable[pb.UploadChunk], total_bytes: int) -> None:
+    def upload(self, parts: Iterable[UploadPart], total_bytes: int) -> None:
         """One whole masked vector. Raises OrderStale."""
         ...
 
@@ -133,7 +135,7 @@ class GrpcLink:
         self._channel = grpc.secure_channel(
             config.coordinator, channel_credentials(config.identity), options=_options(config.coordinator)
         )
-        self._stub: Any = FederationStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub = stub_of(self._channel)
         self._plan = () if config.plan is None else ((PLAN_KEY, config.plan),)  # goes with every call
         self._polls_say = False
 
@@ -187,7 +189,7 @@ class GrpcLink:
         """See Link."""
         self._unary(self._stub.Answer, answer, item_of(answer))
 
-    def upload(self, parts: Iterable[pb.UploadChunk], total_bytes: int) -> None:
+    def upload(self, parts: Iterable[UploadPart], total_bytes: int) -> None:
         """See Link."""
         counted = self._counted_out(parts, "mask")
         ack = _translated(lambda: self._stub.Upload(counted, timeout=_stream_deadline_s(total_bytes), metadata=self._plan))
@@ -269,22 +271,32 @@ def dial(config: NodeConfig, meter: ByteMeter) -> GrpcLink:
     return GrpcLink(config, meter)
 
 
-def receive_model(chunks: Iterable[pb.Chunk], digest: bytes, length: int) -> Vector:
+def stub_of(channel: Any) -> Any:
+    """The calls of federation.proto on a channel, grpc's or grpc.aio's; the bulk messages of two go by proto/bulk.py."""
+    stub: Any = FederationStub(channel)  # type: ignore[no-untyped-call]
+    stub.FetchModel = channel.unary_stream(f"/{SERVICE}/FetchModel", pb.ModelRequest.SerializeToString, bulk.read_chunk)
+    stub.Upload = channel.stream_unary(f"/{SERVICE}/Upload", bulk.encoded, pb.Ack.FromString)
+    return stub
+
+
+def receive_model(chunks: Iterable[ModelChunk], digest: bytes, length: int) -> Vector:
     """Put a streamed model together, hashing as it comes. ModelMismatch where it is longer, shorter or another one."""
     vector = np.empty(length, dtype="<f4")
     target = vector.data.cast("B")
     state = hashlib.sha256(MODEL_LABEL + length.to_bytes(8, "little"))  # as proto.layout.model_digest
-    at = 0
+    at, checked, finite = 0, 0, True
     for chunk in chunks:
-        data = chunk.data  # a copy each time that it is asked for
+        data = chunk.data
         if at + len(data) > len(target) or not 0 < len(data) <= 4 * CHUNK_BYTES:
             raise ModelMismatch("the coordinator sends more of the model than it announced, or chunks of a wrong size")
         target[at : at + len(data)] = data
         state.update(data)
         at += len(data)
+        finite = finite and all_finite(vector[checked : at // 4])  # while a core's cache holds them
+        checked = at // 4
     if at != len(target) or state.digest() != digest:
         raise ModelMismatch("the model that the coordinator sent does not have the announced digest")
-    if not all_finite(vector):
+    if not finite:
         raise ModelMismatch("the model that the coordinator sent holds values that are not finite")
     return vector.astype(np.float32, copy=False)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from hospital_node.session import Charged
 from proto import federation_pb2 as pb
 from proto import wire
+from proto.bulk import UploadPart
 from secagg.upload import PackedUpload
 
 
@@ -15,7 +16,7 @@ def offset_bytes(upload: PackedUpload, order: pb.Mask) -> int:
     return order.received_bytes if order.received_bytes <= upload.made_bytes else 0
 
 
-def parts_of(charged: Charged, upload: PackedUpload, offset: int = 0) -> Iterator[pb.UploadChunk]:
+def parts_of(charged: Charged, upload: PackedUpload, offset: int = 0) -> Iterator[UploadPart]:
     """Header, words from `offset` bytes on, trailer."""
     pieces = upload.pieces(offset)
     yield from wire.upload_messages(charged.session, upload.total_bytes, charged.receipt, pieces, offset)

@@ -35,6 +35,7 @@ from hospital_node.link import receive_model as received
 from hospital_node.progress import Item
 from hospital_node.traffic import ByteMeter
 from proto import federation_pb2 as pb
+from proto.bulk import ModelChunk, UploadPart, read_chunk, read_part
 from proto.layout import Vector
 from proto.plan import PROTOCOL_VERSION
 from proto.wire import CHUNK_BYTES
@@ -166,7 +167,7 @@ class MemoryLink:
         """See Link."""
         self._unary(self._service.Answer, answer, pb.Ack, item_of(answer))
 
-    def upload(self, parts: Iterable[pb.UploadChunk], total_bytes: int) -> None:
+    def upload(self, parts: Iterable[UploadPart], total_bytes: int) -> None:
         """See Link."""
         del total_bytes  # sets the deadline of a wire
         messages = _uploaded(self._counted(parts))
@@ -215,15 +216,15 @@ class MemoryLink:
                 self.lost = error.details
             raise kind(error.details) from error
 
-    def _counted(self, parts: Iterable[pb.UploadChunk]) -> Iterator[bytes]:
+    def _counted(self, parts: Iterable[UploadPart]) -> Iterator[bytes]:
         for part in parts:
             self._meter.count_sent("mask", part)
             yield part.SerializeToString()
 
-    def _chunks(self, stream: AsyncIterator[pb.Chunk], item: Item) -> Iterator[pb.Chunk]:
+    def _chunks(self, stream: AsyncIterator[ModelChunk], item: Item) -> Iterator[ModelChunk]:
         while pieces := self._outcome(self._exchange.start(_next_chunks(stream))):
             for data in pieces:
-                chunk = pb.Chunk.FromString(data)
+                chunk = read_chunk(data)
                 self._meter.count_received(item, chunk)
                 yield chunk
 
@@ -233,7 +234,7 @@ async def _call(method: Method, request: Any, context: MemoryContext) -> bytes:
     return data
 
 
-async def _next_chunks(stream: AsyncIterator[pb.Chunk]) -> list[bytes]:
+async def _next_chunks(stream: AsyncIterator[ModelChunk]) -> list[bytes]:
     """Chunks worth a change of thread; none at the end."""
     pieces: list[bytes] = []
     while sum(map(len, pieces)) < HANDED_BYTES and (chunk := await anext(stream, None)) is not None:
@@ -245,11 +246,11 @@ async def _closed(stream: Any) -> None:
     await stream.aclose()
 
 
-async def _uploaded(parts: Iterator[bytes]) -> AsyncIterator[pb.UploadChunk]:
+async def _uploaded(parts: Iterator[bytes]) -> AsyncIterator[UploadPart]:
     """The parts as they are asked for, made in a thread of their own: masking must not hold up the service."""
     while pieces := await asyncio.to_thread(_next_parts, parts):
         for data in pieces:
-            yield pb.UploadChunk.FromString(data)
+            yield read_part(data)
 
 
 def _next_parts(parts: Iterator[bytes]) -> list[bytes]:

@@ -233,7 +233,8 @@ class ScriptedNode:
         ready = node.ready_to_mask(self.state, [from_share_set(s) for s in order.sets])
         self.state, upload = node.mask(ready, self.updates[self.round])
         self.uploaded.append((order.session, self.round))
-        messages = list(upload_messages(order.session, upload.total_bytes, b"receipt", upload.pieces()))
+        sent = upload_messages(order.session, upload.total_bytes, b"receipt", upload.pieces())
+        messages = [pb.UploadChunk.FromString(part.SerializeToString()) for part in sent]
         seal = upload.finish()
         messages.append(upload_trailer(seal.digest, seal.signature))
         await stub.Upload(self.tamper(iter(messages)))

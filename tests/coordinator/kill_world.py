@@ -33,6 +33,7 @@ from hospital_node.release import Outcome, ReleaseDesk, refusal_answer
 from hospital_node.sending import offset_bytes, parts_of
 from hospital_node.session import Member, SessionRefused
 from proto import federation_pb2 as pb
+from proto.bulk import UploadPart, read_part
 from proto.layout import Layout, Vector
 from proto.parts import update_layout
 from proto.plan import PROTOCOL_VERSION, Plan
@@ -178,14 +179,14 @@ class Node:
             self.lose_answers -= 1
             raise LinkLost
 
-    async def stream(self, parts: Iterator[pb.UploadChunk]) -> Any:
+    async def stream(self, parts: Iterator[UploadPart]) -> Any:
         stop = self.break_uploads.pop(0) if self.break_uploads else None
         for number, part in enumerate(parts):
             if number == stop:
                 raise LinkLost
             self.world.count_chunk()
             self.sent_bytes += len(part.words)
-            yield pb.UploadChunk.FromString(part.SerializeToString())
+            yield read_part(part.SerializeToString())
 
 
 class KillWorld:

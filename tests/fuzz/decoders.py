@@ -21,8 +21,8 @@ from coordinator.health import service_of
 from coordinator.journal import PHASE_OF_KIND, JournalError, Message, body_of, read_outline
 from hospital_node.ledger_export import ExportError, read_export
 from hospital_node.ledger_schema import KINDS, ChainError, Row, decoded
+from proto import bulk, wire
 from proto import federation_pb2 as pb
-from proto import wire
 from proto.layout import Layout, LayoutError
 from proto.modelfile import ModelFileError, read_model
 from proto.plan import PlanError, from_canonical
@@ -89,6 +89,31 @@ def _ledger_row(data: bytes) -> None:
             continue
 
 
+def _content(message: Any) -> Any:
+    """Of a bulk message of either kind, what its reader works on."""
+    if hasattr(message, "data"):
+        return bytes(message.data)
+    return message if isinstance(message, pb.UploadChunk) and message.WhichOneof("part") != "words" else bytes(message.words)
+
+
+def _like(parse: Callable[[bytes], Any], read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """`read`, held against protobuf's own parser: another content or refusal is a finding."""
+
+    def decode(data: bytes) -> Any:
+        refused, found = None, []
+        for one in (parse, read):
+            try:
+                found.append(_content(one(data)))
+            except DecodeError as error:
+                refused = error
+        assert len(found) != 1, "one reads what the other refuses"
+        if refused is not None:
+            raise refused
+        assert found[0] == found[1]
+
+    return decode
+
+
 def _on_disk(read: Callable[[Path], Any]) -> Callable[[bytes], Any]:
     def decode(data: bytes) -> Any:
         with tempfile.NamedTemporaryFile() as file:
@@ -102,6 +127,7 @@ def _on_disk(read: Callable[[Path], Any]) -> Callable[[bytes], Any]:
 DECODERS = {
     "answer": Decoder(_answer, (DecodeError, wire.WireError, SecaggError)),
     "certificate": Decoder(lambda data: party_named_in(parse_certificate(data, "x"), "x"), (CertificateError,)),
+    "chunk": Decoder(_like(pb.Chunk.FromString, bulk.read_chunk), (DecodeError,)),
     "health": Decoder(service_of, (ValueError,)),
     "instruction": Decoder(_instruction, (DecodeError, wire.WireError, SecaggError)),
     "journal": Decoder(_journal, ()),
@@ -112,7 +138,7 @@ DECODERS = {
     "outline": Decoder(read_outline, (JournalError,)),
     "peers": Decoder(_on_disk(load_peers), (CertificateError,)),
     "plan": Decoder(from_canonical, (PlanError,)),
-    "upload": Decoder(pb.UploadChunk.FromString, (DecodeError,)),
+    "upload": Decoder(_like(pb.UploadChunk.FromString, bulk.read_part), (DecodeError,)),
 }
 
 

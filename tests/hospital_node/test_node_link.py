@@ -24,6 +24,7 @@ from hospital_node.loop import LONGEST_WAIT_S, Conversation, backoff_s
 from hospital_node.reach import find_obstacle, reason_of_loss
 from hospital_node.traffic import ByteMeter
 from proto import federation_pb2 as pb
+from proto.bulk import ModelChunk, to_chunk
 from proto.layout import model_digest
 from proto.wire import framed_bytes
 
@@ -31,8 +32,8 @@ DIGEST = model_digest(BASE)
 DATA = BASE.astype("<f4").tobytes()
 
 
-def chunked(data: bytes, size: int) -> list[pb.Chunk]:
-    return [pb.Chunk(data=data[at : at + size]) for at in range(0, len(data), size)]
+def chunked(data: bytes, size: int) -> list[ModelChunk]:
+    return [to_chunk(data[at : at + size]) for at in range(0, len(data), size)]
 
 
 @given(st.integers(1, len(DATA) + 5))
@@ -47,12 +48,12 @@ def test_a_model_arrives_whole_whatever_the_chunks(size: int) -> None:
         chunked(DATA[:-4], 7),
         chunked(DATA + b"\0", 7),
         chunked(DATA + bytes(1 << 20), 1 << 20),
-        [pb.Chunk(data=DATA), pb.Chunk()],
-        [pb.Chunk(data=DATA[:-1] + bytes([DATA[-1] ^ 1]))],
+        [to_chunk(DATA), to_chunk(b"")],
+        [to_chunk(DATA[:-1] + bytes([DATA[-1] ^ 1]))],
     ],
     ids=["nothing", "short", "one byte more", "much more", "an empty chunk", "one bit"],
 )
-def test_another_model_than_announced_is_refused(chunks: list[pb.Chunk]) -> None:
+def test_another_model_than_announced_is_refused(chunks: list[ModelChunk]) -> None:
     with pytest.raises(ModelMismatch):
         receive_model(chunks, DIGEST, LAYOUT.length)
 
@@ -60,21 +61,23 @@ def test_another_model_than_announced_is_refused(chunks: list[pb.Chunk]) -> None
 def test_more_than_announced_is_refused_without_reading_it_all() -> None:
     read = 0
 
-    def endless() -> Iterator[pb.Chunk]:
+    def endless() -> Iterator[ModelChunk]:
         nonlocal read
         while True:
             read += 1
-            yield pb.Chunk(data=bytes(64))
+            yield to_chunk(bytes(64))
 
     with pytest.raises(ModelMismatch):
         receive_model(endless(), DIGEST, LAYOUT.length)
     assert read == 2
 
 
-def test_a_model_that_is_not_finite_is_refused() -> None:
-    broken = np.full(LAYOUT.length, np.nan, np.float32)
+@given(st.integers(0, LAYOUT.length - 1), st.sampled_from([np.nan, np.inf, -np.inf]), st.integers(1, len(DATA) + 5))
+def test_a_model_with_one_value_that_is_not_finite_is_refused(place: int, value: float, size: int) -> None:
+    broken = BASE.copy()
+    broken[place] = value
     with pytest.raises(ModelMismatch, match="finite"):
-        receive_model(chunked(broken.tobytes(), 64), model_digest(broken), LAYOUT.length)
+        receive_model(chunked(broken.tobytes(), size), model_digest(broken), LAYOUT.length)
 
 
 class Status(grpc.RpcError):

@@ -197,7 +197,7 @@ class LyingCoordinator(rpc.FederationServicer):
     async def FetchModel(self, request: pb.ModelRequest, context: grpc.aio.ServicerContext):
         uri = party_of(context).uri
         for piece in chunks(self.models_of[uri].get(request.digest) or self.models[request.digest]):
-            yield pb.Chunk(data=piece)
+            yield pb.Chunk(data=bytes(piece))
 
     async def Report(self, request: pb.NodeReport, context: grpc.aio.ServicerContext) -> pb.Ack:
         return self._keep(Received(party_of(context).uri, "report", request))

@@ -32,9 +32,7 @@ def model_streams(folder: Path) -> None:
     path = folder / "model.f32"
     with path.open("wb") as file:
         file.truncate(4 * VALUES)
-    sizes = [
-        len(pb.Chunk.FromString(pb.Chunk(data=piece).SerializeToString()).data) for piece in pieces(path, wire.CHUNK_BYTES)
-    ]
+    sizes = [len(pb.Chunk.FromString(piece.SerializeToString()).data) for piece in pieces(path, wire.CHUNK_BYTES)]
     assert (sum(sizes), max(sizes)) == (4 * VALUES, wire.CHUNK_BYTES)
     assert sum(sizes) > 1 << 31
 

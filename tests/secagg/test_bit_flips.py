@@ -47,6 +47,7 @@ from hospital_node.session import Member, SessionRefused
 from hospital_node.study import plan_offered, policy_obstacle
 from proto import federation_pb2 as pb
 from proto import wire
+from proto.bulk import read_chunk, read_part, to_chunk
 from proto.layout import Layout, model_digest
 from proto.plan import PROTOCOL_VERSION, Plan, PlanError
 from secagg import REFUSAL_CODES, Policy, SecaggError
@@ -174,7 +175,7 @@ class Round:
 
         async def stream() -> Any:
             for part in parts:
-                yield pb.UploadChunk.FromString(part)
+                yield read_part(part)
 
         fed: list[Any] = []
         run = SimpleNamespace(
@@ -412,7 +413,7 @@ def test_a_flipped_bit_in_the_model_is_not_trained_on() -> None:
     base = np.linspace(-1, 1, LAYOUT.length, dtype=np.float32)
     for changed in flips("model", pb.Chunk(data=base.tobytes()).SerializeToString()):
         with pytest.raises((ModelMismatch, DecodeError)):
-            receive_model([pb.Chunk.FromString(changed)], model_digest(base), LAYOUT.length)
+            receive_model([read_chunk(changed)], model_digest(base), LAYOUT.length)
 
 
 def test_a_flipped_bit_in_the_order_to_train_gives_no_update_for_the_round(tmp_path: Path) -> None:
@@ -435,7 +436,7 @@ def test_a_flipped_bit_in_the_order_to_train_gives_no_update_for_the_round(tmp_p
                 GrpcLink.fetch_model(None, told.train.base_digest, told.train.base_bytes, LAYOUT.length, "train")
         else:
             with pytest.raises(ModelMismatch):
-                receive_model([pb.Chunk(data=BASE.tobytes())], told.train.base_digest, LAYOUT.length)
+                receive_model([to_chunk(BASE.tobytes())], told.train.base_digest, LAYOUT.length)
 
 
 def test_a_flipped_bit_in_a_report_makes_nobody_ready(tmp_path: Path) -> None:
