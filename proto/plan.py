@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection
-from functools import cache
+from collections.abc import Collection, Mapping
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, NewType, Self, get_args
 from urllib.parse import urlsplit
@@ -331,8 +331,18 @@ class Plan(Frozen):
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     def digest(self) -> bytes:
-        """32 bytes that name this plan."""
+        """32 bytes that name this plan, made once: a plan never changes, and a node asks for them a dozen times in a round."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> bytes:
         return hashlib.sha256(DIGEST_LABEL + self.canonical()).digest()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Another plan with its own digest; pydantic copies what was made of the fields along with them."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("_digest", None)
+        return copied
 
 
 def drop_later_defaults(fields: dict[str, Any], kept: tuple[str, ...] = ()) -> None:
@@ -344,7 +354,7 @@ def drop_later_defaults(fields: dict[str, Any], kept: tuple[str, ...] = ()) -> N
                 del owner[name]
 
 
-@cache  # of a few tables; a node asks for its plan's digest a dozen times in a round
+@cache  # of a few tables
 def _default_of(name: str, table: str | None) -> Any:
     """As JSON holds it, a tuple as the list that it is; never changed."""
     return json.loads(json.dumps(_type_of(table).model_fields[name].get_default()))

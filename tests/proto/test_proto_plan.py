@@ -1,6 +1,7 @@
 """The plan: one digest for one meaning, and one sentence for every mistake."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,24 @@ def test_canonical_bytes_give_the_same_plan_and_digest():
 )
 def test_every_public_choice_changes_the_digest(change):
     assert Plan.model_validate(fields()).digest() != Plan.model_validate(fields(**change)).digest()
+
+
+def test_a_copy_has_the_digest_of_its_own_fields():
+    plan = Plan.model_validate(fields())
+    known = plan.digest()  # kept with the plan from now on
+    longer = plan.model_copy(update={"rounds": 4})
+    assert longer.digest() == Plan.model_validate(fields(rounds=4)).digest() != known
+    assert plan.model_copy().digest() == plan.model_copy(deep=True).digest() == plan.digest() == known
+
+
+def test_a_digest_that_was_asked_for_shows_in_nothing_else():
+    plan, other = Plan.model_validate(fields()), Plan.model_validate(fields())
+    other.digest()
+    assert plan == other
+    assert hash(plan) == hash(other)
+    assert plan.canonical() == other.canonical()
+    assert repr(plan) == repr(other)
+    assert pickle.loads(pickle.dumps(other)).digest() == plan.digest()
 
 
 def test_spaces_or_another_key_order_are_not_canonical():
