@@ -167,7 +167,7 @@ class Evidence:
                 )
                 for number in range(first, last + 1)
             ]
-            count = book.write(plan, rounds, self._ledger().events(), self._identity(), self._now())
+            count = book.write(plan, rounds, self._ledger().opened_on, self._identity(), self._now())
         except (OSError, LedgerError, LogDamaged) as error:
             logger().warning("a receipt could not be written; it is made up later", reason=str(error))
             return
@@ -196,7 +196,7 @@ class Evidence:
         try:
             kept = KeptLog(self._folder.path, plan)
             digest = plan.digest().hex()
-            entries = (event.entry for event in self._ledger().events())
+            entries = (event.entry for event in self._ledger().opened_on)
             charged = [entry.round for entry in entries if isinstance(entry, Charge) and entry.plan == digest]
         except (LogDamaged, LedgerError) as error:
             logger().warning("a receipt could not be written; it is made up later", reason=str(error))

@@ -101,9 +101,8 @@ class Ledger:
 
     def __init__(self, files: LedgerFiles) -> None:
         """Verified when made. Raises LedgerMissing, LedgerDamaged or LedgerRolledBack."""
-        files.check()
         self._files = files
-        self._opened_on = files.read()
+        self._opened_on, self._counter_is_behind = files.open()
         self._hospital = rules.hospital_of(self._opened_on)
 
     @classmethod
@@ -118,7 +117,8 @@ class Ledger:
     def open(cls, path: Path, *, witness: Path | None = None) -> Self:
         """Open for the node. Verifies schema, pages, chain and counters: LedgerMissing, LedgerDamaged or LedgerRolledBack."""
         ledger = cls(LedgerFiles.beside(path, witness, "rw"))
-        ledger._files.catch_up(ledger._opened_on)
+        if ledger._counter_is_behind:
+            ledger._files.catch_up()
         return ledger
 
     @classmethod
@@ -148,6 +148,11 @@ class Ledger:
         cls.open(path).note(by, f"started a second counter: {decisions.said(reason)}", at)
         LedgerFiles.beside(path, witness, "rw").catch_up()
         return cls.open(path, witness=witness)
+
+    @property
+    def opened_on(self) -> Chain:
+        """Every entry as it was verified when this was made: for one question of somebody who opens the ledger for it."""
+        return self._opened_on
 
     def events(self) -> Chain:
         """Every entry, verified again. Raises LedgerDamaged, LedgerRolledBack."""

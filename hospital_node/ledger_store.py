@@ -16,8 +16,9 @@ import hmac
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 from urllib.parse import quote
@@ -194,20 +195,32 @@ class LedgerFiles:
         if pages != "ok":
             raise LedgerDamaged(f"{self.database} is damaged ({pages}): {RESTORE}")
 
+    def open(self) -> tuple[Chain, bool]:
+        """`check`, then `read`: all entries, and whether a counter has not come to the last of them yet."""
+        self.check()
+        counters = self._read_counters()  # before the entries, as in `read`
+        events = self._verified(self._read_chain, counters)
+        newest = _counter_of(len(events), events[-1].digest)
+        return events, any(counter != newest for counter in counters)
+
     def read(self) -> Chain:
         """All entries, verified against the chain and the counter. Raises LedgerDamaged, LedgerRolledBack.
 
-        The chain is not hashed again where nobody wrote to the file since; the counters always are compared.
+        Where nobody wrote to the file since it was verified it is not opened; the counters always are compared.
         """
         counters = self._read_counters()  # first: entries may be added meanwhile, and a ledger ahead of its counters is fine
+        return self._verified(self._read_chain, counters)
+
+    def _read_chain(self) -> Chain:
         with self._connected(self.mode) as connection:
-            return self._verified(connection, counters)
+            return _chain_of(connection)
 
     def read_rows(self) -> tuple[Row, ...]:
         """All rows, verified like `read`."""
         counters = self._read_counters()
         with self._connected(self.mode) as connection:
-            self._verified(connection, counters)  # the same connection: what is added in between is verified by its reader
+            find = partial(_chain_of, connection)  # the same connection: what is added in between is verified by its reader
+            self._verified(find, counters)
             return tuple(_rows(connection))
 
     @contextlib.contextmanager
@@ -216,22 +229,15 @@ class LedgerFiles:
         with self._connected("rw") as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
-                yield Appender(connection, self._verified(connection, self._read_counters()))
+                yield Appender(connection, self._verified(partial(_chain_of, connection), self._read_counters()))
                 connection.execute("COMMIT")
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
             self._advance_counter(connection)
 
-    def catch_up(self, events: Chain | None = None) -> None:
-        """Bring the counters to the last entry, where a crash came between, or make the witness where there is none yet.
-
-        `events`: just read, with counters that were there; where these are at their end nothing is left to do.
-        """
-        if events is not None:
-            newest = Counter(entries=len(events), head=events[-1].digest.hex())
-            if all(counter == newest for counter in self._read_counters()):
-                return
+    def catch_up(self) -> None:
+        """Bring the counters to the last entry, where a crash came between, or make the witness where there is none yet."""
         with self._connected("rw") as connection:
             self._advance_counter(connection)
 
@@ -256,7 +262,7 @@ class LedgerFiles:
         connection.execute("BEGIN IMMEDIATE")  # serialises writers of the counter; the figures below are the newest
         try:
             entries, head = connection.execute("SELECT seq, digest FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-            newest = Counter(entries=entries, head=bytes(head).hex())
+            newest = _counter_of(entries, bytes(head))
             if any(not counter.exists() or _read_counter(counter) != newest for counter in self.counters):
                 self._write_counters(newest)
         finally:
@@ -269,9 +275,10 @@ class LedgerFiles:
         for counter in self.counters:
             write_whole(counter, newest.model_dump_json().encode())
 
-    def _verified(self, connection: sqlite3.Connection, counters: Sequence[Counter]) -> Chain:
+    def _verified(self, find: Callable[[], Chain], counters: Sequence[Counter]) -> Chain:
+        """Known from before, or found now. Raises LedgerDamaged, LedgerRolledBack."""
         try:
-            events = _chains.of(self.database, lambda: read_chain(_rows(connection)))
+            events = _chains.of(self.database, find)
         except ChainError as error:
             raise LedgerDamaged(f"{self.database} does not verify: {error}; {RESTORE}") from error
         for counter in counters:
@@ -296,6 +303,10 @@ class Appender:
     def add(self, row: Row) -> None:
         """Add the row; it counts once the transaction has ended."""
         _insert(self.connection, row)
+
+
+def _counter_of(entries: int, head: bytes) -> Counter:
+    return Counter(entries=entries, head=head.hex())
 
 
 def _read_counter(path: Path) -> Counter:
@@ -337,6 +348,10 @@ def _connect(database: Path, mode: str) -> sqlite3.Connection:
 def _rows(connection: sqlite3.Connection) -> Iterator[Row]:
     rows = connection.execute("SELECT seq, at, kind, body, previous, digest FROM events ORDER BY seq")
     return (Row(*row) for row in rows)
+
+
+def _chain_of(connection: sqlite3.Connection) -> Chain:
+    return read_chain(_rows(connection))
 
 
 def _insert(connection: sqlite3.Connection, row: Row) -> None:

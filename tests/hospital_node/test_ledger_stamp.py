@@ -13,7 +13,7 @@ import pytest
 from ledger_world import at, make_plan, new_ledger, release
 
 from hospital_node import ledger_chain, ledger_stamp, ledger_store
-from hospital_node.ledger import Ledger, LedgerDamaged, LedgerError, LedgerRolledBack
+from hospital_node.ledger import Ledger, LedgerDamaged, LedgerError, LedgerMissing, LedgerRolledBack
 from hospital_node.ledger_stamp import SETTLED_COARSE_NS, SETTLED_NS, Stamp, Unwritten, stamp_of
 
 PLAN = make_plan()
@@ -132,13 +132,46 @@ def test_the_counters_are_compared_although_the_chain_is_known(path: Path) -> No
         ledger.authorize(PLAN, 3)
 
 
+def refused(*_: object) -> sqlite3.Connection:
+    raise sqlite3.OperationalError("gone")
+
+
 @pytest.mark.usefixtures("later")
 def test_a_file_that_cannot_be_opened_any_more_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger.open(path)
+    asked = ledger.authorize(PLAN, 3)
+    monkeypatch.setattr(ledger_store, "_connect", refused)
+    with pytest.raises(LedgerError, match="gone"):  # nothing is charged on what was known before
+        ledger.commit(asked, b"u" * 32, b"s" * 16, at(90))
+    os.utime(path)
+    for question in (lambda: ledger.authorize(PLAN, 3), lambda: Ledger.open(path), ledger.rows):
+        with pytest.raises(LedgerError, match="gone"):
+            question()
+
+
+@pytest.mark.usefixtures("later")
+def test_a_file_that_nobody_wrote_to_is_not_opened_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Ledger.open(path).events()
+    monkeypatch.setattr(ledger_store, "_connect", refused)
+    ledger = Ledger.open(path)
+    assert ledger.opened_on == ledger.events() == before
+    assert ledger.authorize(PLAN, 3).round == 3
+
+
+@pytest.mark.usefixtures("later")
+def test_a_file_that_is_gone_is_missed_although_the_chain_is_known(path: Path) -> None:
+    ledger = Ledger.open(path)
     ledger.authorize(PLAN, 3)
-    monkeypatch.setattr(ledger_store, "_connect", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError("gone")))
-    with pytest.raises(LedgerError, match="gone"):
+    path.unlink()
+    with pytest.raises(LedgerMissing):
         ledger.authorize(PLAN, 3)
+
+
+def test_an_opened_ledger_says_what_it_was_opened_on_and_asks_again(path: Path) -> None:
+    ledger = Ledger.open(path)
+    release(Ledger.open(path), PLAN, 3)
+    assert len(ledger.events()) == len(ledger.opened_on) + 2
+    assert ledger.events()[: len(ledger.opened_on)] == tuple(ledger.opened_on)
 
 
 @pytest.mark.usefixtures("later")
