@@ -1,7 +1,8 @@
 """Keeps progress.json and leaves.json current: what the hospital's own app shows of a running node.
 
-This file decides nothing. Steps are written at most twice a second, because each write is synced to disk. A disk that cannot be
-written costs people the view, never the round: it is logged, and what was to be counted is counted with the next write.
+This file decides nothing. What is shown already, and steps, are written at most twice a second, which is as often as anybody
+looks. A disk that cannot be written costs people the view, never the round: it is logged, and what was to be counted is counted
+with the next write.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from hospital_node.progress import Item, Leaves, LocalProgress, NodePhase, read_
 from hospital_node.state import StateFolder
 from hospital_node.traffic import ByteMeter
 
-STEP_WRITE_S = 0.5
+REWRITE_S = 0.5
 
 Clock = Callable[[], float]  # seconds since 1970
 
@@ -76,13 +77,13 @@ class Display:
                 "step": 0,
                 "steps": 0,
             }
-            self._write(fields, now)
+            if self._due or any(getattr(self._shown, name) != value for name, value in fields.items()):
+                self._write(fields, now)
 
     def steps(self, phase: NodePhase, step: int, steps: int) -> None:
         """How far the phase is; ignored where the node has gone on to another phase."""
         with self._lock:
-            due = step >= steps or self._clock() - self._written_s >= STEP_WRITE_S
-            if phase == self._shown.phase and due:
+            if phase == self._shown.phase and (step >= steps or self._due):
                 self._write({"step": step, "steps": steps}, self._now())
 
     def count(self, meter: ByteMeter, round_number: int) -> int:
@@ -98,6 +99,10 @@ class Display:
         else:
             self._uncounted.clear()
         return sum(sent.values())
+
+    @property
+    def _due(self) -> bool:
+        return self._clock() - self._written_s >= REWRITE_S
 
     def _write(self, fields: dict[str, object], now: datetime) -> None:
         self._shown = self._shown.model_copy(update={**fields, "updated_at": now})

@@ -1,8 +1,8 @@
 """What the hospital's own app may see while its node runs: live progress, and the bytes that left, by item.
 
 Rule: nothing here is sent anywhere. Progress holds steps and a sentence, never a loss, a count of drawn patients or a name
-of a file. Both files are replaced as a whole (temporary file, fsync, rename), so a reader finds the old one, the new one or
-none, and never half of one.
+of a file. Both files are replaced as a whole (temporary file, rename), so a reader finds the old one, the new one or none, and
+never half of one. What left is synced, because it adds up; progress is a view, which a node that starts writes anew.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, Literal, Self, TypeAlias, TypeVar, get_args
 
 from pydantic import AwareDatetime, Field, ValidationError
 
-from hospital_node.durable import write_whole
+from hospital_node.durable import write_view, write_whole
 from proto.plan import Frozen
 
 PROGRESS_FILE: Final = "progress.json"
@@ -91,7 +91,7 @@ class Leaves(Frozen):
 
 def write_progress(path: Path, progress: LocalProgress) -> None:
     """Replace `path` by this progress."""
-    write_whole(path, progress.model_dump_json().encode())
+    write_view(path, progress.model_dump_json().encode())
 
 
 def read_progress(path: Path) -> LocalProgress | None:

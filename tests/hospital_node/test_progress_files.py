@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +15,20 @@ from hypothesis import strategies as st
 from ledger_world import START, at
 from pydantic import ValidationError
 
-from hospital_node import durable
+from hospital_node import display, durable
+from hospital_node.display import REWRITE_S, Display
 from hospital_node.progress import (
     ITEMS,
     Item,
     Leaves,
     LocalProgress,
+    NodePhase,
     read_leaves,
     read_progress,
     write_leaves,
     write_progress,
 )
+from hospital_node.state import StateFolder
 
 EMPTY = Leaves(study="lidc", updated_at=START)
 READERS = pytest.mark.parametrize("read", [read_progress, read_leaves])
@@ -88,17 +92,52 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     assert steps == sorted(steps)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    path, old = tmp_path / "leaves.json", EMPTY.sent(1, {"mask": 10}, at(1))
+    write_leaves(path, old)
+    monkeypatch.setattr(durable.os, call, fail)
+    with pytest.raises(OSError, match="no space"):
+        write_leaves(path, old.sent(2, {"mask": 10}, at(2)))
+    assert read_leaves(path) == old
+
+
+def fail(*_: object) -> None:
+    raise OSError("no space")
+
+
+@pytest.mark.parametrize("call", ["write", "replace"])
+def test_progress_that_cannot_be_written_is_said_and_the_old_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     path = tmp_path / "progress.json"
     write_progress(path, progress(1))
-
-    def fail(_: int) -> None:
-        raise OSError("no space")
-
-    monkeypatch.setattr(durable.os, "fsync", fail)
+    monkeypatch.setattr(durable.os, call, fail)
     with pytest.raises(OSError, match="no space"):
         write_progress(path, progress(2))
     assert read_progress(path) == progress(1)
+
+
+def test_what_adds_up_is_synced_and_a_view_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = os.fsync
+    names = Path("/proc/self/fd")
+    monkeypatch.setattr(durable.os, "fsync", lambda fd: (synced.append((names / str(fd)).resolve().name), real(fd))[1])
+    write_progress(tmp_path / "progress.json", progress())
+    assert not synced
+    write_leaves(tmp_path / "leaves.json", EMPTY)
+    assert synced == ["leaves.json.partial", tmp_path.name]  # the content, then its name
+
+
+@pytest.mark.parametrize("size", [0, 1, 70_000])
+def test_a_system_that_writes_a_little_at_a_time_gets_everything_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    real, data = os.write, os.urandom(size)
+    monkeypatch.setattr(durable.os, "write", lambda fd, some: real(fd, some[:4097]))
+    durable.write_whole(tmp_path / "file", data)
+    assert (tmp_path / "file").read_bytes() == data
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize(
@@ -136,3 +175,31 @@ def test_a_secret_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         durable.write_secret(tmp_path / "key", b"two")
     assert (tmp_path / "key").read_bytes() == b"one"
+
+
+def test_what_is_shown_already_is_not_written_again_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[LocalProgress] = []
+    monkeypatch.setattr(display, "write_progress", lambda _, shown: written.append(shown))
+    seconds = [1e9]
+    screen = Display(StateFolder(tmp_path), "lidc", lambda: seconds[0])
+    for sentence in ("one", "one", "two", "two"):
+        screen.show("training", sentence, round_number=3)
+    assert [one.sentence for one in written] == ["one", "two"]
+    screen.steps("training", 4, 1000)
+    assert len(written) == 2  # too soon
+    seconds[0] += REWRITE_S
+    screen.steps("training", 5, 1000)
+    screen.show("training", "two", round_number=3)  # a new beginning: its steps are not those
+    seconds[0] += REWRITE_S
+    screen.show("training", "two", round_number=3)  # so that people see that it is alive
+    assert [(one.sentence, one.step) for one in written[2:]] == [("two", 5), ("two", 0), ("two", 0)]
+    assert written[-1].updated_at > written[-2].updated_at
+    assert written[-1].since == written[1].since
+
+
+def test_the_file_says_what_the_display_shows(tmp_path: Path) -> None:
+    screen = Display(StateFolder(tmp_path), "lidc", lambda: 1e9)
+    shown: tuple[tuple[NodePhase, str], ...] = (("training", "one"), ("ready", "one"), ("ready", "one"), ("masking", "two"))
+    for phase, sentence in shown:
+        screen.show(phase, sentence)
+        assert read_progress(tmp_path / "progress.json") == screen.shown
