@@ -62,12 +62,15 @@ class Unwritten(Generic[Found]):
         self._found: OrderedDict[Path, tuple[Stamp, Found]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, database: Path, find: Callable[[], Found]) -> Found:
-        """What `find` gives, or gave when the file was as it is now. Nothing is kept of a file that changes meanwhile."""
+    def of(self, database: Path, find: Callable[[], Found], serves: Callable[[Found], bool] = lambda _: True) -> Found:
+        """What `find` gives, or gave when the file was as it is now. Nothing is kept of a file that changes meanwhile.
+
+        What was kept and does not serve is found again.
+        """
         stamp = stamp_of(database)
         with self._lock:
             kept = self._found.get(database)
-            if stamp is not None and kept is not None and kept[0] == stamp:
+            if stamp is not None and kept is not None and kept[0] == stamp and serves(kept[1]):
                 return kept[1]
             self._found.pop(database, None)  # of a file that is no more: its memory is not kept beside what is found now
         found = find()

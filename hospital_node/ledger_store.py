@@ -75,8 +75,16 @@ ON events (json_extract(body, '$.plan'), json_extract(body, '$.round')) WHERE ki
 ON events (json_extract(body, '$.update_id')) WHERE kind = 'charge'""",
 )
 
-_checked: Final = Unwritten[None]()  # files whose pages and schema were checked
-_chains: Final = Unwritten[Chain]()  # files whose entries were verified, with what they say
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was found in a file that nobody wrote to since: its entries, verified; `checked`: after its pages and schema."""
+
+    chain: Chain
+    checked: bool
+
+
+_known: Final = Unwritten[Known]()
 
 
 class Counter(Frozen):
@@ -162,8 +170,8 @@ class LedgerFiles:
         return self._append_missing(rows)
 
     def _append_missing(self, rows: Sequence[Row]) -> int:
-        self.check()
         with self._connected("rw") as connection:
+            _check(connection, self.database)
             connection.execute("BEGIN IMMEDIATE")
             try:
                 present = tuple(_rows(connection))
@@ -179,27 +187,17 @@ class LedgerFiles:
                     connection.execute("ROLLBACK")
         return len(rows) - len(present)
 
-    def check(self) -> None:
-        """On opening: SQLite's own check of the pages, and the exact schema with its triggers. Raises LedgerDamaged.
-
-        Left out where nobody wrote to the file since it was checked.
-        """
-        _checked.of(self.database, self._check)
-
-    def _check(self) -> None:
-        with self._connected(self.mode) as connection:
-            found = {row[0] for row in connection.execute("SELECT sql FROM sqlite_master")}
-            pages = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        if found != set(DDL):
-            raise LedgerDamaged(f"The tables or triggers of {self.database} were changed: {RESTORE}")
-        if pages != "ok":
-            raise LedgerDamaged(f"{self.database} is damaged ({pages}): {RESTORE}")
-
     def open(self) -> tuple[Chain, bool]:
-        """`check`, then `read`: all entries, and whether a counter has not come to the last of them yet."""
-        self.check()
-        counters = self._read_counters()  # before the entries, as in `read`
-        events = self._verified(self._read_chain, counters)
+        """On opening: SQLite's own check of the pages, and the exact schema with its triggers; then as `read`.
+
+        Left out where nobody wrote to the file since. Also whether a counter has not come to the last entry yet.
+        """
+        try:
+            counters = self._read_counters()
+        except LedgerError:
+            self._verified(self._find_checked, (), checked=True)  # what is wrong with the ledger itself is said first
+            raise
+        events = self._verified(self._find_checked, counters, checked=True)
         newest = _counter_of(len(events), events[-1].digest)
         return events, any(counter != newest for counter in counters)
 
@@ -209,17 +207,22 @@ class LedgerFiles:
         Where nobody wrote to the file since it was verified it is not opened; the counters always are compared.
         """
         counters = self._read_counters()  # first: entries may be added meanwhile, and a ledger ahead of its counters is fine
-        return self._verified(self._read_chain, counters)
+        return self._verified(self._find, counters)
 
-    def _read_chain(self) -> Chain:
+    def _find(self) -> Known:
         with self._connected(self.mode) as connection:
-            return _chain_of(connection)
+            return _found(connection)
+
+    def _find_checked(self) -> Known:
+        with self._connected(self.mode) as connection:
+            _check(connection, self.database)
+            return Known(read_chain(_rows(connection)), checked=True)
 
     def read_rows(self) -> tuple[Row, ...]:
         """All rows, verified like `read`."""
         counters = self._read_counters()
         with self._connected(self.mode) as connection:
-            find = partial(_chain_of, connection)  # the same connection: what is added in between is verified by its reader
+            find = partial(_found, connection)  # the same connection: what is added in between is verified by its reader
             self._verified(find, counters)
             return tuple(_rows(connection))
 
@@ -229,7 +232,7 @@ class LedgerFiles:
         with self._connected("rw") as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
-                yield Appender(connection, self._verified(partial(_chain_of, connection), self._read_counters()))
+                yield Appender(connection, self._verified(partial(_found, connection), self._read_counters()))
                 connection.execute("COMMIT")
             finally:
                 if connection.in_transaction:
@@ -275,10 +278,10 @@ class LedgerFiles:
         for counter in self.counters:
             write_whole(counter, newest.model_dump_json().encode())
 
-    def _verified(self, find: Callable[[], Chain], counters: Sequence[Counter]) -> Chain:
+    def _verified(self, find: Callable[[], Known], counters: Sequence[Counter], *, checked: bool = False) -> Chain:
         """Known from before, or found now. Raises LedgerDamaged, LedgerRolledBack."""
         try:
-            events = _chains.of(self.database, find)
+            events = _known.of(self.database, find, lambda known: known.checked or not checked).chain
         except ChainError as error:
             raise LedgerDamaged(f"{self.database} does not verify: {error}; {RESTORE}") from error
         for counter in counters:
@@ -350,8 +353,17 @@ def _rows(connection: sqlite3.Connection) -> Iterator[Row]:
     return (Row(*row) for row in rows)
 
 
-def _chain_of(connection: sqlite3.Connection) -> Chain:
-    return read_chain(_rows(connection))
+def _found(connection: sqlite3.Connection) -> Known:
+    return Known(read_chain(_rows(connection)), checked=False)
+
+
+def _check(connection: sqlite3.Connection, database: Path) -> None:
+    found = {row[0] for row in connection.execute("SELECT sql FROM sqlite_master")}
+    pages = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    if found != set(DDL):
+        raise LedgerDamaged(f"The tables or triggers of {database} were changed: {RESTORE}")
+    if pages != "ok":
+        raise LedgerDamaged(f"{database} is damaged ({pages}): {RESTORE}")
 
 
 def _insert(connection: sqlite3.Connection, row: Row) -> None:

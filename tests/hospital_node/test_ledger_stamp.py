@@ -158,6 +158,48 @@ def test_a_file_that_nobody_wrote_to_is_not_opened_again(path: Path, monkeypatch
     assert ledger.authorize(PLAN, 3).round == 3
 
 
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files to which connections were made, each time anew."""
+    seen: list[Path] = []
+    connect = ledger_store._connect
+    monkeypatch.setattr(ledger_store, "_connect", lambda path, mode: (seen.append(path), connect(path, mode))[1])
+    return seen
+
+
+@pytest.mark.usefixtures("later")
+def test_after_a_write_pages_schema_and_entries_are_looked_at_over_one_connection(
+    path: Path, hashed: list[int], opened: list[Path]
+) -> None:
+    Ledger.open(path)
+    release(Ledger.open(path), PLAN, 3)
+    hashed.clear()
+    opened.clear()
+    Ledger.open(path).authorize(PLAN, 4)
+    assert len(opened) == 1
+    assert hashed == list(range(1, len(hashed) + 1))
+
+
+@pytest.mark.usefixtures("later")
+def test_an_opening_checks_pages_and_schema_although_the_entries_are_known(path: Path) -> None:
+    ledger = Ledger.open(path)
+    unlocked(path)
+    ledger.events()  # as for every question between two openings, the entries alone
+    with pytest.raises(LedgerDamaged, match="triggers"):
+        Ledger.open(path)
+
+
+@pytest.mark.parametrize("change", [unlocked, flipped])
+def test_of_a_damaged_ledger_without_its_counter_the_damage_is_said(path: Path, change: Callable[[Path], None]) -> None:
+    change(path)
+    path.with_suffix(".counter").unlink()
+    with pytest.raises(LedgerDamaged):
+        Ledger.open(path)
+    path.unlink()
+    with pytest.raises(LedgerMissing):
+        Ledger.open(path)
+
+
 @pytest.mark.usefixtures("later")
 def test_a_file_that_is_gone_is_missed_although_the_chain_is_known(path: Path) -> None:
     ledger = Ledger.open(path)
