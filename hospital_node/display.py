@@ -8,12 +8,11 @@ with the next write.
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 from hospital_node.logs import logger
-from hospital_node.progress import Item, Leaves, LocalProgress, NodePhase, read_leaves, write_leaves, write_progress
+from hospital_node.progress import Leaves, LocalProgress, NodePhase, read_leaves, write_leaves, write_progress
 from hospital_node.state import StateFolder
 from hospital_node.traffic import ByteMeter
 
@@ -30,7 +29,8 @@ class Display:
         self._clock = clock
         self._lock = threading.Lock()
         self._written_s = 0.0
-        self._uncounted: Counter[Item] = Counter()  # bytes that left and that leaves.json does not have yet
+        self._leaves: Leaves | None = None  # what left, as far as it was counted; leaves.json may have less
+        self._counted_s = 0.0  # when leaves.json was written last
         now = self._now()
         self._shown = LocalProgress(
             study=study,
@@ -86,18 +86,21 @@ class Display:
             if phase == self._shown.phase and (step >= steps or self._due):
                 self._write({"step": step, "steps": steps}, self._now())
 
-    def count(self, meter: ByteMeter, round_number: int) -> int:
-        """Add what the meter holds to leaves.json; returns the bytes sent."""
-        now = self._now()
-        sent = meter.take()
-        self._uncounted.update(sent)
+    def count(self, meter: ByteMeter, round_number: int, *, at_once: bool = True) -> int:
+        """Add what the meter holds to leaves.json; returns the bytes sent.
+
+        Not `at_once`: where the file was written just now, it is written with what is counted next.
+        """
+        now, sent = self._now(), {}
         try:
-            before = read_leaves(self._folder.leaves) or Leaves(study=self._shown.study, updated_at=now)
-            write_leaves(self._folder.leaves, before.sent(round_number, self._uncounted, now))
+            before = self._leaves or read_leaves(self._folder.leaves) or Leaves(study=self._shown.study, updated_at=now)
+            sent = meter.take()
+            self._leaves = before.sent(round_number, sent, now)
+            if at_once or self._clock() - self._counted_s >= REWRITE_S:
+                write_leaves(self._folder.leaves, self._leaves)
+                self._counted_s = self._clock()
         except OSError as error:
             _unwritable(error)
-        else:
-            self._uncounted.clear()
         return sum(sent.values())
 
     @property

@@ -14,6 +14,7 @@ from certs.identity import Identity
 from hospital_node.attendance import AttendanceBook
 from hospital_node.follow_log import LogWatch
 from hospital_node.ledger import Charge, Ledger, LedgerError
+from hospital_node.ledger_chain import Chain
 from hospital_node.link import Link, OrderStale
 from hospital_node.logs import logger
 from hospital_node.receipt_book import Known, ReceiptBook, Traffic
@@ -110,8 +111,11 @@ class Evidence:
         """The round was not trained here."""
         self._declined[round_number] = outcome, code
 
-    def result(self, link: Link, order: pb.RoundResult) -> None:
-        """A round is over. A receipt of one that this node entered is written even where the log then refuses. WorkFailed."""
+    def result(self, link: Link, order: pb.RoundResult, recorded: Chain | None = None) -> None:
+        """A round is over. A receipt of one that this node entered is written even where the log then refuses. WorkFailed.
+
+        `recorded`: the ledger's entries where its result was just recorded there.
+        """
         assert self._watch is not None
         self._pending = None
         self._results = {order.round: order}
@@ -120,7 +124,7 @@ class Evidence:
         except OrderStale as error:
             logger().info("log of rounds not read", reason=str(error))  # it stays due
         finally:
-            self._complete(self._ended(order.round))
+            self._complete(self._ended(order.round), recorded)
 
     def finished(self) -> None:
         """The study is over: every round is."""
@@ -137,16 +141,16 @@ class Evidence:
         attended = latest.round if latest is not None and latest.plan == plan.digest().hex() else 0
         return min(claimed, max(watch.ended(claimed), attended))
 
-    def _complete(self, last: int) -> None:
+    def _complete(self, last: int, events: Chain | None = None) -> None:
         """Receipts of all rounds up to `last` that have none, but for one under way."""
         plan, watch = self._plan, self._watch
         if plan is None or watch is None:
             return
         if self._pending is not None:
             last = min(last, self._pending - 1)
-        self._write(plan, min(last, plan.rounds), watch.kept, watch.head())
+        self._write(plan, min(last, plan.rounds), watch.kept, watch.head(), events)
 
-    def _write(self, plan: Plan, last: int, kept: KeptLog | None, head: bytes | None) -> None:
+    def _write(self, plan: Plan, last: int, kept: KeptLog | None, head: bytes | None, events: Chain | None = None) -> None:
         book = self._receipts
         first = 1 if book is None else book.last_round(plan.digest().hex()) + 1
         if book is None or last < first:
@@ -167,7 +171,8 @@ class Evidence:
                 )
                 for number in range(first, last + 1)
             ]
-            count = book.write(plan, rounds, self._ledger().opened_on, self._identity(), self._now())
+            events = self._ledger().opened_on if events is None else events
+            count = book.write(plan, rounds, events, self._identity(), self._now())
         except (OSError, LedgerError, LogDamaged) as error:
             logger().warning("a receipt could not be written; it is made up later", reason=str(error))
             return

@@ -20,7 +20,7 @@ from hospital_node import ledger_decisions as decisions
 from hospital_node import ledger_rules as rules
 from hospital_node.budget import BudgetView, budget_view, unreadable_view
 from hospital_node.cap import Cap
-from hospital_node.ledger_chain import Chain, Event
+from hospital_node.ledger_chain import Chain, Event, followed
 from hospital_node.ledger_errors import (
     AlreadyReleased,
     BudgetExhausted,
@@ -230,12 +230,15 @@ class Ledger:
             )
 
         key = self._files.receipt_key(authorization.study)  # first: a charge without a receipt would be wasted
-        head = self._append(decide, at)
-        return Receipt(head, hmac.digest(key, head, hashlib.sha256))
+        _, row = self._append(decide, at)
+        return Receipt(row.digest, hmac.digest(key, row.digest, hashlib.sha256))
 
-    def record_verified(self, plan: Plan, round_number: int, at: datetime) -> None:
-        """The charged round's result came back and was verified. Recording it twice changes nothing."""
-        self._record_verified(Verified(plan=plan.digest().hex(), round=round_number), plan.study, at)
+    def record_verified(self, plan: Plan, round_number: int, at: datetime) -> Chain:
+        """The charged round's result came back and was verified. Recording it twice changes nothing.
+
+        Returns the entries as they are then: verified inside the transaction, and the one that it added.
+        """
+        return self._record_verified(Verified(plan=plan.digest().hex(), round=round_number), plan.study, at)
 
     def record_result_of(self, charge: Charge, at: datetime) -> None:
         """`record_verified` for a charge that was read from this ledger, where its plan is not at hand."""
@@ -323,19 +326,20 @@ class Ledger:
         self._append(lambda events: withdrawal_entry(withdrawals(events, key), patient, salt, by, reason), at)
         return withdrawn_in(self.events())[-1]
 
-    def _record_verified(self, verified: Verified, study: str, at: datetime) -> None:
-        if rules.is_verified(self.events(), verified.plan, verified.round):
-            return
+    def _record_verified(self, verified: Verified, study: str, at: datetime) -> Chain:
+        events = self.events()
+        if rules.is_verified(events, verified.plan, verified.round):
+            return events
 
         def decide(events: Sequence[Event]) -> Verified:
             if not rules.is_charged(events, verified.plan, verified.round):
                 raise DecisionRefused(f"Round {verified.round} of study '{study}' was never released here: it has no result.")
             return verified
 
-        self._append(decide, at)
+        return followed(*self._append(decide, at))
 
-    def _append(self, decide: Callable[[Sequence[Event]], Entry], at: datetime) -> bytes:
-        """Decide on the verified entries and add one, in one transaction; the new head."""
+    def _append(self, decide: Callable[[Sequence[Event]], Entry], at: datetime) -> tuple[Chain, Row]:
+        """Decide on the verified entries and add one, in one transaction; those entries, and the row added to them."""
         if self._files.mode == "ro":
             raise CannotRecord(f"{self._files.database} is open for reading only.")
         with self._files.appending() as transaction:
@@ -345,7 +349,7 @@ class Ledger:
             last = transaction.events[-1]
             row = make_row(last.seq + 1, at, entry, last.digest)
             transaction.add(row)
-        return row.digest
+        return transaction.events, row
 
 
 def read_budget(path: Path, plan: Plan | None = None, *, witness: Path | None = None) -> BudgetView:

@@ -212,6 +212,12 @@ def read_chain(rows: Iterable[Row]) -> Chain:
     return chain
 
 
+def followed(chain: Chain, row: Row) -> Chain:
+    """`chain` and the row that was just added to it."""
+    at, entry = decoded(row)
+    return chain.then((entry,), ((at - EPOCH) // MICROSECOND,), row.digest)
+
+
 def _follows(row: Row, number: int, previous: bytes) -> None:
     """Raise ChainError unless the row is the one after `previous`, and as it was written."""
     if row.seq != number:

@@ -24,6 +24,7 @@ import numpy as np
 
 from hospital_node.attendance import Attendance, AttendanceBook
 from hospital_node.ledger import Authorization, Ledger, LedgerError
+from hospital_node.ledger_chain import Chain
 from hospital_node.logs import logger
 from hospital_node.session import Charged, MaskingSession, Member, SessionRefused
 from hospital_node.state import StateFolder
@@ -90,6 +91,7 @@ class ReleaseDesk:
         self._clock = clock
         self._variates = variates
         self._attended = attended
+        self._recorded: Chain | None = None
         self._seen = set(folder.seen_sessions())
         self._held: HeldUpdate | None = None
         self._session: MaskingSession | None = None
@@ -196,13 +198,19 @@ class ReleaseDesk:
 
     def result(self, order: pb.RoundResult) -> Outcome:
         """Close the round: record a verified result, forget everything (5). Raises LedgerError where that is not recorded."""
+        self._recorded = None
         outcome = self._outcome(order)
         if self._variates is not None:
             here = outcome is Outcome.NOT_HERE and order.opened and self._member.uri in order.survivors  # before a restart
             self._variates.settle(order.session, counted=here or outcome is Outcome.COUNTED)
         if outcome is Outcome.COUNTED:
-            self._ledger().record_verified(self._plan, order.round, self._now())
+            self._recorded = self._ledger().record_verified(self._plan, order.round, self._now())
         return outcome
+
+    def take_recorded(self) -> Chain | None:
+        """The ledger's entries as the last result left them, once; None where it was not recorded."""
+        recorded, self._recorded = self._recorded, None
+        return recorded
 
     def _outcome(self, order: pb.RoundResult) -> Outcome:
         session = self._session

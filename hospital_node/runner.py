@@ -307,7 +307,7 @@ class Hospital:
             return
         if not at_work.training.is_at(order.round, order.base_digest):
             at_work.drop()
-            self._display.count(self._meter, self._display.shown.round)
+            self._display.count(self._meter, self._display.shown.round, at_once=False)
             try:
                 self._begin(link, at_work, order)
             except (LedgerError, WorkFailed) as error:
@@ -431,7 +431,7 @@ class Hospital:
         reason = order.reason or outcome.value
         self._log.info("round over", round=order.round, survivors=len(order.survivors), bytes=sent_bytes, reason=reason)
         try:
-            self._evidence.result(link, order)
+            self._evidence.result(link, order, at_work.desk.take_recorded())
         except WorkFailed as error:
             self._take_no_part(error)
             return

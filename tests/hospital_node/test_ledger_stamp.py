@@ -209,6 +209,17 @@ def test_a_file_that_is_gone_is_missed_although_the_chain_is_known(path: Path) -
         ledger.authorize(PLAN, 3)
 
 
+def test_what_a_recorded_result_left_is_what_the_file_then_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_chain, "PIECE", 3)  # entries are packed on the way
+    ledger = new_ledger(tmp_path, PLAN)
+    for number in range(1, 6):
+        release(ledger, PLAN, number, verified=False)
+        left = ledger.record_verified(PLAN, number, at(10))
+        assert left == ledger.events()
+        assert list(left) == list(ledger.events())
+        assert ledger.record_verified(PLAN, number, at(11)) == left  # nothing is added twice
+
+
 def test_an_opened_ledger_says_what_it_was_opened_on_and_asks_again(path: Path) -> None:
     ledger = Ledger.open(path)
     release(Ledger.open(path), PLAN, 3)

@@ -246,6 +246,24 @@ def test_a_log_that_is_not_read_at_a_result_is_read_later(alone, monkeypatch):
     assert [(one.round, one.outcome, one.made_up) for one in verify(read_book(path))] == [(1, "aborted", False)]
 
 
+def test_the_receipt_of_a_recorded_result_is_written_from_what_that_left(alone, monkeypatch):
+    evidence, link, path = alone
+    ledger = Ledger.open(path.parent / "ledger.db")
+    ledger.commit(ledger.authorize(PLAN, 1), b"u" * 32, MINE, datetime.fromtimestamp(NOW_S, UTC))
+    left = ledger.record_verified(PLAN, 1, datetime.fromtimestamp(NOW_S, UTC))
+    evidence.joined(link.join())
+    evidence.follow(link)
+    link.log = log_of(PLAN, "a")
+    last = link.log[-1]
+    told = pb.RoundResult(round=1, session=last.session, model_digest=last.model, survivors=last.survivors)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "open", lambda *_, **__: pytest.fail("the ledger is verified once more"))
+        evidence.result(link, told, left)
+    (one,) = verify(read_book(path))
+    check_ledger((one,), ledger.events(), "lidc")
+    assert (one.outcome, one.ledger_entries, one.ledger_head) == ("counted", len(left), ledger.head.hex())
+
+
 def test_a_long_past_is_made_up_for_a_piece_at_a_time(alone):
     evidence, link, path = alone
     plan = make_plan(rounds=120)

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ from hospital_node.progress import (
     write_progress,
 )
 from hospital_node.state import StateFolder
+from hospital_node.traffic import ByteMeter
+from proto import federation_pb2 as pb
+from proto.wire import framed_bytes
 
 EMPTY = Leaves(study="lidc", updated_at=START)
 READERS = pytest.mark.parametrize("read", [read_progress, read_leaves])
@@ -195,6 +199,62 @@ def test_what_is_shown_already_is_not_written_again_at_once(tmp_path: Path, monk
     assert [(one.sentence, one.step) for one in written[2:]] == [("two", 5), ("two", 0), ("two", 0)]
     assert written[-1].updated_at > written[-2].updated_at
     assert written[-1].since == written[1].since
+
+
+@dataclass
+class Counting:
+    """A display that counts into leaves.json."""
+
+    folder: StateFolder
+    seconds: float = 1e9
+    meter: ByteMeter = field(default_factory=ByteMeter)
+
+    def __post_init__(self) -> None:
+        self.display = Display(self.folder, "lidc", lambda: self.seconds)
+
+    def count(self, round_number: int, size: int, *, at_once: bool = True) -> int:
+        """Send so many bytes, and count them."""
+        self.meter.count_sent("mask", pb.Chunk(data=bytes(size)))
+        return self.display.count(self.meter, round_number, at_once=at_once)
+
+    def counted(self) -> tuple[int, int]:
+        """The file: bytes in its last round, and since ever."""
+        leaves = read_leaves(self.folder.leaves)
+        assert leaves is not None
+        return leaves.bytes_of("mask"), sum(entry.sent_bytes for entry in leaves.totals)
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Counting:
+    return Counting(StateFolder(tmp_path))
+
+
+def test_bytes_are_counted_at_once_or_with_those_that_follow(counting: Counting) -> None:
+    first = counting.count(1, 1000)
+    assert counting.counted() == (first, first)
+    later = counting.count(1, 500, at_once=False)
+    assert counting.counted() == (first, first)  # the file was written just now
+    second = counting.count(2, 2000)
+    assert counting.counted() == (second, first + later + second)
+    counting.seconds += REWRITE_S
+    third = counting.count(2, 10, at_once=False)
+    assert counting.counted() == (second + third, first + later + second + third)
+
+
+def test_a_count_that_was_written_goes_on_after_a_restart(counting: Counting) -> None:
+    first = counting.count(1, 1000)
+    again = Counting(counting.folder)
+    assert again.count(2, 0) + first == again.counted()[1]
+
+
+@pytest.mark.parametrize("call", ["read_leaves", "write_leaves"])
+def test_a_disk_that_fails_loses_no_count(counting: Counting, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    sizes = framed_bytes(pb.Chunk(data=bytes(1000))), framed_bytes(pb.Chunk(data=bytes(10)))
+    with monkeypatch.context() as patch:
+        patch.setattr(display, call, fail)
+        counting.count(1, 1000)
+    counting.count(2, 10)
+    assert counting.counted()[1] == sum(sizes)
 
 
 def test_the_file_says_what_the_display_shows(tmp_path: Path) -> None:
