@@ -34,7 +34,7 @@ def log_page(store: RunStore, after: int) -> pb.LogPage:
 
 
 class Pages:
-    """Pages of one run's log, kept until a round ends: every hospital reads the newest one twice a round.
+    """Pages of one run's log, kept until a round ends: every hospital is given the newest one twice a round.
 
     `ended` gives another value once a round has ended, in the step that appends to the log.
     """
@@ -52,6 +52,17 @@ class Pages:
         if number not in self._kept:
             self._kept[number] = log_page(self._store, number)
         return self._kept[number]
+
+    def show(self, instruction: pb.Instruction) -> None:
+        """Put into an order what its reader compares with the log, so that it need not ask for it."""
+        match instruction.WhichOneof("order"):
+            case "train":
+                instruction.train.log.CopyFrom(self.after(instruction.train.round - 1).state)
+            case "result":
+                page = self.after(instruction.result.round - 1)
+                if page.entries and page.entries[0].round == instruction.result.round:
+                    instruction.result.entry.CopyFrom(page.entries[0])
+                    instruction.result.log.CopyFrom(page.state)
 
 
 def bound_head(views: Mapping[bytes, SessionView], session: bytes) -> bytes:

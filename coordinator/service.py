@@ -246,6 +246,7 @@ class Federation(rpc.FederationServicer):
         if isinstance(order, Open):
             self.membership.add_successions(reply.open)
             reply.open.log_head = bound_head(self._run.views, order.session)
+        self._pages.show(reply)
         if isinstance(order, Mask):
             reply.mask.received_bytes = self._run.spool.received_bytes(order.session, caller.uri)
         phase, about = phase_of(order) or self._phase_now(caller), _round_of(order)

@@ -1,7 +1,8 @@
 """Following the coordinator's log: read what is new, keep what fits, and refuse everything else (the rules are in roundlog.py).
 
-Asked for at every connection, at every round's end and before every training; a session is entered only under the head that its
-order binds. While a fork stands nothing is trained, answered or released.
+Looked at with every connection, at every round's end and before every training; a session is entered only under the head that
+its order binds. While a fork stands nothing is trained, answered or released. A head commits to every entry before it: where an
+order brings the head that was kept, or the one entry that follows, nothing is asked for.
 """
 
 from __future__ import annotations
@@ -69,19 +70,16 @@ class LogWatch:
         if kept is None:
             self.refuse_if_stopped()
             return
-        try:
-            self._read_and_compare(link, kept)
-        except (LogForked, LogDamaged) as error:
-            self._stop(error)
-            raise
+        self._unless_forked(lambda: self._read_and_compare(link, kept))
         if self.stopped is not None:
             logger().info("the kept history of rounds is shown again", entries=kept.count)
         self.stopped, self.due = None, False
 
     def before_training(self, link: Link, order: pb.Train) -> None:
         """The round and the model that it starts from follow from the log. Raises as `follow`."""
-        self.follow(link)
         kept = self.kept
+        if self._needs_reading or kept is None or (order.log.entries, order.log.head) != (kept.count, kept.head):
+            self.follow(link)
         if kept is None or not self._served:
             return
         base = kept.model_after(order.round - 1)
@@ -101,8 +99,13 @@ class LogWatch:
 
     def result(self, link: Link, order: pb.RoundResult) -> None:
         """The log has to say of a round what its result said. Raises as `follow`."""
+        kept, asks = self.kept, self._needs_reading
         self._told, self.due = order, True
-        self.follow(link)
+        if kept is None or asks or not order.entry.index == order.log.entries == kept.count + 1:
+            self.follow(link)
+            return
+        self._unless_forked(lambda: self._keep_next(kept, order))
+        self.due = False
 
     def entry(self, round_number: int) -> Entry | None:
         """How a round ended, where the log says so."""
@@ -111,6 +114,24 @@ class LogWatch:
     def head(self) -> bytes | None:
         """Of the kept copy; None where the coordinator keeps no log."""
         return None if self.kept is None or not (self._served or self.kept.count) else self.kept.head
+
+    @property
+    def _needs_reading(self) -> bool:
+        """What an order brings does not do: nothing was read on this connection, or a fork stands that has to be shown gone."""
+        return self.due or self.stopped is not None or not self._served
+
+    def _unless_forked(self, take: Callable[[], None]) -> None:
+        try:
+            take()
+        except (LogForked, LogDamaged) as error:
+            self._stop(error)
+            raise
+
+    def _keep_next(self, kept: KeptLog, order: pb.RoundResult) -> None:
+        self._keep(kept, [_entry(order.entry)])
+        if kept.head != order.log.head:
+            raise LogForked("the head that it names is not that of its last entry")
+        self._check_told()
 
     def _read_and_compare(self, link: Link, kept: KeptLog) -> None:
         if self._served:
@@ -172,10 +193,14 @@ class LogWatch:
 
 def _page(link: Link, after: int) -> tuple[pb.LogState, list[Entry]]:
     page = link.read_log(after)
+    return page.state, [_entry(one) for one in page.entries]
+
+
+def _entry(message: pb.LogEntry) -> Entry:
     try:
-        return page.state, [wire.from_entry(one) for one in page.entries]
+        return wire.from_entry(message)
     except wire.WireError as error:
-        raise LogForked(f"an entry after number {after} cannot be read: {error}") from error
+        raise LogForked(f"entry {message.index} cannot be read: {error}") from error
 
 
 def _from_the_first(link: Link, most: int) -> list[Entry]:

@@ -77,6 +77,11 @@ class ModelMismatch(RuntimeError):
 class Link(Protocol):
     """What the node needs of a connection. Every call may raise LinkLost or LinkRefused; `wake` may come from any thread."""
 
+    @property
+    def polls_say(self) -> bool:
+        """Whether polls may say something: not to a coordinator of an older release. Known once joined."""
+        ...
+
     def join(self) -> pb.JoinReply:
         """First call: compare versions, get the plan."""
         ...
@@ -137,20 +142,17 @@ class GrpcLink:
         )
         self._stub = stub_of(self._channel)
         self._plan = () if config.plan is None else ((PLAN_KEY, config.plan),)  # goes with every call
-        self._polls_say = False
+        self.polls_say = False
 
     def join(self) -> pb.JoinReply:
         """See Link."""
         request = pb.JoinRequest(protocol_version=PROTOCOL_VERSION, software_version=version(DISTRIBUTION))
         reply: pb.JoinReply = self._unary(self._stub.Join, request, "join")
-        self._polls_say = reply.polls_say
+        self.polls_say = reply.polls_say
         return reply
 
     def poll(self, done: int, said: Said | None = None) -> pb.Instruction | None:
         """See Link."""
-        if said is not None and not self._polls_say:
-            say_apart(self, said)
-            said = None
         request = poll_of(done, said)
         arrived = threading.Event()  # of this call alone: a call given up before also ends, later
         self._arrived = arrived

@@ -122,7 +122,7 @@ class Conversation:
     def _polled(self, link: Link) -> pb.Instruction | None:
         """The next instruction; None after a wake, and where what was said is not wanted any more."""
         try:
-            while len(self._unsaid) > 1:
+            while len(self._unsaid) > int(link.polls_say):
                 say_apart(link, self._unsaid[0])
                 self._forget_first()
             order = link.poll(self._done, self._unsaid[0] if self._unsaid else None)

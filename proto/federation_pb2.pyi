@@ -176,16 +176,18 @@ class Wait(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Train(_message.Message):
-    __slots__ = ("round", "base_digest", "base_bytes", "anew")
+    __slots__ = ("round", "base_digest", "base_bytes", "anew", "log")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BASE_BYTES_FIELD_NUMBER: _ClassVar[int]
     ANEW_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
     round: int
     base_digest: bytes
     base_bytes: int
     anew: bool
-    def __init__(self, round: _Optional[int] = ..., base_digest: _Optional[bytes] = ..., base_bytes: _Optional[int] = ..., anew: _Optional[bool] = ...) -> None: ...
+    log: LogState
+    def __init__(self, round: _Optional[int] = ..., base_digest: _Optional[bytes] = ..., base_bytes: _Optional[int] = ..., anew: _Optional[bool] = ..., log: _Optional[_Union[LogState, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("session", "round", "members", "log_head")
@@ -250,7 +252,7 @@ class Reveal(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., confirmations: _Optional[_Iterable[_Union[Confirmation, _Mapping]]] = ...) -> None: ...
 
 class RoundResult(_message.Message):
-    __slots__ = ("round", "session", "survivors", "sum_digest", "model_digest", "opened", "reason")
+    __slots__ = ("round", "session", "survivors", "sum_digest", "model_digest", "opened", "reason", "entry", "log")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SURVIVORS_FIELD_NUMBER: _ClassVar[int]
@@ -258,6 +260,8 @@ class RoundResult(_message.Message):
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
     round: int
     session: bytes
     survivors: _containers.RepeatedScalarFieldContainer[str]
@@ -265,7 +269,9 @@ class RoundResult(_message.Message):
     model_digest: bytes
     opened: bool
     reason: str
-    def __init__(self, round: _Optional[int] = ..., session: _Optional[bytes] = ..., survivors: _Optional[_Iterable[str]] = ..., sum_digest: _Optional[bytes] = ..., model_digest: _Optional[bytes] = ..., opened: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+    entry: LogEntry
+    log: LogState
+    def __init__(self, round: _Optional[int] = ..., session: _Optional[bytes] = ..., survivors: _Optional[_Iterable[str]] = ..., sum_digest: _Optional[bytes] = ..., model_digest: _Optional[bytes] = ..., opened: _Optional[bool] = ..., reason: _Optional[str] = ..., entry: _Optional[_Union[LogEntry, _Mapping]] = ..., log: _Optional[_Union[LogState, _Mapping]] = ...) -> None: ...
 
 class Evaluate(_message.Message):
     __slots__ = ("round", "model_digest", "model_bytes")

@@ -21,6 +21,7 @@ from coordinator.log_pages import KEPT_PAGES, PAGE_ENTRIES, Pages, log_page
 from coordinator.replay import log_of
 from coordinator.store import StoreError, open_store
 from coordinator.store_write import StoreWriter
+from proto import federation_pb2 as pb
 from proto import wire
 from proto.plan import Plan
 from proto.roundlog import check_log, first_head, read_exported
@@ -178,6 +179,34 @@ def test_pages_are_read_once_while_no_round_ends(writer, monkeypatch):
     for after in range(20):
         assert pages.after(after) == log_page(writer, after)
     assert len(pages._kept) <= KEPT_PAGES
+
+
+def test_orders_bring_the_state_of_the_log_and_a_result_its_own_entry(writer):
+    ended = 0
+    pages = Pages(writer, lambda: ended)
+    for number in range(1, 4):
+        end(writer, number, opened=number != 2)
+        ended += 1
+        result, train = pb.Instruction(result=pb.RoundResult(round=number)), pb.Instruction(train=pb.Train(round=number + 1))
+        for order in (result, train):
+            pages.show(order)
+        entry = writer.log_entries()[-1]
+        state = pb.LogState(entries=number, head=entry.head)
+        assert (result.result.log, train.train.log) == (state, state)
+        assert wire.from_entry(result.result.entry) == entry
+    older, wait = pb.Instruction(result=pb.RoundResult(round=1)), pb.Instruction(wait=pb.Wait())
+    pages.show(older)
+    pages.show(wait)
+    assert wire.from_entry(older.result.entry) == writer.log_entries()[0]
+    assert older.result.log.entries == 3
+    assert wait == pb.Instruction(wait=pb.Wait())
+
+
+def test_a_result_of_a_round_that_the_log_does_not_have_brings_nothing(writer):
+    end(writer, 1, opened=True)
+    order = pb.Instruction(result=pb.RoundResult(round=2))
+    Pages(writer, lambda: 0).show(order)
+    assert order == pb.Instruction(result=pb.RoundResult(round=2))
 
 
 # ---- a whole run, killed on its way, and its export ----

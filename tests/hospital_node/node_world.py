@@ -322,6 +322,8 @@ def make_workshop(trainer: Trainer, prepare: Callable[[Plan, Any], Sequence[Any]
 class FakeLink:
     """A Link without sockets: gives out instructions in order, records what leaves, loses what it is told to lose."""
 
+    polls_say = True
+
     def __init__(self, plan: Plan, identity: str = ME) -> None:
         self.reply = pb.JoinReply(protocol_version=PROTOCOL_VERSION, identity=identity, plan=plan.canonical())
         self.box: list[pb.Instruction] = []

@@ -176,6 +176,8 @@ def test_an_order_counts_as_done_only_after_it_was_carried_out() -> None:
             stop.set()
 
     class Line:
+        polls_say = True
+
         def join(self) -> pb.JoinReply:
             return pb.JoinReply()
 

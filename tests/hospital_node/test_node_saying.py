@@ -11,7 +11,7 @@ import pytest
 from node_world import Folders, make_folders
 
 from certs.tls import server_credentials
-from hospital_node.link import GrpcLink, LinkLost, OrderStale, Said, item_of, poll_of
+from hospital_node.link import GrpcLink, LinkLost, OrderStale, Said, item_of, poll_of, say_apart
 from hospital_node.loop import Conversation
 from hospital_node.traffic import ByteMeter
 from proto import federation_pb2 as pb
@@ -27,7 +27,8 @@ Heard = tuple[int, Said | None]
 class Line:
     """A connection that hears polls and does with each what the test says: an instruction's id, None (woken), or an error."""
 
-    def __init__(self, *became: int | type[Exception] | None) -> None:
+    def __init__(self, *became: int | type[Exception] | None, polls_say: bool = True) -> None:
+        self.polls_say = polls_say
         self.became = list(became)
         self.heard: list[Heard] = []
         self.apart: list[Said] = []
@@ -138,6 +139,12 @@ def test_what_was_to_be_said_of_another_plan_is_forgotten() -> None:
     assert line.heard == [(0, None)]
 
 
+@pytest.mark.parametrize("became", [4, None, LinkLost])
+def test_an_older_coordinator_is_told_once_whatever_becomes_of_the_poll(became: int | type[LinkLost] | None) -> None:
+    line = talked(Line(became, 7, polls_say=False), ADVERT, None)
+    assert (line.apart, [said for _, said in line.heard]) == ([ADVERT], [None, None])
+
+
 # ---- over a connection ----
 
 
@@ -189,7 +196,10 @@ def test_an_older_coordinator_is_told_by_a_call_of_its_own(
     with closing(GrpcLink(folders.config.model_copy(update={"coordinator": f"127.0.0.1:{port}"}), meter)) as link:
         link.join()
         meter.take()
-        assert link.poll(5, said) is not None
+        assert link.polls_say == says.polls_say
+        if not link.polls_say:
+            say_apart(link, said)
+        assert link.poll(5, said if link.polls_say else None) is not None
     own = ("Answer" if isinstance(said, pb.PhaseAnswer) else "Report", said)
     apart = [own, ("Poll", pb.PollRequest(done=5))]
     assert says.calls == ([("Poll", poll_of(5, said))] if says.polls_say else apart)
