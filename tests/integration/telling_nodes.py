@@ -113,7 +113,7 @@ class LeakyLink(GrpcLink):
     def upload(self, parts, total_bytes):
         def leaking():
             for part in parts:
-                if part.WhichOneof("part") == "header":
+                if isinstance(part, pb.UploadChunk) and part.HasField("header"):
                     part.header.receipt = np.float64(self._told.losses[0]).tobytes() + part.header.receipt[8:]
                 yield part
 
