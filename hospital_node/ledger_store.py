@@ -18,7 +18,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 from urllib.parse import quote
@@ -36,7 +36,7 @@ from hospital_node.ledger_errors import (
     LedgerRolledBack,
 )
 from hospital_node.ledger_schema import ChainError, Row
-from hospital_node.ledger_stamp import Unwritten
+from hospital_node.ledger_stamp import KEPT_FILES, Unwritten
 from proto.plan import Frozen
 
 Mode: TypeAlias = Literal["ro", "rw"]
@@ -107,8 +107,7 @@ class LedgerFiles:
     @classmethod
     def beside(cls, database: Path, witness: Path | None, mode: Mode) -> LedgerFiles:
         """ledger.db, ledger.counter and ledger.key in one folder: that of the file itself, where `database` is a link to it."""
-        real = database.resolve()
-        return cls(real, real.with_suffix(".counter"), real.with_suffix(".key"), witness, mode)
+        return _files_of(database.resolve(), witness, mode)
 
     @property
     def counters(self) -> tuple[Path, ...]:
@@ -294,6 +293,11 @@ class LedgerFiles:
             raise LedgerMissing(f"There is no ledger at {self.database}: approve a plan first, or restore it if there was one.")
         with _disk_errors(self.database), contextlib.closing(_connect(self.database, mode)) as connection:
             yield connection
+
+
+@lru_cache(maxsize=KEPT_FILES)  # a node asks for its own nine times in a round
+def _files_of(database: Path, witness: Path | None, mode: Mode) -> LedgerFiles:
+    return LedgerFiles(database, database.with_suffix(".counter"), database.with_suffix(".key"), witness, mode)
 
 
 @dataclass(frozen=True, slots=True)
