@@ -158,6 +158,7 @@ class ScriptedNode:
     pinned: dict[str, bytes]
     train: Callable[[int], Vector]
     die_before: str = ""
+    last_round: int = 0  # dies when it is asked to train in a later one
     tamper: Callable[[Iterator[pb.UploadChunk]], Iterator[pb.UploadChunk]] = field(default=lambda messages: messages)
     refuse: dict[str, tuple[str, str]] = field(default_factory=dict)  # phase -> code, culprit
     done: int = 0
@@ -183,7 +184,7 @@ class ScriptedNode:
                 self.done = order.id
                 kind = order.WhichOneof("order")
                 phase = {"open": "advertise"}.get(kind, kind)
-                if phase == self.die_before:
+                if phase == self.die_before or (kind == "train" and 0 < self.last_round < order.train.round):
                     return
                 if phase in {"share", "mask", "confirm", "reveal"} and self.state is None:
                     self.refuse[phase] = "unknown-session", "unknown"  # it was restarted meanwhile

@@ -359,14 +359,13 @@ def test_a_restarted_coordinator_goes_on_after_the_last_finished_round(tmp_path,
     plan = small_plan(4, rounds=3)
     config = write_study(tmp_path, identities, plan)
     first, second = hospitals(config, identities, plan), hospitals(config, identities, plan)
+    for node in first:
+        node.last_round = 1
 
     async def scenario():
         async with coordinating(config):
-            lives = [asyncio.create_task(node.live()) for node in first]
-            await until(lambda: all(node.results for node in first))
-            for life in lives:
-                life.cancel()
-            await asyncio.gather(*lives, return_exceptions=True)
+            await live_all(first)
+        assert all(node.results for node in first)
         done_before = max(node.done for node in first)
         for node in second:
             node.done = 0
@@ -394,14 +393,13 @@ def test_the_servers_memory_survives_a_restart(tmp_path, identities, aggregation
     plan = small_plan(3, rounds=2).model_copy(update={"aggregation": aggregation})
     config = write_study(tmp_path, identities, plan)
     first, second = hospitals(config, identities, plan), hospitals(config, identities, plan)
+    for node in first:
+        node.last_round = 1
 
     async def scenario():
         async with coordinating(config) as run:
-            lives = [asyncio.create_task(node.live()) for node in first]
-            await until(lambda: run.state.round == 2)
-            for life in lives:
-                life.cancel()
-            await asyncio.gather(*lives, return_exceptions=True)
+            await live_all(first)
+            assert run.state.round == 2
         async with coordinating(config):
             await live_all(second)
 
