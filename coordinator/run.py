@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -311,7 +312,7 @@ class Run:
 
     def _opened(self, view: SessionView, session: bytes, survivors: tuple[str, ...], base: str) -> ev.Opened:
         total = np.zeros(view.params.words, dtype=np.uint64)
-        self.spool.add_all(session, survivors, partial(add_upload, total))
+        self.spool.add_all(session, survivors, partial(add_upload, total), self.machine.threads)
         opened = open_sum(view, total, threads=self.machine.threads, door=self.machine.door)
         for uri in opened.wrong_shares:
             log.warning("wrong shares were corrected", party=short_name(uri))
@@ -320,8 +321,10 @@ class Run:
         if self.plan.buffer is not None:
             weights = [self.plan.hospital(uri).weight for uri in survivors]
             mean = mean * np.float32(damping(weights, [view.params.weight(uri) for uri in survivors]))
-        published, memory = next_model(self.plan, self.layout, before, mean, memory, number, survivors)
-        mean_digest, digest = self.models.write_mean(mean), self.models.write(published, memory)
+        with ThreadPoolExecutor(1) as beside:
+            mean_written = beside.submit(self.models.write_mean, mean)
+            published, memory = next_model(self.plan, self.layout, before, mean, memory, number, survivors)
+            digest, mean_digest = self.models.write(published, memory), mean_written.result()
         self.models.export(scaffold.taken_apart(self.plan, published)[0], number)
         return ev.Opened(session, opened.sum_digest, digest, opened.extras, mean_digest)
 

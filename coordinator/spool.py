@@ -12,8 +12,9 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from io import BufferedReader
+from io import FileIO
 from pathlib import Path
 from typing import Self
 
@@ -148,16 +149,21 @@ class Spool:
         except FileNotFoundError:
             return 0
 
-    def add_all(self, session: bytes, parties: tuple[str, ...], add: Callable[[memoryview, int], None]) -> None:
+    def add_all(
+        self, session: bytes, parties: tuple[str, ...], add: Callable[[memoryview, int], None], threads: int = 1
+    ) -> None:
         """Call add(words, offset in bytes) for every piece of every accepted upload; all have the same length.
 
-        The words are overwritten by those of the next call. Raises SpoolError.
+        Each of `threads` has a part of the length to itself. The words are overwritten by those of its next call.
+        Raises SpoolError.
         """
         try:
-            for first in range(0, len(parties), FILES_AT_ONCE):
-                with ExitStack() as opened:
+            with ThreadPoolExecutor(threads) as pool:
+                for first in range(0, len(parties), FILES_AT_ONCE):
                     paths = [self._path_of(session, party) for party in parties[first : first + FILES_AT_ONCE]]
-                    _add_files([opened.enter_context(path.open("rb")) for path in paths], add)
+                    parts = _parts(paths[0].stat().st_size, threads)
+                    for added in [pool.submit(_add_part, paths, add, start, stop) for start, stop in parts]:
+                        added.result()
         except OSError as error:
             raise SpoolError(f"cannot read the spool {self._folder}: {error.strerror}") from error
 
@@ -178,15 +184,30 @@ def _part_of(final: Path) -> Path:
     return final.with_name(f"{final.name}.part")
 
 
-def _add_files(files: Sequence[BufferedReader], add: Callable[[memoryview, int], None]) -> None:
-    """The first piece of every file, then the second of every file, until they end."""
+def _parts(total_bytes: int, count: int) -> list[tuple[int, int | None]]:
+    """(start, end) of about equal parts, each of whole pieces; the last has no end but that of the files."""
+    step = -(-total_bytes // (count * READ_BYTES)) * READ_BYTES
+    starts = range(0, total_bytes, step) if step else range(1)
+    return [(start, start + step if start + step < total_bytes else None) for start in starts]
+
+
+def _add_part(paths: Sequence[Path], add: Callable[[memoryview, int], None], start: int, stop: int | None) -> None:
+    """The first piece of every file, then the second of every file, from `start` to `stop`, or until they end."""
     buffer = memoryview(bytearray(READ_BYTES))
-    for at in itertools.count(0, READ_BYTES):
-        sizes = set()
+    with ExitStack() as opened:
+        files = [opened.enter_context(path.open("rb", buffering=0)) for path in paths]
         for file in files:
-            size = file.readinto(buffer)
-            if size:
-                add(buffer[:size], at)
-            sizes.add(size)
-        if max(sizes) < READ_BYTES:
-            return
+            file.seek(start)
+        for at in itertools.count(start, READ_BYTES) if stop is None else range(start, stop, READ_BYTES):
+            if max(_add_piece(file, buffer, add, at) for file in files) < READ_BYTES:
+                return
+
+
+def _add_piece(file: FileIO, buffer: memoryview, add: Callable[[memoryview, int], None], at: int) -> int:
+    """Its bytes: fewer than a piece at the file's end."""
+    size = 0
+    while size < len(buffer) and (read_bytes := file.readinto(buffer[size:])):
+        size += read_bytes
+    if size:
+        add(buffer[:size], at)
+    return size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -124,7 +125,9 @@ def test_the_sum_of_spooled_uploads_is_the_sum_of_their_words(tmp_path_factory, 
             spooled.sync()
             spooled.accept()
     total = np.zeros(5, np.uint64)
-    spool.add_all(b"session", parties, lambda piece, at: add_upload(total, piece, at))
+    threads, read_bytes = data.draw(st.integers(1, 4)), 8 * data.draw(st.integers(1, 6))
+    with mock.patch("coordinator.spool.READ_BYTES", read_bytes):
+        spool.add_all(b"session", parties, lambda piece, at: add_upload(total, piece, at), threads)
     assert [int(word) for word in total] == [sum(column) % 2**64 for column in zip(*uploads, strict=True)]
     spool.clear(b"session")
     assert spool.held() == []
