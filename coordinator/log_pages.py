@@ -43,12 +43,13 @@ class Pages:
         self._store, self._ended = store, ended
         self._as_of: Hashable = None
         self._kept: dict[int, pb.LogPage] = {}
+        self._log: pb.LogState | None = None
 
     def after(self, number: int) -> pb.LogPage:
         """As `log_page`; not to be changed."""
-        if self._as_of != self._ended() or (len(self._kept) >= KEPT_PAGES and number not in self._kept):
+        self._as_of_now()
+        if len(self._kept) >= KEPT_PAGES and number not in self._kept:
             self._kept.clear()
-            self._as_of = self._ended()
         if number not in self._kept:
             self._kept[number] = log_page(self._store, number)
         return self._kept[number]
@@ -57,12 +58,22 @@ class Pages:
         """Put into an order what its reader compares with the log, so that it need not ask for it."""
         match instruction.WhichOneof("order"):
             case "train":
-                instruction.train.log.CopyFrom(self.after(instruction.train.round - 1).state)
-            case "result":
+                instruction.train.log.CopyFrom(self._state())
+            case "result" if self._state().entries == instruction.result.round:  # an older one serves nobody
                 page = self.after(instruction.result.round - 1)
-                if page.entries and page.entries[0].round == instruction.result.round:
-                    instruction.result.entry.CopyFrom(page.entries[0])
-                    instruction.result.log.CopyFrom(page.state)
+                instruction.result.entry.CopyFrom(page.entries[0])
+                instruction.result.log.CopyFrom(page.state)
+
+    def _state(self) -> pb.LogState:
+        self._as_of_now()
+        if self._log is None:
+            self._log = log_state(self._store)
+        return self._log
+
+    def _as_of_now(self) -> None:
+        if self._as_of != self._ended():
+            self._kept.clear()
+            self._log, self._as_of = None, self._ended()
 
 
 def bound_head(views: Mapping[bytes, SessionView], session: bytes) -> bytes:

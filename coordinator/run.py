@@ -28,13 +28,13 @@ from coordinator.journal import JournalError
 from coordinator.machine import Machine
 from coordinator.mailbox import Mailbox, first_id
 from coordinator.meter import Meter
-from coordinator.models import ModelError, ModelFolder, read_start
+from coordinator.models import ModelFolder, read_start
 from coordinator.optimizer import next_model
 from coordinator.presence import HEARD_EVERY_S, is_present
 from coordinator.record import STORED, shows_at_once, store_effect, store_session
 from coordinator.resume import Restored, restore, result_again
 from coordinator.rounds import step
-from coordinator.spool import Spool, SpoolError
+from coordinator.spool import Spool
 from coordinator.state import Phase, Standing, State, begin, member_view, seats_of, smallest_cohort, waiting_for
 from coordinator.status import HEARTBEAT_S
 from coordinator.store import StoreError
@@ -299,7 +299,7 @@ class Run:
         view, base = self.views[session], self.state.base_digest.hex()
         try:
             event: ev.Event = await asyncio.to_thread(self._opened, view, session, survivors, base)
-        except (SecaggError, SpoolError, ModelError, ValueError) as error:
+        except (SecaggError, ValueError, RuntimeError, OSError) as error:  # of spool and models, and no thread or file left
             event = ev.SessionBroken(session, str(error))
         while True:
             try:

@@ -158,11 +158,12 @@ class Spool:
         Raises SpoolError.
         """
         try:
-            with ThreadPoolExecutor(threads) as pool:
-                for first in range(0, len(parties), FILES_AT_ONCE):
+            for first in range(0, len(parties), FILES_AT_ONCE):
+                with ExitStack() as opened, ThreadPoolExecutor(threads) as pool:
                     paths = [self._path_of(session, party) for party in parties[first : first + FILES_AT_ONCE]]
-                    parts = _parts(paths[0].stat().st_size, threads)
-                    for added in [pool.submit(_add_part, paths, add, start, stop) for start, stop in parts]:
+                    files = [opened.enter_context(path.open("rb", buffering=0)) for path in paths]
+                    parts = _parts(os.fstat(files[0].fileno()).st_size, threads)
+                    for added in [pool.submit(_add_part, files, add, start, stop) for start, stop in parts]:
                         added.result()
         except OSError as error:
             raise SpoolError(f"cannot read the spool {self._folder}: {error.strerror}") from error
@@ -191,22 +192,18 @@ def _parts(total_bytes: int, count: int) -> list[tuple[int, int | None]]:
     return [(start, start + step if start + step < total_bytes else None) for start in starts]
 
 
-def _add_part(paths: Sequence[Path], add: Callable[[memoryview, int], None], start: int, stop: int | None) -> None:
+def _add_part(files: Sequence[FileIO], add: Callable[[memoryview, int], None], start: int, stop: int | None) -> None:
     """The first piece of every file, then the second of every file, from `start` to `stop`, or until they end."""
     buffer = memoryview(bytearray(READ_BYTES))
-    with ExitStack() as opened:
-        files = [opened.enter_context(path.open("rb", buffering=0)) for path in paths]
-        for file in files:
-            file.seek(start)
-        for at in itertools.count(start, READ_BYTES) if stop is None else range(start, stop, READ_BYTES):
-            if max(_add_piece(file, buffer, add, at) for file in files) < READ_BYTES:
-                return
+    for at in itertools.count(start, READ_BYTES) if stop is None else range(start, stop, READ_BYTES):
+        if max(_add_piece(file, buffer, add, at) for file in files) < READ_BYTES:
+            return
 
 
 def _add_piece(file: FileIO, buffer: memoryview, add: Callable[[memoryview, int], None], at: int) -> int:
     """Its bytes: fewer than a piece at the file's end."""
     size = 0
-    while size < len(buffer) and (read_bytes := file.readinto(buffer[size:])):
+    while size < len(buffer) and (read_bytes := os.preadv(file.fileno(), [buffer[size:]], at + size)):
         size += read_bytes
     if size:
         add(buffer[:size], at)

@@ -1,10 +1,11 @@
 """The conversation with the coordinator, for hospitals and evaluators alike: join, poll, carry out, and come back after a loss.
 
 What a party has to say goes with the next poll, which saves a call of two; it is kept until an instruction comes back, and said
-again where the connection broke or the poll was given up. The coordinator takes a repetition once.
+again where the poll was given up. The coordinator takes a repetition once.
 
-A lost connection never ends a node: it dials again with growing, jittered pauses and goes on with the same `done`, so that an
-instruction that was cut off is given again and answered with the same bytes.
+A lost connection never ends a node: it dials again with growing, jittered pauses and asks with the `done` of before, so that an
+instruction whose answer was lost is given again, where it still stands, and answered with the same bytes. What ended in the
+background meanwhile is said again.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ class Conversation:
         self._finished = False
         self._redial = False
         self._unsaid: list[Said] = []  # one at most, but where training ended meanwhile
-        self._tried = False  # whether the first of them may have been heard
+        self._tried: Said | None = None  # may have been heard
+        self._of_order: Said | None = None  # what the last instruction made the party say
+        self._before = 0  # `done` of before that instruction
+        self._carrying = False
 
     def wake(self) -> None:
         """End a poll in progress, so that `settle` runs."""
@@ -73,16 +77,20 @@ class Conversation:
     def say(self, said: Said) -> None:
         """With the next poll, after what is to be said already; from the thread of `run` only.
 
-        A report takes the place of one that went out with a poll which was given up: it is the newer one of the two.
+        A report takes the place of an older one, but for one that training began, which is said first unless it was tried.
         """
-        if self._tried and isinstance(self._unsaid[0], pb.NodeReport) and isinstance(said, pb.NodeReport):
-            self._forget_first()
+        if isinstance(said, pb.NodeReport):
+            self._unsaid = [one for one in self._unsaid if not self._outdated(one)]
         self._unsaid.append(said)
+        if self._carrying:
+            self._of_order = said
+
+    def _outdated(self, one: Said) -> bool:
+        return isinstance(one, pb.NodeReport) and (one is self._tried or one.state != pb.NodeReport.TRAINING)
 
     def say_nothing(self) -> None:
         """What was to be said is of a plan that is served no more; from the thread of `run` only."""
-        while self._unsaid:
-            self._forget_first()
+        self._unsaid.clear()
 
     def run(self) -> None:
         """Talk until the study is finished or `stop` is set. Raises LinkRefused."""
@@ -96,6 +104,7 @@ class Conversation:
                     attempt = 0
                     self._follow(link)
             except LinkLost as error:
+                self._take_back()
                 attempt += 1
                 wait_s = backoff_s(attempt, self._rand)
                 self._party.lost(str(error), wait_s)
@@ -108,39 +117,57 @@ class Conversation:
         while not self._stop.is_set():
             self._party.settle(link)
             if self._redial or self._stop.is_set():
-                return
+                break
             order = self._polled(link)
             if order is None:
                 continue
-            kind = order.WhichOneof("order")
-            self._party.carry_out(link, order)
-            self._done = max(self._done, order.id)
-            if kind == "finished":
+            self._carry_out(link, order)
+            if order.WhichOneof("order") == "finished":
                 self._finished = True
                 return
+        if self._stop.is_set():
+            self._say_the_rest(link)
+
+    def _carry_out(self, link: Link, order: pb.Instruction) -> None:
+        self._before, self._carrying = self._done, True
+        try:
+            self._party.carry_out(link, order)
+        finally:
+            self._carrying = False
+        self._done = max(self._done, order.id)
 
     def _polled(self, link: Link) -> pb.Instruction | None:
-        """The next instruction; None after a wake, and where what was said is not wanted any more."""
-        try:
-            while len(self._unsaid) > int(link.polls_say):
-                say_apart(link, self._unsaid[0])
-                self._forget_first()
-            order = link.poll(self._done, self._unsaid[0] if self._unsaid else None)
-        except OrderStale as error:
-            if not self._unsaid:
-                raise
-            logger().info("not wanted any more", what=type(self._unsaid[0]).__name__, reason=str(error))
-            self._forget_first()
-            return None
-        if order is None:
-            self._tried = bool(self._unsaid)
-        elif self._unsaid:
-            self._forget_first()
+        """The next instruction; None after a wake."""
+        while True:
+            try:
+                while len(self._unsaid) > int(link.polls_say):
+                    say_apart(link, self._unsaid[0])
+                    del self._unsaid[0]
+                order = link.poll(self._done, self._unsaid[0] if self._unsaid else None)
+            except OrderStale as error:
+                if not self._unsaid:
+                    raise
+                logger().info("not wanted any more", what=type(self._unsaid[0]).__name__, reason=str(error))
+                del self._unsaid[0]
+            else:
+                break
+        self._tried = self._unsaid[0] if order is None and self._unsaid else None
+        if order is not None:
+            self._unsaid.clear()
         return order
 
-    def _forget_first(self) -> None:
-        del self._unsaid[0]
-        self._tried = False
+    def _take_back(self) -> None:
+        """Nobody knows whether the answer to the last instruction was heard: it is asked for again, or not wanted any more."""
+        if any(one is self._of_order for one in self._unsaid):
+            self._unsaid = [one for one in self._unsaid if one is not self._of_order]
+            self._done = self._before
+        self._of_order = None
+
+    def _say_the_rest(self, link: Link) -> None:
+        """What no poll went out with: a round may wait for it, and this node is not there to be asked again."""
+        for said in (one for one in self._unsaid if one is not self._tried):
+            with contextlib.suppress(LinkLost, OrderStale):
+                say_apart(link, said)
 
     def _wake_when_stopped(self) -> None:
         self._stop.wait()

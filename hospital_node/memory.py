@@ -16,7 +16,7 @@ from typing import Final
 from hospital_node import accounting
 
 M_ARENA_MAX: Final = -8  # of malloc.h
-TRIM_EVERY_S: Final = 30.0  # pages that are handed back are cleared again, or fetched from the host of a virtual machine
+TRIM_EVERY_S: Final = 10.0  # pages that are handed back are cleared again, or fetched from the host of a virtual machine
 
 
 def share_one_heap() -> None:
@@ -52,7 +52,7 @@ class Memory:
         self.trim()
 
     def trim(self) -> None:
-        """Hand back the pages of what is freed already, twice a minute: reading a long ledger leaves megabytes.
+        """Hand back the pages of what is freed already, every ten seconds: reading a long ledger leaves megabytes.
 
         Rounds that follow each other closely use the same pages again: a fifth of a small round went into new ones. A node at
         rest is told to wait every few seconds, so what its last round left is gone soon after.

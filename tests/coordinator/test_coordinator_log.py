@@ -197,8 +197,7 @@ def test_orders_bring_the_state_of_the_log_and_a_result_its_own_entry(writer):
     older, wait = pb.Instruction(result=pb.RoundResult(round=1)), pb.Instruction(wait=pb.Wait())
     pages.show(older)
     pages.show(wait)
-    assert wire.from_entry(older.result.entry) == writer.log_entries()[0]
-    assert older.result.log.entries == 3
+    assert older == pb.Instruction(result=pb.RoundResult(round=1)), "whoever is behind reads the log"
     assert wait == pb.Instruction(wait=pb.Wait())
 
 

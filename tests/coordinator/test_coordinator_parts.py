@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from contextlib import suppress
 from unittest import mock
 
@@ -131,6 +132,19 @@ def test_the_sum_of_spooled_uploads_is_the_sum_of_their_words(tmp_path_factory, 
     assert [int(word) for word in total] == [sum(column) % 2**64 for column in zip(*uploads, strict=True)]
     spool.clear(b"session")
     assert spool.held() == []
+
+
+def test_more_threads_open_no_more_files(tmp_path):
+    spool, parties = Spool(tmp_path / "spool"), tuple(uri(number) for number in range(5))
+    for party in parties:
+        with spool.begin(b"session", party, 64) as spooled:
+            spooled.write(bytes(64))
+            spooled.accept()
+    before, seen = len(os.listdir("/proc/self/fd")), []
+    with mock.patch("coordinator.spool.READ_BYTES", 8), mock.patch("coordinator.spool.FILES_AT_ONCE", 2):
+        spool.add_all(b"session", parties, lambda *_: seen.append(len(os.listdir("/proc/self/fd"))), 8)
+    assert len(seen) == 5 * 8
+    assert max(seen) <= before + 2 + 8  # 8: each look of a thread opens one
 
 
 def send(spool, content, offset, *, total=40, broken=False):

@@ -102,12 +102,46 @@ def test_it_is_said_again_where_nobody_knows_whether_it_was_heard(cut: type[Link
 
 
 def test_what_is_not_wanted_is_said_no_more_and_the_poll_is_made_without_it() -> None:
-    assert talked(Line(OrderStale, 4), ADVERT, None).heard == [(0, ADVERT), (0, None)]
+    assert talked(Line(OrderStale, 4), ADVERT).heard == [(0, ADVERT), (0, None)]
 
 
 def test_a_poll_that_says_nothing_and_is_refused_is_no_answer_out_of_date() -> None:
     with pytest.raises(OrderStale):
         talked(Line(OrderStale), None)
+
+
+class Answering(Speaker):
+    """Answers every instruction with its number."""
+
+    def carry_out(self, link: Any, order: pb.Instruction) -> None:
+        self.say(pb.PhaseAnswer(session=bytes([order.id])))
+
+
+def test_what_an_instruction_made_it_say_is_asked_for_again_after_a_loss() -> None:
+    line, party = Line(4, LinkLost, 4, 9), Answering(None, None, None, None)
+    conversation = Conversation(lambda: line, party, party.stop, lambda count: bytes(count))  # type: ignore[arg-type]
+    party.say = conversation.say
+    conversation.run()
+    answer = pb.PhaseAnswer(session=b"\x04")
+    assert line.heard == [(0, None), (4, answer), (0, None), (4, answer)]
+
+
+def test_what_is_still_to_be_said_when_a_node_is_stopped_is_said_at_once() -> None:
+    line, party = Line(4), Answering(None)
+    conversation = Conversation(lambda: line, party, party.stop, lambda count: bytes(count))  # type: ignore[arg-type]
+    party.say = conversation.say
+    conversation.run()
+    assert (line.heard, line.apart) == ([(0, None)], [pb.PhaseAnswer(session=b"\x04")])
+
+
+def test_a_report_that_is_not_true_any_more_is_not_said() -> None:
+    line, party = Line(4), Speaker(None)
+    conversation = Conversation(lambda: line, party, party.stop, lambda count: bytes(count))  # type: ignore[arg-type]
+    for state in (pb.NodeReport.DECLINED, pb.NodeReport.FAILED, pb.NodeReport.TRAINING, pb.NodeReport.READY):
+        conversation.say(pb.NodeReport(round=1, state=state))
+    conversation.run()
+    assert [one.state for one in line.apart] == [pb.NodeReport.TRAINING]  # type: ignore[union-attr]
+    assert [said.state for _, said in line.heard] == [pb.NodeReport.READY]  # type: ignore[union-attr]
 
 
 def test_two_things_are_both_said_in_their_order() -> None:
