@@ -271,6 +271,7 @@ class Federation(rpc.FederationServicer):
             except TimeoutError:
                 return done, Wait(f"round {self._run.state.round} is in its {self._run.state.phase} phase")
             self._open()
+            self.membership.check_not_revoked(uri)
             if self._polls.get(uri) is not turn:
                 bell.set()  # for the newer poll
                 return done, Wait("another poll of this party is open")

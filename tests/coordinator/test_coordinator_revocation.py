@@ -262,6 +262,23 @@ def test_a_party_taken_from_the_list_is_out_at_its_next_call(tmp_path: Path, ide
     assert (recorded.action.kind, recorded.action.fields) == ("keys-removed", {"parties": uri(3)})
 
 
+def test_a_poll_that_is_open_ends_when_its_party_is_taken_from_the_list(tmp_path: Path, identities: Path, monkeypatch) -> None:
+    monkeypatch.setattr("coordinator.service.LONG_POLL_S", 600.0)
+    config = write_study(tmp_path, identities, small_plan(4, rounds=1))
+
+    async def scenario() -> tuple[grpc.StatusCode, str]:
+        async with coordinating(config), connected(config, identities / "h0") as stub:
+            await stub.Join(join())
+            order = await stub.Poll(pb.PollRequest())
+            waiting = asyncio.ensure_future(refusal_of(stub.Poll(pb.PollRequest(done=order.id))))
+            write_peers(config.allow, load_peers(config.allow).without(uri(0)))
+            async with asyncio.timeout(60):
+                return await waiting
+
+    code, text = asyncio.run(scenario())
+    assert (code, text) == (REFUSED, f"{uri(0)} was taken from the list of confirmed keys")
+
+
 def test_a_list_that_cannot_be_read_changes_nothing(tmp_path: Path, identities: Path) -> None:
     plan = small_plan(4)
     config = write_study(tmp_path, identities, plan)
