@@ -267,6 +267,7 @@ class Hospital:
         study = Study(plan, plan.digest(), self._workshop.layout(plan))
         sent = sent_layout(plan, study.layout)
         self._evidence.take_plan(plan)
+        self._memory.expect(4 * study.layout.length)
         self._folder.write_plan(plan)
         shop, told, threads = self._workshop, self._display, self._config.threads
         training = LocalTraining(plan, self._me, shop, self._background, told, self._clock, self._wake, threads, self._rand)
