@@ -19,11 +19,10 @@ MOST_HEAD_BYTES = 6  # tag and five groups of 7 bits: lengths up to the 2 GiB of
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ModelChunk:
-    """A `Chunk`."""
+class Encoded:
+    """A message as the bytes that cross."""
 
     encoded: bytes
-    data: memoryview
 
     def ByteSize(self) -> int:  # noqa: N802  (protobuf's name)
         """Serialised size in bytes."""
@@ -35,19 +34,17 @@ class ModelChunk:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Words:
+class ModelChunk(Encoded):
+    """A `Chunk`."""
+
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Words(Encoded):
     """An `UploadChunk` that holds words."""
 
-    encoded: bytes
     words: memoryview
-
-    def ByteSize(self) -> int:  # noqa: N802  (protobuf's name)
-        """Serialised size in bytes."""
-        return len(self.encoded)
-
-    def SerializeToString(self) -> bytes:  # noqa: N802  (protobuf's name)
-        """What crosses the connection."""
-        return self.encoded
 
 
 UploadPart: TypeAlias = Words | pb.UploadChunk  # the latter for header and trailer, never for words
