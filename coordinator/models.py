@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Final
+from uuid import uuid4
 
 import numpy as np
 
 from proto.bulk import ModelChunk, to_chunk
 from proto.layout import Layout, Vector, model_digest
-from proto.modelfile import Model, ModelFileError, encode_model, read_model
+from proto.modelfile import Model, ModelFileError, encode_model, read_model, read_provenance
 
 RECENT_PIECES: Final = 8  # read from disk and encoded once for all that fetch a model together: 8 MiB
 
@@ -55,16 +57,20 @@ class ModelFolder:
 
     def write(self, vector: Vector, velocity: Vector | None = None) -> bytes:
         """Store a model and the optimizer's memory, durable on return. Returns its digest."""
-        digest = model_digest(vector)
-        if velocity is not None:
-            write_atomically(self._velocity_path(digest.hex()), np.ascontiguousarray(velocity, dtype="<f4").data)
-        write_atomically(self.path_of(digest.hex()), np.ascontiguousarray(vector, dtype="<f4").data)
+        part, digest = self._laid_down(vector)
+        if velocity is not None:  # before the model: it is there with its memory or not at all
+            try:
+                write_atomically(self._velocity_path(digest.hex()), np.ascontiguousarray(velocity, dtype="<f4").data)
+            except ModelError:
+                part.unlink()
+                raise
+        _put(part, self.path_of(digest.hex()))
         return digest
 
     def write_mean(self, mean: Vector) -> bytes:
         """Store what a round opened, durable on return. Returns its digest."""
-        digest = model_digest(mean)
-        write_atomically(self.mean_path_of(digest.hex()), np.ascontiguousarray(mean, dtype="<f4").data)
+        part, digest = self._laid_down(mean)
+        _put(part, self.mean_path_of(digest.hex()))
         return digest
 
     def mean_path_of(self, digest: str) -> Path:
@@ -87,10 +93,30 @@ class ModelFolder:
         """Forget the optimizer's memory at a model that is no longer the base."""
         self._velocity_path(digest).unlink(missing_ok=True)
 
-    def export(self, vector: Vector, number: int) -> None:
-        """Replace `latest.safetensors`."""
-        provenance = {"round": str(number), "digest": model_digest(vector).hex()}
-        write_atomically(self._folder / "latest.safetensors", encode_model(Model(self._layout, vector, provenance)))
+    def export(self, vector: Vector, number: int, digest: bytes | None = None) -> None:
+        """Replace `latest.safetensors`; `digest` where that of the vector is known. Raises ModelError."""
+        provenance = {"round": str(number), "digest": (digest or model_digest(vector)).hex()}
+        write_atomically(self._latest, encode_model(Model(self._layout, vector, provenance)))
+
+    def shown(self) -> tuple[str, str]:
+        """Round and digest that `latest.safetensors` names; empty where it is missing or names none."""
+        try:
+            provenance = read_provenance(self._latest)
+        except ModelFileError:
+            return "", ""
+        return provenance.get("round", ""), provenance.get("digest", "")
+
+    @property
+    def _latest(self) -> Path:
+        return self._folder / "latest.safetensors"
+
+    def _laid_down(self, vector: Vector) -> tuple[Path, bytes]:
+        """A file that waits for its name, durable, and the digest that names it: one is computed while the other is written."""
+        values, part = np.ascontiguousarray(vector, dtype="<f4"), self._folder / f"{uuid4().hex}.part"
+        with ThreadPoolExecutor(1) as beside:
+            digest = beside.submit(model_digest, values)
+            _write(part, values.data)
+        return part, digest.result()
 
     def _velocity_path(self, digest: str) -> Path:
         return self._folder / f"{digest}.velocity.f32"
@@ -127,15 +153,32 @@ def _piece(path: Path, written: tuple[int, int, int], at: int, size: int) -> Mod
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that a reader or a crash sees the old content or the whole new one. Raises ModelError."""
     part = path.with_name(f"{path.name}.part")
+    _write(part, content)
+    _put(part, path)
+
+
+def _write(part: Path, content: bytes | memoryview) -> None:
     try:
         with part.open("wb") as file:
             file.write(content)
             sync(file)
+    except OSError as error:
+        raise _cannot_write(part, error) from error
+
+
+def _put(part: Path, path: Path) -> None:
+    try:
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise ModelError(f"cannot write {path}: {error.strerror}: free some space, then start the coordinator again") from error
+        raise _cannot_write(part, error) from error
     sync_folder(path.parent)
+
+
+def _cannot_write(part: Path, error: OSError) -> ModelError:
+    part.unlink(missing_ok=True)
+    return ModelError(
+        f"cannot write {part.with_suffix('')}: {error.strerror}: free some space, then start the coordinator again"
+    )
 
 
 def sync_folder(folder: Path) -> None:

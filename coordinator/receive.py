@@ -109,7 +109,7 @@ class Receiver:
             short += _is_short(message.words)
             if short > MAX_SHORT_CHUNKS:
                 raise UploadError(f"an upload comes in chunks of at least {SHORT_CHUNK_BYTES} bytes but for its ends")
-            spooled.write(message.words)
+            await asyncio.to_thread(spooled.write, message.words)  # digested beside the calls of others
 
 
 def _is_short(words: memoryview) -> bool:

@@ -10,10 +10,8 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ import structlog
 from coordinator import events as ev
 from coordinator import journal, orders
 from coordinator.awaited import Awaited, awaited
+from coordinator.beside import Beside
 from coordinator.config import CoordinatorConfig
 from coordinator.ending import Ending, Evaluator
 from coordinator.journal import JournalError
@@ -29,7 +28,7 @@ from coordinator.machine import Machine
 from coordinator.mailbox import Mailbox, first_id
 from coordinator.meter import Meter
 from coordinator.models import ModelFolder, read_start
-from coordinator.optimizer import next_model
+from coordinator.opening import Made, Opener
 from coordinator.presence import HEARD_EVERY_S, is_present
 from coordinator.record import STORED, shows_at_once, store_effect, store_session
 from coordinator.resume import Restored, restore, result_again
@@ -42,13 +41,12 @@ from coordinator.store_interface import RunStore
 from coordinator.store_write import Batch, StoreWriter
 from coordinator.wire_orders import to_open
 from proto import scaffold, shared_noise
-from proto.buffering import damping
 from proto.layout import Layout, Vector, model_digest
 from proto.parts import sent_layout
 from proto.plan import Plan, PlanError, load_toml, short_name
 from proto.wire import WireError, mean_error, open_params, tensor_clips_of
 from secagg import LocalError, SecaggError, TooFewSurvivors
-from secagg.coordinate import SessionView, add_upload, open_sum
+from secagg.coordinate import SessionView
 from secagg.params import RoundParams
 from secagg.policy import check_cohort, policy_of
 
@@ -70,7 +68,7 @@ class Drawn:
 
 
 class Run:
-    """One study's run. One owner, one event loop; only opening a sum happens in another thread."""
+    """One study's run. One owner, one event loop; what takes long happens beside it in another thread."""
 
     def __init__(
         self, config: CoordinatorConfig, rand: Rand, now_s: Callable[[], float] = time.monotonic, *, held: str = ""
@@ -96,14 +94,16 @@ class Run:
         self.mail = self._mailboxes()
         self.told: set[str] = set()  # parties that know that the run is over
         self._rand = rand
-        self.machine = Machine.measured()
-        log.info("sums are opened", door=self.machine.door.value, threads=self.machine.threads)
+        machine = Machine.measured()
+        log.info("sums are opened", door=machine.door.value, threads=machine.threads)
+        self.opener = Opener(self.plan, self.layout, self.models, self.spool, machine)
+        self.opener.catch_up(self.state.base_digest, self.state.base_round)
         self._events: deque[ev.Event] = deque()
         self._shown: dict[str, tuple[str, str, str]] = {}
         self._about, self._began_at = self.store.status_since()  # the phase that the status is about, and its wall time
         self._status: tuple[str, str, str, tuple[Awaited, ...]] = ("", "", "", ())
         self._stored_seen_s = -SEEN_RESOLUTION_S
-        self._opening: set[asyncio.Task[None]] = set()
+        self.beside = Beside()
 
     def _begin(self, config: CoordinatorConfig, start: Vector, held: str) -> State:
         now = time.time()
@@ -278,12 +278,10 @@ class Run:
             case ev.CloseList(session, survivors):
                 self._close(session, survivors)
             case ev.OpenSum(session, survivors):
-                task = asyncio.get_running_loop().create_task(self._open(session, survivors))
-                self._opening.add(task)
-                task.add_done_callback(self._opening.discard)
+                self.beside.start(self._open(session, survivors))
             case ev.AbortSession(session) | ev.Publish(_, session):
-                self.views.pop(session, None)
-                self.spool.clear(session)
+                self.views.pop(session, None)  # from here on nothing is added to its spool
+                self.beside.start(self.beside.thread(self.spool.clear, session))
             case _:
                 pass
 
@@ -297,10 +295,18 @@ class Run:
 
     async def _open(self, session: bytes, survivors: tuple[str, ...]) -> None:
         view, base = self.views[session], self.state.base_digest.hex()
+        made: Made | None = None
         try:
-            event: ev.Event = await asyncio.to_thread(self._opened, view, session, survivors, base)
+            made = await self.beside.thread(self.opener.open, view, session, survivors, base)
+            event: ev.Event = made.event
         except (SecaggError, ValueError, RuntimeError, OSError) as error:  # of spool and models, and no thread or file left
             event = ev.SessionBroken(session, str(error))
+        await self._fed(event)
+        if made is not None and self.state.base_digest == made.event.model_digest:
+            await self.beside.thread(self.opener.show, made)
+
+    async def _fed(self, event: ev.Event) -> None:
+        """Feed what a sum became, as often as the store needs."""
         while True:
             try:
                 self.feed(event)
@@ -309,24 +315,6 @@ class Run:
                 await asyncio.sleep(STORE_RETRY_S)
             else:
                 return
-
-    def _opened(self, view: SessionView, session: bytes, survivors: tuple[str, ...], base: str) -> ev.Opened:
-        total = np.zeros(view.params.words, dtype=np.uint64)
-        self.spool.add_all(session, survivors, partial(add_upload, total), self.machine.threads)
-        opened = open_sum(view, total, threads=self.machine.threads, door=self.machine.door)
-        for uri in opened.wrong_shares:
-            log.warning("wrong shares were corrected", party=short_name(uri))
-        number, memory = view.params.round, self.models.read_velocity(base)
-        before, mean = self.models.read(base), opened.mean
-        if self.plan.buffer is not None:
-            weights = [self.plan.hospital(uri).weight for uri in survivors]
-            mean = mean * np.float32(damping(weights, [view.params.weight(uri) for uri in survivors]))
-        with ThreadPoolExecutor(1) as beside:
-            mean_written = beside.submit(self.models.write_mean, mean)
-            published, memory = next_model(self.plan, self.layout, before, mean, memory, number, survivors)
-            digest, mean_digest = self.models.write(published, memory), mean_written.result()
-        self.models.export(scaffold.taken_apart(self.plan, published)[0], number)
-        return ev.Opened(session, opened.sum_digest, digest, opened.extras, mean_digest)
 
     # ---- what is not the engine's: evaluators, bytes, notes ----
 
@@ -407,16 +395,14 @@ class Run:
         """When the run was over, by the wall and by the store; None where that says that it goes on."""
         return self._began_at if Phase.FINISHED.value in self._about else None
 
-    def abandon(self) -> None:
-        """Do nothing more: another run takes this plan up from its store."""
-        for task in self._opening:
-            task.cancel()
+    async def abandon(self) -> None:
+        """Do nothing more: another run takes this plan up from its store, once no thread of this one writes its files."""
+        await self.beside.abandon()
         self.store.close()
 
     async def close(self) -> None:
-        """End cleanly: an opening under way is waited for, the last bytes are stored."""
-        if self._opening:
-            await asyncio.gather(*self._opening, return_exceptions=True)
+        """End cleanly: an opening under way is waited for with all that it gives rise to, the last bytes are stored."""
+        await self.beside.finish()
         self.flush()
         self.store.close()
 

@@ -92,7 +92,7 @@ class Desk:
         """Refuse everybody until the store is back; then go on from it as after a kill."""
         since_s, reason = time.monotonic(), self.run.store.lost
         self.federation.close(f"{OUT_OF_REACH}: try again")
-        self.run.abandon()
+        await self.run.abandon()
         while not stop.is_set():
             try:
                 allow = load_peers(self.config.allow)

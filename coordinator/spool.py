@@ -11,14 +11,16 @@ import hashlib
 import itertools
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
+from weakref import WeakValueDictionary
 
-from coordinator.models import sync, sync_folder
+from coordinator.models import sync_folder
 
 READ_BYTES = 1 << 19  # whole words; a piece of every upload is added to one part of the sum while the cache holds it
 OWNER_ONLY = 0o600
@@ -38,7 +40,7 @@ class UploadBroken(UploadError):
 
 
 class Try:
-    """One upload as it arrives, alone or on top of what came before. Use as a context manager.
+    """One upload as it arrives, alone or on top of what came before. Use as a context manager; `write` in any thread.
 
     Leaving it with an UploadError, other than UploadBroken, deletes what has come; otherwise it stays for another try.
     """
@@ -48,6 +50,8 @@ class Try:
         self._left_bytes = total_bytes - offset_bytes
         self._again_bytes = offset_bytes
         self._hash = hashlib.sha256()
+        self._lock = threading.Lock()  # held while words are written: nobody closes the file meanwhile, or begins it anew
+        self._replaced = False
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, OWNER_ONLY), "r+b")
         if offset_bytes > min(total_bytes, os.fstat(self._file.fileno()).st_size):
             self._file.close()
@@ -58,9 +62,16 @@ class Try:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._file.close()
-        if isinstance(error, UploadError) and not isinstance(error, UploadBroken):
+        with self._lock:
+            self._file.close()
+        if isinstance(error, UploadError) and not isinstance(error, UploadBroken) and not self._replaced:
             self._path.unlink(missing_ok=True)
+
+    def replace(self) -> None:
+        """Another try of the same upload begins: from here on this one neither writes its file nor deletes it."""
+        with self._lock:
+            self._replaced = True
+            self._file.close()
 
     def rehash(self) -> Iterator[None]:
         """Digest what came before, piece by piece; to be exhausted before `write`."""
@@ -74,17 +85,26 @@ class Try:
             raise SpoolError(f"cannot read the spool {self._path.parent}: {error.strerror}") from error
 
     def write(self, words: bytes | memoryview) -> None:
-        """Append the next words. UploadError past the announced length, SpoolError where the disk is full."""
+        """Append the next words.
+
+        Raises UploadError past the announced length, UploadBroken once replaced, SpoolError where the disk is full.
+        """
         assert not self._again_bytes, "what came before is digested first"
-        if len(words) > self._left_bytes:
-            raise UploadError("the upload is longer than its session allows")
-        self._left_bytes -= len(words)
-        self._hash.update(words)
-        try:
-            self._file.write(words)
-            self._file.flush()  # what has come outlives this process
-        except OSError as error:
-            raise SpoolError(f"cannot write the spool {self._path.parent}: {error.strerror}") from error
+        with self._lock:
+            self._still_mine()
+            if len(words) > self._left_bytes:
+                raise UploadError("the upload is longer than its session allows")
+            self._left_bytes -= len(words)
+            self._hash.update(words)
+            try:
+                self._file.write(words)
+                self._file.flush()  # what has come outlives this process
+            except OSError as error:
+                raise SpoolError(f"cannot write the spool {self._path.parent}: {error.strerror}") from error
+
+    def _still_mine(self) -> None:
+        if self._file.closed:
+            raise UploadBroken("this upload has begun anew")
 
     def digest(self) -> bytes:
         """SHA-256 of the whole upload. UploadError where words are missing."""
@@ -93,9 +113,15 @@ class Try:
         return self._hash.digest()
 
     def sync(self) -> None:
-        """Hand the words to the disk."""
+        """Hand the words to the disk. Raises UploadBroken once replaced, SpoolError."""
         try:
-            sync(self._file)
+            with self._lock:
+                self._still_mine()
+                again = os.dup(self._file.fileno())  # a slow disk keeps nobody waiting who closes the file
+            try:
+                os.fsync(again)
+            finally:
+                os.close(again)
         except OSError as error:
             raise SpoolError(f"cannot write the spool {self._path.parent}: {error.strerror}") from error
 
@@ -111,6 +137,8 @@ class Try:
 
 class Spool:
     """Uploads of the sessions that are open."""
+
+    _tries: ClassVar[WeakValueDictionary[Path, Try]] = WeakValueDictionary()  # the latest of each upload, of whatever run
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -138,9 +166,13 @@ class Spool:
         final = self._path_of(session, party)
         try:
             final.parent.mkdir(mode=0o700, exist_ok=True)
-            return Try(_part_of(final), final, total_bytes, offset_bytes)
+            if (older := self._tries.get(final)) is not None:
+                older.replace()
+            newer = Try(_part_of(final), final, total_bytes, offset_bytes)
         except OSError as error:
             raise SpoolError(f"cannot write the spool {final.parent}: {error.strerror}") from error
+        self._tries[final] = newer
+        return newer
 
     def received_bytes(self, session: bytes, party: str) -> int:
         """How much of an upload that is not accepted yet has come."""

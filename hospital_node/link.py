@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 import numpy as np
+from grpc.experimental import ChannelOptions
 
 from certs.tls import channel_credentials
 from hospital_node.config import NodeConfig
@@ -313,6 +314,7 @@ def _options(address: str) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", 20_000),  # a half-open connection is noticed within 30 s
         ("grpc.keepalive_timeout_ms", 10_000),
+        (ChannelOptions.SingleThreadedUnaryStream, 1),  # a model comes to the thread that asks; two more would only hand it on
         ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection, with the certificate as it is now
     ]
     if address.startswith(LOOPBACK):

@@ -27,6 +27,7 @@ LAYOUT_KEY = "layout"
 PACKED_LAYOUT_KEY = "layout_deflated"  # in its place in a packed file, where it would be a part of the size: zlib, base64
 MAX_LAYOUT_BYTES = 1 << 24  # of one unpacked: 65,536 tensors with names of 200 characters
 VALUES_KEY, AXES_KEY = "values", "axes"  # of a packed file: how values are kept, and the axis of each tensor's steps
+OF_THE_FILE = {LAYOUT_KEY, PACKED_LAYOUT_KEY, VALUES_KEY, AXES_KEY}
 BFLOAT16 = "values"  # the one tensor of a file of bfloat16
 HEADER_ALIGNMENT = 8  # bytes; safetensors asks for it
 
@@ -86,6 +87,16 @@ def read_model(path: Path) -> Model:
     if not np.isfinite(vector).all():
         raise ModelFileError(f"{path} holds values that are not finite: make it again")
     return Model(layout, vector, metadata)
+
+
+def read_provenance(path: Path) -> dict[str, str]:
+    """Where a model file says that it comes from, its values unread. Raises ModelFileError."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise ModelFileError(f"{path} is not a model file of this software ({error}): make it again") from error
+    return {key: value for key, value in metadata.items() if key not in OF_THE_FILE}
 
 
 def _vector(path: Path, file: Any, layout: Layout, values: str, axes: str) -> Vector:

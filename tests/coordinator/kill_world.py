@@ -7,7 +7,6 @@ the hospital's own release desk over a ledger that counts. Randomness is a funct
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import itertools
 from collections import Counter
@@ -263,5 +262,5 @@ class KillWorld:
                 await node.turn()
 
     async def _opened(self) -> bool:
-        await asyncio.gather(*self.run._opening, return_exceptions=True)
+        await self.run.beside.finish()
         return not self.dead

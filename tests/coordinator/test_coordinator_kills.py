@@ -18,13 +18,18 @@ from coordinator_federation import make_identities, small_plan
 from kill_world import KillWorld, LinkLost, update_of
 
 from coordinator import events as ev
+from coordinator.machine import Machine
+from coordinator.models import ModelError, ModelFolder
+from coordinator.opening import Made, Opener
+from coordinator.spool import Spool
 from coordinator.state import Phase
 from coordinator.store import open_store
 from hospital_node.release import Outcome
 from proto import wire
-from proto.layout import Layout
+from proto.layout import Layout, model_digest
+from proto.modelfile import read_model
 from proto.plan import Aggregation
-from secagg import Sparse
+from secagg import Door, Sparse
 
 ROUNDS = 2
 EVERY_KILL = "SECAGG_EVERY_KILL" in os.environ  # a fifth of the moments otherwise
@@ -44,7 +49,7 @@ def plan_of(rounds=ROUNDS, hospitals=4):
     return small_plan(hospitals, rounds).model_copy(update={"aggregation": Aggregation(momentum=0.5)})
 
 
-def play(folder, identities, kill_at=None, prepare=lambda world: None, layout=None, rounds=ROUNDS, hospitals=4):
+def play(folder, identities, kill_at=None, prepare=lambda world: None, layout=None, rounds=ROUNDS, hospitals=4, shown=True):
     world = KillWorld(folder, identities, plan_of(rounds, hospitals), *([layout] if layout else []))
     world.kill_at = kill_at
     prepare(world)
@@ -60,6 +65,7 @@ def play(folder, identities, kill_at=None, prepare=lambda world: None, layout=No
         assert node.ledger.verified == list(range(1, rounds + 1)), "every result was read and verified"
         assert node.outcomes == {Outcome.COUNTED: rounds}
     assert world.run.spool.held() == []
+    assert world.run.models.shown() == ((str(rounds), digests[-1]) if shown else ("", "")), "people have the newest model"
     return Ended(world, digests, sessions)
 
 
@@ -73,6 +79,36 @@ def test_the_undisturbed_run_opens_the_mean(undisturbed):
     means = [np.mean([update_of(n.uri, number, length) for n in undisturbed.world.nodes], axis=0) for number in (1, 2)]
     model = np.fromfile(undisturbed.world.config.state / "models" / f"{undisturbed.digests[-1]}.f32", dtype="<f4")
     assert np.abs(model - (means[0] + 0.5 * means[0] + means[1])).max() < 1e-5
+
+
+def test_a_model_that_cannot_be_written_for_people_costs_no_round(undisturbed, tmp_path, identities, monkeypatch):
+    """The next start writes it."""
+    tried = []
+
+    def full(_, vector, number, digest):
+        del vector, digest
+        tried.append(number)
+        raise ModelError("cannot write latest.safetensors: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ModelFolder, "export", full)
+        ended = play(tmp_path, identities, shown=False)
+    assert (ended.digests, tried) == (undisturbed.digests, [1, 2])
+    ended.world.start()
+    assert read_model(ended.world.config.state / "models" / "latest.safetensors").digest.hex() == undisturbed.digests[-1]
+    ended.world.run.store.close()
+
+
+def test_an_older_model_never_takes_the_place_of_a_newer_one(tmp_path):
+    """The next sum may be opened while a slow disk still takes the last one."""
+    layout = Layout((("w", (3,)),))
+    models = ModelFolder(tmp_path, layout)
+    opener = Opener(plan_of(), layout, models, Spool(tmp_path / "spool"), Machine(Door.GCM, 1))
+    for number, shown in ((1, 1), (3, 3), (2, 3)):
+        vector = np.full(3, number, np.float32)
+        opener.show(Made(ev.Opened(b"", b"", model_digest(vector)), vector, number))
+        assert models.shown()[0] == str(shown)
+        assert np.array_equal(read_model(tmp_path / "latest.safetensors").vector, np.full(3, shown))
 
 
 def test_a_coordinator_killed_at_any_commit_ends_with_the_same_model(undisturbed, tmp_path, identities):

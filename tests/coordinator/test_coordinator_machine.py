@@ -10,8 +10,9 @@ import pytest
 from coordinator_federation import LOSES_ONE, coordinating, hospitals, live_all, small_plan, write_study
 from structlog.testing import capture_logs
 
-import coordinator.run
+import coordinator.opening
 from coordinator.machine import Machine
+from coordinator.opening import Opener
 from coordinator.run import Run
 from proto.layout import Layout
 from secagg import Door
@@ -29,14 +30,14 @@ def test_every_door_and_number_of_threads_opens_the_same_sum(layout, tmp_path, i
     config = write_study(tmp_path, identities, plan)
     nodes = hospitals(config, identities, plan)
     nodes[2].die_before = "mask"  # so that masks of pairs are left in the sum
-    opened, machines, really = [], [Machine(door, threads) for door in Door for threads in (1, 2, 7)], Run._opened
+    opened, machines, really = [], [Machine(door, threads) for door in Door for threads in (1, 2, 7)], Opener.open
 
     def on_every_machine(self, *session):
         for self.machine in machines:
             opened.append(really(self, *session))
         return opened[0]
 
-    monkeypatch.setattr(Run, "_opened", on_every_machine)
+    monkeypatch.setattr(Opener, "open", on_every_machine)
 
     async def scenario():
         async with coordinating(config):
@@ -44,7 +45,7 @@ def test_every_door_and_number_of_threads_opens_the_same_sum(layout, tmp_path, i
 
     asyncio.run(scenario())
     assert len(opened) == len(machines)
-    assert len(set(opened)) == 1
+    assert len({made.event for made in opened}) == 1
 
 
 def test_the_fastest_door_and_all_cores_are_used_and_logged_once(tmp_path, identities, monkeypatch):
@@ -69,8 +70,8 @@ def test_the_fastest_door_and_all_cores_are_used_and_logged_once(tmp_path, ident
         class params:
             words = 1
 
-    monkeypatch.setattr(coordinator.run, "open_sum", open_sum)
+    monkeypatch.setattr(coordinator.opening, "open_sum", open_sum)
     with pytest.raises(Stopped):
-        run._opened(View, b"session", (), "")
+        run.opener.open(View, b"session", (), run.state.base_digest.hex())
     assert given == {"threads": os.cpu_count(), "door": Door.CTR}
     run.store.close()

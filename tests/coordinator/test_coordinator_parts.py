@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -23,6 +27,7 @@ from coordinator.models import ModelError, ModelFolder, pieces, read_start
 from coordinator.spool import Spool, SpoolError, UploadBroken, UploadError
 from proto import federation_pb2 as pb
 from proto.layout import model_digest
+from proto.modelfile import Model, encode_model
 from proto.plan import Aggregation
 from proto.wire import framed_bytes
 from secagg.coordinate import add_upload
@@ -92,7 +97,36 @@ def test_the_latest_model_is_exported_with_its_layout(tmp_path):
     model = read_start(tmp_path / "latest.safetensors")
     assert model.layout == LAYOUT
     assert np.array_equal(model.vector, BASE)
-    assert model.provenance["round"] == "7"
+    assert model.provenance == {"round": "7", "digest": model_digest(BASE).hex()}
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(None, ("", "")), (b"no model", ("", "")), ({}, ("", "")), ({"round": "12", "digest": "ab"}, ("12", "ab"))],
+)
+def test_what_is_shown_to_people_is_read_from_the_file(tmp_path, content, named):
+    path = tmp_path / "latest.safetensors"
+    if isinstance(content, dict):
+        path.write_bytes(encode_model(Model(LAYOUT, BASE, content)))
+    elif content is not None:
+        path.write_bytes(content)
+    assert ModelFolder(tmp_path, LAYOUT).shown() == named
+
+
+@pytest.mark.parametrize("call", ["write", "replace"])
+def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, call):
+    folder = ModelFolder(tmp_path, LAYOUT)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = {"write": "coordinator.models.sync", "replace": "pathlib.Path.replace"}[call]
+    for attempt in (lambda: folder.write(BASE, MEAN), lambda: folder.write_mean(MEAN), lambda: folder.export(BASE, 1)):
+        with monkeypatch.context() as patched:
+            patched.setattr(target, full)
+            with pytest.raises(ModelError, match="No space left"):
+                attempt()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_start_that_cannot_be_used_is_named(tmp_path):
@@ -132,6 +166,68 @@ def test_the_sum_of_spooled_uploads_is_the_sum_of_their_words(tmp_path_factory, 
     assert [int(word) for word in total] == [sum(column) % 2**64 for column in zip(*uploads, strict=True)]
     spool.clear(b"session")
     assert spool.held() == []
+
+
+def test_a_newer_try_of_an_upload_has_its_file_to_itself(tmp_path):
+    """An older stream may still write in another thread, or end with an error that deletes what it sent."""
+    spool, content = Spool(tmp_path / "spool"), bytes(range(40))
+    older = spool.begin(b"session", uri(0), 40)
+    older.write(bytes(16))
+    with spool.begin(b"session", uri(0), 40) as newer:
+        newer.write(content[:24])
+        with pytest.raises(UploadBroken, match="begun anew"):
+            older.write(bytes(8))
+        with pytest.raises(UploadBroken, match="begun anew"):
+            older.sync()
+        with pytest.raises(UploadError, match="too long"), older:
+            raise UploadError("too long")
+        newer.write(content[24:])
+        newer.sync()
+        newer.accept()
+    assert spool.digest_of(b"session", uri(0)) == hashlib.sha256(content).digest()
+
+
+def test_a_newer_try_waits_for_words_that_are_being_written(tmp_path, monkeypatch):
+    spool, content = Spool(tmp_path / "spool"), bytes(range(40))
+    older = spool.begin(b"session", uri(0), 40)
+    writing, go_on = threading.Event(), threading.Event()
+
+    def slow(words, really=older._hash.update):
+        writing.set()
+        assert go_on.wait(10)
+        really(words)
+
+    monkeypatch.setattr(older, "_hash", SimpleNamespace(update=slow))
+    with ThreadPoolExecutor(2) as threads:
+        written = threads.submit(older.write, bytes(40))
+        assert writing.wait(10)
+        begun = threads.submit(spool.begin, b"session", uri(0), 40)
+        assert not wait([begun], timeout=0.05).done
+        go_on.set()
+        written.result()
+        with begun.result() as newer:
+            newer.write(content)
+            newer.accept()
+    assert spool.digest_of(b"session", uri(0)) == hashlib.sha256(content).digest()
+
+
+def test_a_slow_disk_keeps_nobody_waiting_who_ends_an_upload_or_begins_it_anew(tmp_path, monkeypatch):
+    """Both happen in the thread that answers everybody's calls."""
+    spool, syncing, go_on = Spool(tmp_path / "spool"), threading.Event(), threading.Event()
+
+    def slow(_):
+        syncing.set()
+        assert go_on.wait(10)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    with ThreadPoolExecutor(1) as threads:
+        with spool.begin(b"session", uri(0), 8) as older:
+            older.write(bytes(8))
+            synced = threads.submit(older.sync)
+            assert syncing.wait(10)
+            spool.begin(b"session", uri(0), 8)
+        assert not synced.done()
+        go_on.set()
 
 
 def test_more_threads_open_no_more_files(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save
 
 from proto.layout import Layout
-from proto.modelfile import Model, ModelFileError, encode_model, read_model
+from proto.modelfile import Model, ModelFileError, encode_model, read_model, read_provenance
 
 LAYOUT = Layout((("conv.weight", (2, 3)), ("conv.bias", (1,)), ("scale", ())))
 
@@ -19,6 +19,7 @@ def test_a_model_comes_back_with_its_layout_and_provenance(tmp_path):
     assert np.array_equal(again.vector, model.vector)
     assert again.provenance == {"made-by": "pretraining"}
     assert again.digest == model.digest
+    assert read_provenance(path) == {"made-by": "pretraining"}
 
 
 def test_missing_foreign_cut_and_non_finite_files_are_named(tmp_path):
@@ -30,6 +31,10 @@ def test_missing_foreign_cut_and_non_finite_files_are_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ModelFileError, match=r"m\.safetensors"):
             read_model(path)
+    for content in (b"", b"junk" * 10):
+        path.write_bytes(content)
+        with pytest.raises(ModelFileError, match=r"m\.safetensors"):
+            read_provenance(path)
     path.write_bytes(encode_model(Model(LAYOUT, np.full(8, np.nan, np.float32))))
     with pytest.raises(ModelFileError, match="not finite"):
         read_model(path)
