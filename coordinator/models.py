@@ -176,9 +176,7 @@ def _put(part: Path, path: Path) -> None:
 
 def _cannot_write(part: Path, error: OSError) -> ModelError:
     part.unlink(missing_ok=True)
-    return ModelError(
-        f"cannot write {part.with_suffix('')}: {error.strerror}: free some space, then start the coordinator again"
-    )
+    return ModelError(f"cannot write into {part.parent}: {error.strerror}: free some space, then start the coordinator again")
 
 
 def sync_folder(folder: Path) -> None:
