@@ -168,10 +168,12 @@ def test_the_sum_of_spooled_uploads_is_the_sum_of_their_words(tmp_path_factory, 
     assert spool.held() == []
 
 
-def test_a_newer_try_of_an_upload_has_its_file_to_itself(tmp_path):
+@pytest.mark.parametrize("taken_up", [False, True], ids=["by the same run", "by one that takes its plan up"])
+def test_a_newer_try_of_an_upload_has_its_file_to_itself(tmp_path, taken_up):
     """An older stream may still write in another thread, or end with an error that deletes what it sent."""
     spool, content = Spool(tmp_path / "spool"), bytes(range(40))
     older = spool.begin(b"session", uri(0), 40)
+    spool = Spool(tmp_path / "spool") if taken_up else spool
     older.write(bytes(16))
     with spool.begin(b"session", uri(0), 40) as newer:
         newer.write(content[:24])
